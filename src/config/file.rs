@@ -1,0 +1,235 @@
+//! The configuration as it is written: `Option` means "not written". Nothing outside `config`
+//! sees these types.
+
+use std::fmt;
+
+use indexmap::IndexMap;
+use serde::Deserialize;
+use serde::de::{Deserializer, SeqAccess, Visitor, value::SeqAccessDeserializer};
+
+use super::units::{Size, Span};
+use crate::secret::Secret;
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileConfig {
+    pub(super) listen: Option<OneOrMany>,
+    pub(super) admin: Option<FileAdmin>,
+    pub(super) api_key: Option<FileSecret>,
+    pub(super) api_key_file: Option<String>,
+    pub(super) auth_mode: Option<FileAuthMode>,
+    pub(super) trusted_proxies: Option<OneOrMany>,
+    pub(super) cors: Option<FileCors>,
+    pub(super) log: Option<FileLog>,
+    pub(super) threads: Option<u16>,
+    pub(super) shutdown_timeout: Option<Span>,
+    pub(super) client: Option<FileClient>,
+    pub(super) upstream: Option<FileUpstream>,
+    pub(super) deadlines: Option<FileDeadlines>,
+    pub(super) dns: Option<FileDns>,
+    pub(super) balance: Option<FileBalance>,
+    pub(super) health_check: Option<FileHealthCheck>,
+    pub(super) services: Option<IndexMap<String, FileService>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileAdmin {
+    pub(super) listen: Option<OneOrMany>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileCors {
+    pub(super) origins: Option<OneOrMany>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileLog {
+    pub(super) level: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileClient {
+    pub(super) idle_timeout: Option<Span>,
+    pub(super) body_timeout: Option<Span>,
+    pub(super) url_bytes_max: Option<Size>,
+    pub(super) head_bytes_max: Option<Size>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileUpstream {
+    pub(super) idle_connections: Option<u32>,
+    pub(super) idle_timeout: Option<Span>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileDeadlines {
+    pub(super) connect: Option<Span>,
+    pub(super) silence: Option<Span>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileDns {
+    pub(super) refresh: Option<Span>,
+}
+
+/// A health check as written for the whole file, a service or a model.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileHealthCheck {
+    pub(super) interval: Option<Span>,
+    pub(super) jitter: Option<f64>,
+    pub(super) healthy_after: Option<u32>,
+    pub(super) unhealthy_after: Option<u32>,
+    pub(super) timeout: Option<Span>,
+    pub(super) method: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) expect_status: Option<Statuses>,
+    pub(super) headers: Option<IndexMap<String, String>>,
+}
+
+/// The part of a health check that may differ between the backends of one pool.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileProbe {
+    pub(super) timeout: Option<Span>,
+    pub(super) method: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) expect_status: Option<Statuses>,
+    pub(super) headers: Option<IndexMap<String, String>>,
+}
+
+/// Both spellings of the models' key occur in users' files.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileService {
+    pub(super) balance: Option<FileBalance>,
+    pub(super) health_check: Option<FileHealthCheck>,
+    pub(super) models: Option<IndexMap<String, FileModel>>,
+    pub(super) model: Option<IndexMap<String, FileModel>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileModel {
+    pub(super) balance: Option<FileBalance>,
+    pub(super) health_check: Option<FileHealthCheck>,
+    pub(super) backends: Option<Vec<Option<FileBackend>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileBackend {
+    pub(super) id: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) url: Option<String>,
+    pub(super) weight: Option<f64>,
+    pub(super) backup: Option<bool>,
+    pub(super) api_key: Option<FileSecret>,
+    pub(super) api_key_file: Option<String>,
+    pub(super) auth_mode: Option<FileAuthMode>,
+    pub(super) health_check: Option<FileProbe>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FileBalance {
+    Sticky,
+    RoundRobin,
+    LeastInflight,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(super) enum FileAuthMode {
+    #[serde(rename = "Authorization", alias = "authorization")]
+    Authorization,
+    #[serde(rename = "x-api-key", alias = "X-API-Key")]
+    XApiKey,
+    #[serde(rename = "api-key")]
+    ApiKey,
+    #[serde(rename = "x-goog-api-key")]
+    XGoogApiKey,
+    #[serde(rename = "none")]
+    None,
+}
+
+/// A secret as written.
+#[derive(Clone, Debug)]
+pub(super) struct FileSecret(pub(super) Secret);
+
+impl<'de> Deserialize<'de> for FileSecret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(Secret::new(text)))
+    }
+}
+
+/// One text, or a list of them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct OneOrMany {
+    pub(super) items: Vec<String>,
+    /// Whether a list was written, so that a problem can name the item.
+    pub(super) list: bool,
+}
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrManyVisitor;
+        impl<'de> Visitor<'de> for OneOrManyVisitor {
+            type Value = OneOrMany;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text or a list of texts")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<OneOrMany, E> {
+                Ok(OneOrMany { items: vec![text.to_owned()], list: false })
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<OneOrMany, A::Error> {
+                let items = Vec::deserialize(SeqAccessDeserializer::new(seq))?;
+                Ok(OneOrMany { items, list: true })
+            }
+        }
+        deserializer.deserialize_any(OneOrManyVisitor)
+    }
+}
+
+/// One status code, or a list of them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Statuses(pub(super) Vec<u16>);
+
+impl<'de> Deserialize<'de> for Statuses {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct StatusesVisitor;
+        impl<'de> Visitor<'de> for StatusesVisitor {
+            type Value = Statuses;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a status from 100 to 599 or a list of them")
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, status: i64) -> Result<Statuses, E> {
+                match u16::try_from(status) {
+                    Ok(status @ 100..=599) => Ok(Statuses(vec![status])),
+                    _ => Err(E::invalid_value(serde::de::Unexpected::Signed(status), &self)),
+                }
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Statuses, A::Error> {
+                let mut statuses = Vec::new();
+                while let Some(Statuses(one)) = seq.next_element()? {
+                    statuses.extend(one);
+                }
+                Ok(Statuses(statuses))
+            }
+        }
+        deserializer.deserialize_any(StatusesVisitor)
+    }
+}

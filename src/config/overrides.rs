@@ -1,0 +1,139 @@
+//! The environment variables of the tools that Tollgate replaces, laid over what the file says.
+
+use super::defaults;
+use super::environment::Environment;
+use super::file::{FileAuthMode, FileConfig, FileSecret, OneOrMany};
+use super::problem::Problems;
+use super::units::Span;
+use crate::secret::Secret;
+
+/// Lays every variable that is set over the file.
+pub(super) fn apply(file: &mut FileConfig, environment: &Environment, problems: &mut Problems) {
+    let mut reader = Reader { environment, problems };
+    listen(file, &mut reader);
+    if let Some(level) = environment.get("LOG_LEVEL") {
+        if super::validate::log_level(level).is_some() {
+            file.log.get_or_insert_default().level = Some(level.to_owned());
+        } else {
+            reader.wrong("LOG_LEVEL", "expected DEBUG, INFO, WARNING or ERROR");
+        }
+    }
+    if let Some(key) = environment.get("BACKEND_API_KEY") {
+        file.api_key = Some(FileSecret(Secret::new(key)));
+        file.api_key_file = None;
+    }
+    match environment.get("BACKEND_AUTH_MODE") {
+        None => {}
+        Some(mode) if mode.eq_ignore_ascii_case("authorization") => {
+            file.auth_mode = Some(FileAuthMode::Authorization);
+        }
+        Some(mode) if mode.eq_ignore_ascii_case("x-api-key") => {
+            file.auth_mode = Some(FileAuthMode::XApiKey);
+        }
+        Some(_) => reader.wrong("BACKEND_AUTH_MODE", "expected Authorization or x-api-key"),
+    }
+    if let Some(span) = reader.positive_seconds("HEALTH_CHECK_INTERVAL") {
+        file.health_check.get_or_insert_default().interval = Some(span);
+    }
+    if let Some(span) = reader.positive_seconds("HEALTH_CHECK_TIMEOUT") {
+        file.health_check.get_or_insert_default().timeout = Some(span);
+    }
+    if let Some(span) = reader.positive_seconds("REQUEST_TIMEOUT") {
+        file.deadlines.get_or_insert_default().silence = Some(span);
+    }
+    if let Some(span) = reader.positive_seconds("CONNECT_TIMEOUT") {
+        file.deadlines.get_or_insert_default().connect = Some(span);
+    }
+    if let Some(span) = reader.seconds("SHUTDOWN_TIMEOUT") {
+        file.shutdown_timeout = Some(span);
+    }
+    if let Some(text) = environment.get("MAX_KEEPALIVE_CONNECTIONS") {
+        match text.trim().parse() {
+            Ok(count) => file.upstream.get_or_insert_default().idle_connections = Some(count),
+            Err(_) => reader.wrong("MAX_KEEPALIVE_CONNECTIONS", "expected a whole number"),
+        }
+    }
+}
+
+/// `HOST` and `PORT` each replace their half of every listening address.
+fn listen(file: &mut FileConfig, reader: &mut Reader<'_>) {
+    let host = reader.environment.get("HOST");
+    let port = reader.environment.get("PORT");
+    let port: Option<u16> = match port.map(|port| port.trim().parse()) {
+        Some(Err(_)) => {
+            reader.wrong("PORT", "expected a port from 0 to 65535");
+            return;
+        }
+        port => port.and_then(Result::ok),
+    };
+    if let Some(host) = host {
+        if super::validate::listen_host(host).is_none() {
+            reader.wrong("HOST", "expected an address such as 0.0.0.0, 127.0.0.1 or ::");
+            return;
+        }
+    }
+    if host.is_none() && port.is_none() {
+        return;
+    }
+    let written = file.listen.take().unwrap_or_default();
+    let mut items: Vec<String> =
+        written.items.iter().map(|item| replaced(item, host, port)).collect();
+    if items.is_empty() {
+        items.push(joined(
+            host.unwrap_or(defaults::LISTEN_HOST),
+            port.unwrap_or(defaults::LISTEN_PORT),
+        ));
+    }
+    items.dedup();
+    file.listen = Some(OneOrMany { items, list: written.list });
+}
+
+/// A listening address with its host or port replaced; one that cannot be read stays as it is and
+/// is reported by validation.
+fn replaced(written: &str, host: Option<&str>, port: Option<u16>) -> String {
+    match super::validate::listen_address(written) {
+        Some(address) => {
+            let own_host = address.ip().to_string();
+            joined(host.unwrap_or(&own_host), port.unwrap_or(address.port()))
+        }
+        None => written.to_owned(),
+    }
+}
+
+fn joined(host: &str, port: u16) -> String {
+    if host.contains(':') && !host.starts_with('[') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
+}
+
+struct Reader<'a> {
+    environment: &'a Environment,
+    problems: &'a mut Problems,
+}
+
+impl Reader<'_> {
+    fn wrong(&mut self, name: &str, message: &str) {
+        self.problems.variable(name, message);
+    }
+
+    fn seconds(&mut self, name: &str) -> Option<Span> {
+        match Span::parse(self.environment.get(name)?) {
+            Ok(span) => Some(span),
+            Err(_) => {
+                self.wrong(name, "expected a number of seconds");
+                None
+            }
+        }
+    }
+
+    fn positive_seconds(&mut self, name: &str) -> Option<Span> {
+        let span = self.seconds(name)?;
+        if span.0.is_zero() {
+            self.wrong(name, "must be more than 0 seconds");
+            return None;
+        }
+        Some(span)
+    }
+}

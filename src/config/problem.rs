@@ -1,0 +1,160 @@
+//! What is wrong with a configuration, where, and in which words.
+
+use std::fmt;
+
+/// One step into a document: a mapping's key or a sequence's index (from 0).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Key(String),
+    Index(usize),
+}
+
+/// The way to a node of the document, such as `services.google.models["a/b"].backends[1].url`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct KeyPath(Vec<Step>);
+
+impl KeyPath {
+    pub(super) fn key(&self, key: &str) -> Self {
+        self.with(Step::Key(key.to_owned()))
+    }
+
+    pub(super) fn index(&self, index: usize) -> Self {
+        self.with(Step::Index(index))
+    }
+
+    pub(super) fn steps(&self) -> &[Step] {
+        &self.0
+    }
+
+    pub(super) fn from_steps(steps: Vec<Step>) -> Self {
+        Self(steps)
+    }
+
+    fn with(&self, step: Step) -> Self {
+        let mut steps = self.0.clone();
+        steps.push(step);
+        Self(steps)
+    }
+}
+
+impl fmt::Display for KeyPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Index(index) => write!(f, "[{index}]")?,
+                Step::Key(key) if is_plain(key) && at == 0 => write!(f, "{key}")?,
+                Step::Key(key) if is_plain(key) => write!(f, ".{key}")?,
+                Step::Key(key) => write!(f, "[{key:?}]")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a key reads well between dots.
+fn is_plain(key: &str) -> bool {
+    !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+}
+
+/// Where a problem is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The file as a whole.
+    File,
+    /// A line and column of the file, both from 1, where no key can be named.
+    Position { line: usize, column: usize },
+    /// The key itself.
+    Key(KeyPath),
+    /// The value under a key.
+    Value(KeyPath),
+    /// An environment variable.
+    Variable(String),
+}
+
+/// One thing that is wrong. Never holds a secret's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    pub(super) place: Place,
+    pub(super) message: String,
+}
+
+impl Problem {
+    pub(super) fn new(place: Place, message: impl Into<String>) -> Self {
+        Self { place, message: message.into() }
+    }
+}
+
+/// All that is wrong with a configuration, ready to be read: one line a problem, in the order of
+/// the file, each `key path: what is wrong (file:line:column)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    lines: Vec<String>,
+}
+
+impl ConfigError {
+    pub(super) fn new(lines: Vec<String>) -> Self {
+        Self { lines }
+    }
+
+    /// The problems, one line each.
+    #[must_use]
+    pub fn lines(&self) -> &[String] {
+        &self.lines
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.lines.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The problems found so far.
+#[derive(Debug, Default)]
+pub(super) struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// Notes that the value at `path` is wrong.
+    pub(super) fn value(&mut self, path: &KeyPath, message: impl Into<String>) {
+        self.push(Problem::new(Place::Value(path.clone()), message));
+    }
+
+    /// Notes that the key at `path` should not be there.
+    pub(super) fn key(&mut self, path: &KeyPath, message: impl Into<String>) {
+        self.push(Problem::new(Place::Key(path.clone()), message));
+    }
+
+    /// Notes that an environment variable is wrong.
+    pub(super) fn variable(&mut self, name: &str, message: impl Into<String>) {
+        self.push(Problem::new(Place::Variable(name.to_owned()), message));
+    }
+
+    pub(super) fn push(&mut self, problem: Problem) {
+        self.0.push(problem);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn into_vec(self) -> Vec<Problem> {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_reads_like_the_configuration() {
+        let path = KeyPath::default().key("services").key("google").key("models");
+        let path = path.key("meta-llama/Llama-3.1").key("backends").index(1).key("url");
+        assert_eq!(
+            path.to_string(),
+            r#"services.google.models["meta-llama/Llama-3.1"].backends[1].url"#
+        );
+    }
+}

@@ -1,0 +1,160 @@
+//! One backend: its credential, its weight and how it is checked.
+
+use http::{HeaderName, HeaderValue, Method};
+use indexmap::IndexMap;
+
+use super::super::defaults;
+use super::super::file::{FileBackend, FileHealthCheck, FileProbe, Statuses};
+use super::super::problem::{KeyPath, Problems};
+use super::super::snapshot::{BackendSpec, Credential, ProbeSpec};
+use super::{Context, auth_mode, positive, secret, url};
+
+/// Validates a backend; with it, whether it has a key of its own.
+pub(super) fn backend(
+    file: &FileBackend,
+    at: &KeyPath,
+    health: &FileHealthCheck,
+    context: &Context<'_>,
+    problems: &mut Problems,
+) -> (Option<BackendSpec>, bool) {
+    let id = match file.id.as_deref() {
+        Some(id) if !id.trim().is_empty() => id.to_owned(),
+        Some(_) => {
+            problems.value(&at.key("id"), "cannot be empty");
+            String::new()
+        }
+        None => {
+            problems.value(&at.key("id"), "is missing; every backend needs an id");
+            String::new()
+        }
+    };
+    let weight = file.weight.unwrap_or(defaults::WEIGHT);
+    if !(0.0..=defaults::WEIGHT_MAX).contains(&weight) {
+        problems.value(
+            &at.key("weight"),
+            format!("expected a weight from 0 (drained) to {}", defaults::WEIGHT_MAX),
+        );
+    }
+    let url = match file.url.as_deref() {
+        Some(text) => url::parse(text),
+        None => Err("is missing; it says where the backend is".to_owned()),
+    };
+    let url = match url {
+        Ok(url) => Some(url),
+        Err(message) => {
+            problems.value(&at.key("url"), message);
+            None
+        }
+    };
+    let own_key = secret(
+        (file.api_key.as_ref(), file.api_key_file.as_deref()),
+        at,
+        &context.folder,
+        problems,
+    );
+    let has_own_key = own_key.is_some();
+    let basic = url.as_ref().and_then(|url| url.basic.as_ref());
+    let credential = match (own_key.as_ref(), basic, context.global_key.as_ref()) {
+        (None, Some(basic), _) => {
+            Credential::raw(http::header::AUTHORIZATION, &format!("Basic {basic}")).map(Some)
+        }
+        (Some(key), _, _) | (None, None, Some(key)) => {
+            Credential::new(file.auth_mode.map_or(context.auth_mode, auth_mode), key)
+        }
+        (None, None, None) => Ok(None),
+    };
+    let credential = credential.unwrap_or_else(|message| {
+        problems.value(&at.key("api_key"), message);
+        None
+    });
+    let probe = probe(file.health_check.as_ref(), health, at, problems);
+    let has_key = has_own_key || basic.is_some();
+    let spec = url.map(|url| BackendSpec {
+        name: file.name.clone().unwrap_or_else(|| id.clone()),
+        id,
+        url: url.url,
+        weight,
+        backup: file.backup.unwrap_or(false),
+        credential,
+        probe,
+        connect_deadline: context.connect_deadline,
+        silence_deadline: context.silence_deadline,
+        idle_timeout: context.idle_timeout,
+    });
+    (spec, has_key)
+}
+
+fn probe(
+    own: Option<&FileProbe>,
+    pool: &FileHealthCheck,
+    at: &KeyPath,
+    problems: &mut Problems,
+) -> ProbeSpec {
+    let at = at.key("health_check");
+    let none = FileProbe::default();
+    let own = own.unwrap_or(&none);
+    check_probe(
+        (own.method.as_deref(), own.path.as_deref(), own.expect_status.as_ref()),
+        own.headers.as_ref(),
+        &at,
+        problems,
+    );
+    let timeout = own.timeout.or(pool.timeout);
+    let method =
+        own.method.as_deref().or(pool.method.as_deref()).unwrap_or(defaults::HEALTH_METHOD);
+    let path = own.path.as_deref().or(pool.path.as_deref()).unwrap_or(defaults::HEALTH_PATH);
+    let statuses = own.expect_status.as_ref().or(pool.expect_status.as_ref());
+    let headers = own.headers.as_ref().or(pool.headers.as_ref());
+    ProbeSpec {
+        timeout: match own.timeout {
+            Some(_) => positive(timeout, &at.key("timeout"), defaults::HEALTH_TIMEOUT, problems),
+            None => timeout.map_or(defaults::HEALTH_TIMEOUT, |span| span.0),
+        },
+        method: read_method(method).unwrap_or(Method::GET),
+        path: path.to_owned(),
+        expect_status: statuses.map_or(vec![defaults::HEALTH_STATUS], |list| list.0.clone()),
+        headers: headers
+            .iter()
+            .flat_map(|headers| headers.iter())
+            .filter_map(read_header)
+            .collect(),
+    }
+}
+
+/// Checks the parts of a probe where they are written.
+pub(super) fn check_probe(
+    (method, path, statuses): (Option<&str>, Option<&str>, Option<&Statuses>),
+    headers: Option<&IndexMap<String, String>>,
+    at: &KeyPath,
+    problems: &mut Problems,
+) {
+    if method.is_some_and(|method| read_method(method).is_none()) {
+        problems.value(&at.key("method"), "expected GET, HEAD, POST or OPTIONS");
+    }
+    let is_path = |path: &str| {
+        path.starts_with('/')
+            && path.bytes().all(|byte| byte.is_ascii_graphic())
+            && !path.contains('#')
+    };
+    if path.is_some_and(|path| !is_path(path)) {
+        problems.value(&at.key("path"), "expected a path such as /health");
+    }
+    if statuses.is_some_and(|statuses| statuses.0.is_empty()) {
+        problems.value(&at.key("expect_status"), "needs at least one status");
+    }
+    for header in headers.into_iter().flatten() {
+        if read_header(header).is_none() {
+            problems.value(&at.key("headers").key(header.0), "cannot stand in a header");
+        }
+    }
+}
+
+fn read_method(text: &str) -> Option<Method> {
+    [Method::GET, Method::HEAD, Method::POST, Method::OPTIONS]
+        .into_iter()
+        .find(|method| method.as_str().eq_ignore_ascii_case(text))
+}
+
+fn read_header((name, value): (&String, &String)) -> Option<(HeaderName, HeaderValue)> {
+    Some((name.parse().ok()?, HeaderValue::from_str(value).ok()?))
+}

@@ -1,0 +1,350 @@
+//! From the file types to the snapshot, collecting every problem on the way.
+
+mod backend;
+mod pools;
+mod url;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::HeaderValue;
+use ipnet::IpNet;
+use log::LevelFilter;
+
+use super::defaults::{self, Defaults};
+use super::file::{FileAuthMode, FileConfig, FileSecret, OneOrMany};
+use super::problem::{KeyPath, Problems};
+use super::snapshot::{AuthMode, ClientBounds, ClientKeys, CorsOrigins, Snapshot};
+use super::units::Span;
+use crate::secret::{KeyHash, Secret};
+
+/// Largest secret file. A key is a line; anything larger is the wrong file.
+const SECRET_BYTES_MAX: u64 = 64 * 1024;
+
+/// What every part of the file is validated against.
+struct Context<'a> {
+    defaults: &'a Defaults,
+    /// Folder that relative paths in the file start from.
+    folder: PathBuf,
+    global_key: Option<Secret>,
+    auth_mode: AuthMode,
+    connect_deadline: Duration,
+    silence_deadline: Duration,
+    idle_timeout: Duration,
+}
+
+/// Validates the whole file. The snapshot is worth something only if no problem was found.
+pub(super) fn validate(
+    file: &FileConfig,
+    defaults: &Defaults,
+    path: &Path,
+    problems: &mut Problems,
+) -> Snapshot {
+    let root = KeyPath::default();
+    let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+    let global_key =
+        secret((file.api_key.as_ref(), file.api_key_file.as_deref()), &root, &folder, problems);
+    let deadlines = file.deadlines.as_ref();
+    let deadline = |value: Option<Span>, key, default, problems: &mut Problems| {
+        positive(value, &root.key("deadlines").key(key), default, problems)
+    };
+    let context = Context {
+        defaults,
+        folder,
+        global_key,
+        auth_mode: file.auth_mode.map_or(AuthMode::Authorization, auth_mode),
+        connect_deadline: deadline(
+            deadlines.and_then(|deadlines| deadlines.connect),
+            "connect",
+            defaults.connect_deadline,
+            problems,
+        ),
+        silence_deadline: deadline(
+            deadlines.and_then(|deadlines| deadlines.silence),
+            "silence",
+            defaults.silence_deadline,
+            problems,
+        ),
+        idle_timeout: positive(
+            file.upstream.as_ref().and_then(|upstream| upstream.idle_timeout),
+            &root.key("upstream").key("idle_timeout"),
+            defaults::UPSTREAM_IDLE_TIMEOUT,
+            problems,
+        ),
+    };
+    let services = pools::services(file, &context, problems);
+    snapshot(file, &context, services, problems)
+}
+
+fn snapshot(
+    file: &FileConfig,
+    context: &Context<'_>,
+    services: pools::Services,
+    problems: &mut Problems,
+) -> Snapshot {
+    let root = KeyPath::default();
+    let clients = match &context.global_key {
+        Some(key) => ClientKeys::Required(KeyHash::of(key.expose().as_bytes())),
+        None if services.any_key => ClientKeys::Dropped,
+        None => ClientKeys::Untouched,
+    };
+    let admin = file.admin.as_ref().and_then(|admin| admin.listen.as_ref());
+    Snapshot {
+        listen: match &file.listen {
+            Some(written) => addresses(written, &root.key("listen"), problems),
+            None => listen_address(defaults::LISTEN_HOST).into_iter().collect(),
+        },
+        admin_listen: admin
+            .map(|written| addresses(written, &root.key("admin").key("listen"), problems))
+            .unwrap_or_default(),
+        clients,
+        trusted_proxies: trusted_proxies(file.trusted_proxies.as_ref(), problems),
+        cors: cors(file, context.defaults, problems),
+        log_level: level(file, problems),
+        threads: threads(file, problems),
+        shutdown_timeout: file
+            .shutdown_timeout
+            .map_or(context.defaults.shutdown_timeout, |span| span.0),
+        client: client_bounds(file, problems),
+        idle_connections: file
+            .upstream
+            .as_ref()
+            .and_then(|upstream| upstream.idle_connections)
+            .unwrap_or(context.defaults.idle_connections) as usize,
+        dns_refresh: positive(
+            file.dns.as_ref().and_then(|dns| dns.refresh),
+            &root.key("dns").key("refresh"),
+            defaults::DNS_REFRESH,
+            problems,
+        ),
+        services: services.by_name,
+    }
+}
+
+fn auth_mode(written: FileAuthMode) -> AuthMode {
+    match written {
+        FileAuthMode::Authorization => AuthMode::Authorization,
+        FileAuthMode::XApiKey => AuthMode::Header("x-api-key"),
+        FileAuthMode::ApiKey => AuthMode::Header("api-key"),
+        FileAuthMode::XGoogApiKey => AuthMode::Header("x-goog-api-key"),
+        FileAuthMode::None => AuthMode::None,
+    }
+}
+
+/// A secret written in place or in a file beside it. An empty one counts as unset.
+fn secret(
+    (inline, file): (Option<&FileSecret>, Option<&str>),
+    parent: &KeyPath,
+    folder: &Path,
+    problems: &mut Problems,
+) -> Option<Secret> {
+    let key_path = parent.key("api_key_file");
+    let text = match (inline, file) {
+        (Some(_), Some(_)) => {
+            problems.key(&key_path, "api_key stands here too; keep one of the two");
+            return None;
+        }
+        (None, None) => return None,
+        (Some(FileSecret(secret)), None) => secret.expose().to_owned(),
+        (None, Some(name)) => {
+            let path = folder.join(name);
+            let size = std::fs::metadata(&path).map(|metadata| metadata.len());
+            match size.and_then(|bytes| {
+                if bytes > SECRET_BYTES_MAX {
+                    return Err(std::io::Error::other("too large for a key"));
+                }
+                std::fs::read_to_string(&path)
+            }) {
+                Ok(text) => text,
+                Err(error) => {
+                    problems.value(&key_path, format!("cannot read {}: {error}", path.display()));
+                    return None;
+                }
+            }
+        }
+    };
+    let text = text.trim();
+    if text.is_empty() && file.is_some() {
+        problems.value(&key_path, "the file is empty");
+    }
+    (!text.is_empty()).then(|| Secret::new(text))
+}
+
+fn positive(
+    written: Option<Span>,
+    path: &KeyPath,
+    default: Duration,
+    problems: &mut Problems,
+) -> Duration {
+    match written {
+        Some(Span(duration)) if duration.is_zero() => {
+            problems.value(path, "must be more than 0");
+            default
+        }
+        Some(Span(duration)) => duration,
+        None => default,
+    }
+}
+
+/// Reads `host:port`, `:port`, `port` or a bare host; `*` and an empty host mean every address.
+pub(super) fn listen_address(text: &str) -> Option<SocketAddr> {
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    if let Ok(port) = text.parse() {
+        return Some(SocketAddr::new(listen_host("")?, port));
+    }
+    if let Some(host) = listen_host(text) {
+        return Some(SocketAddr::new(host, defaults::LISTEN_PORT));
+    }
+    let (host, port) = text.rsplit_once(':')?;
+    Some(SocketAddr::new(listen_host(host)?, port.parse().ok()?))
+}
+
+/// Reads a listening host.
+pub(super) fn listen_host(text: &str) -> Option<IpAddr> {
+    let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    match inner {
+        "" | "*" => defaults::LISTEN_HOST.parse().ok(),
+        "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
+        other => other.parse().ok(),
+    }
+}
+
+fn addresses(written: &OneOrMany, path: &KeyPath, problems: &mut Problems) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for (index, item) in written.items.iter().enumerate() {
+        let at = item_path(written, path, index);
+        match listen_address(item) {
+            Some(address) if address.port() != 0 && addresses.contains(&address) => {
+                problems.value(&at, format!("{address} stands here twice"));
+            }
+            Some(address) => addresses.push(address),
+            None => problems.value(&at, "expected an address such as 0.0.0.0:8000"),
+        }
+    }
+    if written.items.is_empty() {
+        problems.value(path, "needs at least one address");
+    }
+    addresses
+}
+
+fn item_path(written: &OneOrMany, path: &KeyPath, index: usize) -> KeyPath {
+    if written.list { path.index(index) } else { path.clone() }
+}
+
+fn trusted_proxies(written: Option<&OneOrMany>, problems: &mut Problems) -> Vec<IpNet> {
+    let path = KeyPath::default().key("trusted_proxies");
+    let mut networks = Vec::new();
+    for (index, item) in written.iter().flat_map(|written| written.items.iter().enumerate()) {
+        let network = item.parse().or_else(|_| item.parse::<IpAddr>().map(IpNet::from));
+        match network {
+            Ok(network) => networks.push(network),
+            Err(_) => {
+                let at = written.map(|written| item_path(written, &path, index));
+                problems.value(&at.unwrap_or_default(), "expected a network such as 10.0.0.0/8");
+            }
+        }
+    }
+    networks
+}
+
+fn cors(file: &FileConfig, defaults: &Defaults, problems: &mut Problems) -> CorsOrigins {
+    let path = KeyPath::default().key("cors").key("origins");
+    let Some(written) = file.cors.as_ref().and_then(|cors| cors.origins.as_ref()) else {
+        return if defaults.cors_any { CorsOrigins::Any } else { CorsOrigins::Off };
+    };
+    let mut origins = Vec::new();
+    for (index, item) in written.items.iter().enumerate() {
+        let is_origin = item.split_once("://").is_some_and(|(scheme, host)| {
+            !scheme.is_empty() && !host.is_empty() && !host.contains('/')
+        });
+        match HeaderValue::from_str(item) {
+            Ok(_) if item == "*" => return CorsOrigins::Any,
+            Ok(origin) if is_origin => origins.push(origin),
+            _ => problems.value(
+                &item_path(written, &path, index),
+                "expected \"*\" or an origin such as https://chat.example.com",
+            ),
+        }
+    }
+    if origins.is_empty() { CorsOrigins::Off } else { CorsOrigins::Listed(origins) }
+}
+
+/// Reads a log level, in Python's names or Rust's.
+pub(super) fn log_level(text: &str) -> Option<LevelFilter> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "warning" => Some(LevelFilter::Warn),
+        "critical" | "fatal" => Some(LevelFilter::Error),
+        name => name.parse().ok(),
+    }
+}
+
+fn level(file: &FileConfig, problems: &mut Problems) -> LevelFilter {
+    let Some(text) = file.log.as_ref().and_then(|log| log.level.as_deref()) else {
+        return LevelFilter::Info;
+    };
+    log_level(text).unwrap_or_else(|| {
+        problems.value(
+            &KeyPath::default().key("log").key("level"),
+            "expected debug, info, warning or error",
+        );
+        LevelFilter::Info
+    })
+}
+
+/// 0 or unwritten: one a core.
+fn threads(file: &FileConfig, problems: &mut Problems) -> usize {
+    const THREADS_MAX: u16 = 1024;
+    match file.threads {
+        None | Some(0) => std::thread::available_parallelism().map_or(1, usize::from),
+        Some(threads) if threads <= THREADS_MAX => usize::from(threads),
+        Some(_) => {
+            problems.value(
+                &KeyPath::default().key("threads"),
+                format!("expected at most {THREADS_MAX}"),
+            );
+            1
+        }
+    }
+}
+
+fn client_bounds(file: &FileConfig, problems: &mut Problems) -> ClientBounds {
+    let path = KeyPath::default().key("client");
+    let client = file.client.as_ref();
+    let bytes = |key: &str, written: Option<usize>, default: usize, problems: &mut Problems| {
+        let value = written.unwrap_or(default);
+        if !(256..=1024 * 1024).contains(&value) {
+            problems.value(&path.key(key), "expected a size from 256 to 1MiB");
+        }
+        value
+    };
+    let size = |size: super::units::Size| size.0;
+    ClientBounds {
+        idle_timeout: positive(
+            client.and_then(|client| client.idle_timeout),
+            &path.key("idle_timeout"),
+            defaults::CLIENT_IDLE_TIMEOUT,
+            problems,
+        ),
+        body_timeout: positive(
+            client.and_then(|client| client.body_timeout),
+            &path.key("body_timeout"),
+            defaults::CLIENT_BODY_TIMEOUT,
+            problems,
+        ),
+        url_bytes_max: bytes(
+            "url_bytes_max",
+            client.and_then(|client| client.url_bytes_max).map(size),
+            defaults::URL_BYTES_MAX,
+            problems,
+        ),
+        head_bytes_max: bytes(
+            "head_bytes_max",
+            client.and_then(|client| client.head_bytes_max).map(size),
+            defaults::HEAD_BYTES_MAX,
+            problems,
+        ),
+    }
+}

@@ -1,0 +1,5 @@
+//! wip
+pub mod config;
+pub mod llm;
+pub mod refusal;
+pub mod secret;

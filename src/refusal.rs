@@ -1,0 +1,264 @@
+//! Every "no" a client can be told, with its status, its code and its words.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use serde_json::json;
+
+use crate::llm::Dialect;
+
+/// Longest piece of a client's own text that a message repeats, in characters.
+const ECHO_CHARS_MAX: usize = 120;
+
+/// Why an exchange is refused. A message names what the client asked for, never a backend's
+/// address or key: those are for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The request's target or framing is not acceptable.
+    BadRequest {
+        /// What is wrong, for the client.
+        reason: &'static str,
+    },
+    /// No key came with the request.
+    KeyMissing,
+    /// The key is not one that may pass.
+    KeyWrong,
+    /// Several credentials came, and they differ.
+    KeysDiffer,
+    /// Nothing lives at this path.
+    NoRoute {
+        /// The path as the client sent it.
+        path: String,
+    },
+    /// No service has this name.
+    NoService {
+        /// The name asked for.
+        service: String,
+    },
+    /// The service has no such model.
+    NoModel {
+        /// The service asked for.
+        service: String,
+        /// What followed it in the path.
+        model: String,
+    },
+    /// A path of our own does not take this method.
+    MethodNotAllowed {
+        /// The methods it takes, as in the `Allow` header.
+        allow: &'static str,
+    },
+    /// The client took too long to send its body.
+    BodySlow,
+    /// The request target is longer than allowed.
+    UrlTooLong {
+        /// The bound, in bytes.
+        bytes_max: usize,
+    },
+    /// The request head is larger than allowed.
+    HeadTooLarge {
+        /// The bound, in bytes.
+        bytes_max: usize,
+    },
+    /// Something went wrong in the gateway itself.
+    Internal,
+    /// The backend broke the protocol or died before it answered.
+    BackendFailed {
+        /// `service/model`, as asked for.
+        pool: String,
+    },
+    /// No backend of the pool can take the exchange.
+    NoBackend {
+        /// `service/model`, as asked for.
+        pool: String,
+        /// When a new try makes sense.
+        retry_after: Duration,
+    },
+    /// The gateway is shutting down.
+    Draining,
+    /// The backend was silent for too long.
+    BackendSlow {
+        /// `service/model`, as asked for.
+        pool: String,
+        /// What took too long: `connect` or `silence`, as the deadline is called.
+        deadline: &'static str,
+        /// How long the gateway waited.
+        limit: Duration,
+    },
+}
+
+/// What a refusal is on the wire, apart from its message.
+struct Shape {
+    status: StatusCode,
+    openai_type: &'static str,
+    code: &'static str,
+    anthropic_type: &'static str,
+}
+
+impl Refusal {
+    /// The HTTP status.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.shape().status
+    }
+
+    /// The machine-readable code, also the word for logs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.shape().code
+    }
+
+    /// Seconds for a `Retry-After` header, where a later try can succeed.
+    #[must_use]
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        match self {
+            Self::NoBackend { retry_after, .. } => Some(retry_after.as_secs().max(1)),
+            Self::Draining => Some(1),
+            _ => None,
+        }
+    }
+
+    /// The `Allow` header's value, where the method was the problem.
+    #[must_use]
+    pub fn allow(&self) -> Option<&'static str> {
+        match self {
+            Self::MethodNotAllowed { allow } => Some(allow),
+            _ => None,
+        }
+    }
+
+    /// The JSON body in the shape of the client's API family.
+    #[must_use]
+    pub fn body(&self, dialect: Dialect, request_id: &str) -> String {
+        let shape = self.shape();
+        let message = self.message();
+        match dialect {
+            Dialect::OpenAi => json!({"error": {
+                "message": message, "type": shape.openai_type, "param": null, "code": shape.code,
+            }}),
+            Dialect::Anthropic => json!({
+                "type": "error",
+                "error": {"type": shape.anthropic_type, "message": message},
+                "request_id": request_id,
+            }),
+        }
+        .to_string()
+    }
+
+    fn shape(&self) -> Shape {
+        let (status, openai_type, code, anthropic_type) = match self {
+            Self::BadRequest { .. } => {
+                (400, "invalid_request_error", "bad_request", "invalid_request_error")
+            }
+            Self::KeyMissing => {
+                (401, "invalid_request_error", "missing_api_key", "authentication_error")
+            }
+            Self::KeyWrong | Self::KeysDiffer => {
+                (401, "invalid_request_error", "invalid_api_key", "authentication_error")
+            }
+            Self::NoRoute { .. } => (404, "invalid_request_error", "not_found", "not_found_error"),
+            Self::NoService { .. } => {
+                (404, "invalid_request_error", "service_not_found", "not_found_error")
+            }
+            Self::NoModel { .. } => {
+                (404, "invalid_request_error", "model_not_found", "not_found_error")
+            }
+            Self::MethodNotAllowed { .. } => {
+                (405, "invalid_request_error", "method_not_allowed", "invalid_request_error")
+            }
+            Self::BodySlow => (408, "invalid_request_error", "body_timeout", "timeout_error"),
+            Self::UrlTooLong { .. } => {
+                (414, "invalid_request_error", "url_too_long", "invalid_request_error")
+            }
+            Self::HeadTooLarge { .. } => {
+                (431, "invalid_request_error", "headers_too_large", "invalid_request_error")
+            }
+            Self::Internal => (500, "server_error", "internal_error", "api_error"),
+            Self::BackendFailed { .. } => (502, "server_error", "backend_failed", "api_error"),
+            Self::NoBackend { .. } => (503, "server_error", "no_backend", "overloaded_error"),
+            Self::Draining => (503, "server_error", "draining", "overloaded_error"),
+            Self::BackendSlow { .. } => (504, "server_error", "backend_timeout", "timeout_error"),
+        };
+        let status = StatusCode::from_u16(status).expect("every status above is a valid one");
+        Shape { status, openai_type, code, anthropic_type }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::BadRequest { reason } => (*reason).to_owned(),
+            Self::KeyMissing => {
+                "no API key: send it as \"Authorization: Bearer KEY\" or \"X-API-Key: KEY\"".into()
+            }
+            Self::KeyWrong => "the API key is not valid here".into(),
+            Self::KeysDiffer => "several different API keys in one request: send one".into(),
+            Self::NoRoute { path } => {
+                format!("nothing at {}: paths are /{{service}}/{{model}}/...", echo(path))
+            }
+            Self::NoService { service } => format!("there is no service \"{}\"", echo(service)),
+            Self::NoModel { service, model } => {
+                format!("service \"{}\" has no model for \"{}\"", echo(service), echo(model))
+            }
+            Self::MethodNotAllowed { allow } => format!("this path takes {allow}"),
+            Self::BodySlow => "the request body did not arrive in time".into(),
+            Self::UrlTooLong { bytes_max } => {
+                format!("the request target is longer than {bytes_max} bytes")
+            }
+            Self::HeadTooLarge { bytes_max } => {
+                format!("the request headers are larger than {bytes_max} bytes")
+            }
+            Self::Internal => "the gateway failed; its log has the reason".into(),
+            Self::BackendFailed { pool } => {
+                format!("the backend of {} failed before it answered", echo(pool))
+            }
+            Self::NoBackend { pool, .. } => {
+                format!("no backend of {} is available now; try again later", echo(pool))
+            }
+            Self::Draining => "the gateway is shutting down; try again".into(),
+            Self::BackendSlow { pool, deadline, limit } => format!(
+                "the backend of {} took too long ({deadline}: {} s)",
+                echo(pool),
+                limit.as_secs_f64(),
+            ),
+        }
+    }
+}
+
+/// A client's own text, cut to a length that keeps messages readable.
+fn echo(text: &str) -> String {
+    let cut: String =
+        text.chars().filter(|character| !character.is_control()).take(ECHO_CHARS_MAX).collect();
+    if cut.len() < text.len() { format!("{cut}...") } else { cut }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_body_has_the_shape_of_the_clients_family() {
+        let refusal = Refusal::NoService { service: "gogle".into() };
+        assert_eq!(
+            refusal.body(Dialect::OpenAi, "r-1"),
+            r#"{"error":{"message":"there is no service \"gogle\"","type":"invalid_request_error","param":null,"code":"service_not_found"}}"#
+        );
+        assert_eq!(
+            refusal.body(Dialect::Anthropic, "r-1"),
+            r#"{"type":"error","error":{"type":"not_found_error","message":"there is no service \"gogle\""},"request_id":"r-1"}"#
+        );
+    }
+
+    #[test]
+    fn a_long_or_hostile_name_is_cut_and_cleaned() {
+        let refusal = Refusal::NoService { service: format!("a\u{1b}[31m\n{}", "x".repeat(9999)) };
+        let message = refusal.message();
+        assert!(message.len() < 200 && !message.contains(['\u{1b}', '\n']), "{message}");
+    }
+
+    #[test]
+    fn only_refusals_that_pass_by_themselves_say_when_to_try_again() {
+        let pool = "s/m".to_owned();
+        let retry_after = Duration::from_millis(200);
+        assert_eq!(Refusal::NoBackend { pool, retry_after }.retry_after_seconds(), Some(1));
+        assert_eq!(Refusal::Draining.retry_after_seconds(), Some(1));
+        assert_eq!(Refusal::KeyWrong.retry_after_seconds(), None);
+    }
+}
