@@ -96,6 +96,11 @@ impl ConfigError {
         Self { lines }
     }
 
+    /// A single problem that has no place in a file.
+    pub fn message(message: impl Into<String>) -> Self {
+        Self { lines: vec![message.into()] }
+    }
+
     /// The problems, one line each.
     #[must_use]
     pub fn lines(&self) -> &[String] {

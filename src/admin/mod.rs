@@ -1,0 +1,187 @@
+//! The gateway's own pages: health, status, dashboard.
+
+mod dashboard;
+mod status;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW,
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use http::{HeaderValue, Method, Response, StatusCode};
+use percent_encoding::percent_decode_str;
+use pingora_core::apps::http_app::ServeHttp;
+use pingora_core::protocols::http::ServerSession;
+use serde_json::json;
+
+use crate::auth;
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::llm::Dialect;
+use crate::refusal::Refusal;
+use crate::runtime::{Current, PageRequest, Pages, Runtime};
+
+use dashboard::Dashboard;
+
+/// Which pages an address serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of them.
+    Everything,
+    /// `/health` and `/ready`: the others have an address of their own.
+    Probes,
+}
+
+/// The pages.
+pub struct Admin {
+    lifecycle: Arc<Lifecycle>,
+    scope: Scope,
+    dashboard: Dashboard,
+}
+
+/// A page's methods, for `Allow`.
+const METHODS: &str = "GET, HEAD, OPTIONS";
+
+const STATUS: &str = "/api/health/status";
+
+impl Admin {
+    /// The pages of `scope`.
+    #[must_use]
+    pub fn new(lifecycle: Arc<Lifecycle>, scope: Scope) -> Self {
+        Self { lifecycle, scope, dashboard: Dashboard::new() }
+    }
+
+    fn page(
+        &self,
+        runtime: &Runtime,
+        request: &PageRequest<'_>,
+    ) -> Option<Result<Response<Bytes>, Refusal>> {
+        let page = match (request.path, self.scope) {
+            ("/health", _) => Ok(self.health()),
+            ("/ready", _) => Ok(self.ready()),
+            ("/", Scope::Everything) => Ok(self.dashboard.page()),
+            (STATUS, Scope::Everything) => Ok(with_cors(json_page(&status::all(runtime)))),
+            (path, Scope::Everything) => {
+                let service = path.strip_prefix(STATUS)?.strip_prefix('/')?;
+                Self::service_status(runtime, request, service).map(with_cors)
+            }
+            (_, Scope::Probes) => return None,
+        };
+        Some(page)
+    }
+
+    fn health(&self) -> Response<Bytes> {
+        let version = env!("CARGO_PKG_VERSION");
+        json_page(&json!({"status": "ok", "service": "tollgate", "version": version}))
+    }
+
+    fn ready(&self) -> Response<Bytes> {
+        let (status, word) = match self.lifecycle.phase() {
+            Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+            Phase::Ready => (StatusCode::OK, "ready"),
+            Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        };
+        let inflight = self.lifecycle.inflight();
+        let mut page = json_page(&json!({"status": word, "in_flight": inflight}));
+        *page.status_mut() = status;
+        page
+    }
+
+    fn service_status(
+        runtime: &Runtime,
+        request: &PageRequest<'_>,
+        service: &str,
+    ) -> Result<Response<Bytes>, Refusal> {
+        if request.method != Method::OPTIONS {
+            auth::check(&runtime.snapshot.clients, request.headers)?;
+        }
+        let service = percent_decode_str(service).decode_utf8_lossy();
+        status::one(runtime, &service)
+            .map(|page| json_page(&page))
+            .ok_or_else(|| Refusal::NoService { service: service.into_owned() })
+    }
+}
+
+impl Pages for Admin {
+    fn answer(
+        &self,
+        runtime: &Runtime,
+        request: &PageRequest<'_>,
+    ) -> Option<Result<Response<Bytes>, Refusal>> {
+        let page = self.page(runtime, request)?;
+        match *request.method {
+            Method::GET | Method::HEAD => Some(page),
+            Method::OPTIONS => Some(Ok(preflight())),
+            _ => Some(Err(Refusal::MethodNotAllowed { allow: METHODS })),
+        }
+    }
+}
+
+fn json_page(body: &serde_json::Value) -> Response<Bytes> {
+    let mut page = Response::new(Bytes::from(body.to_string()));
+    page.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    page
+}
+
+/// Status may be read by pages of any origin: a team's own dashboard is one.
+fn with_cors(mut page: Response<Bytes>) -> Response<Bytes> {
+    page.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    page
+}
+
+fn preflight() -> Response<Bytes> {
+    let mut page = with_cors(Response::new(Bytes::new()));
+    *page.status_mut() = StatusCode::NO_CONTENT;
+    let headers = page.headers_mut();
+    headers.insert(ALLOW, HeaderValue::from_static(METHODS));
+    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(METHODS));
+    let credentials = "Authorization, X-API-Key, Content-Type";
+    headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(credentials));
+    page
+}
+
+/// The pages on an address of their own.
+pub struct AdminListener {
+    /// The pages.
+    pub admin: Admin,
+    /// The runtime they show.
+    pub current: Arc<Current>,
+}
+
+#[async_trait]
+impl ServeHttp for AdminListener {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        let head = session.req_header();
+        let runtime = self.current.load_full();
+        let path = head.uri.path();
+        let request = PageRequest { method: &head.method, path, headers: &head.headers };
+        let answer = self
+            .admin
+            .answer(&runtime, &request)
+            .unwrap_or_else(|| Err(Refusal::NoRoute { path: path.to_owned() }));
+        let mut page = answer.unwrap_or_else(|refusal| refusal_page(&refusal));
+        page.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let length = HeaderValue::from(page.body().len());
+        page.headers_mut().insert(CONTENT_LENGTH, length);
+        page.map(|body| if head.method == Method::HEAD { Vec::new() } else { body.to_vec() })
+    }
+}
+
+fn refusal_page(refusal: &Refusal) -> Response<Bytes> {
+    let mut page = Response::new(Bytes::from(refusal.body(Dialect::OpenAi, "")));
+    *page.status_mut() = refusal.status();
+    let headers = page.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(seconds) = refusal.retry_after_seconds() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if let Some(allow) = refusal.allow() {
+        headers.insert(ALLOW, HeaderValue::from_static(allow));
+    }
+    if refusal.status() == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    page
+}

@@ -1,0 +1,59 @@
+//! The state of every backend as JSON.
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use crate::pool::Backend;
+use crate::runtime::Runtime;
+
+/// Every service's backends.
+pub(super) fn all(runtime: &Runtime) -> Value {
+    envelope(
+        runtime
+            .snapshot
+            .services
+            .keys()
+            .filter_map(|service| Some((service.clone(), models(runtime, service)?))),
+    )
+}
+
+/// One service's backends, if there is such a service.
+pub(super) fn one(runtime: &Runtime, service: &str) -> Option<Value> {
+    Some(envelope([(service.to_owned(), models(runtime, service)?)]))
+}
+
+fn envelope(services: impl IntoIterator<Item = (String, Value)>) -> Value {
+    let data: Map<String, Value> = services.into_iter().collect();
+    json!({"service": "tollgate", "type": "health_status", "data": data})
+}
+
+fn models(runtime: &Runtime, service: &str) -> Option<Value> {
+    let models = &runtime.snapshot.services.get(service)?.models;
+    let models: Map<String, Value> = models
+        .keys()
+        .filter_map(|model| {
+            let pool = runtime.pool(service, model)?;
+            let backends = pool.backends().iter().map(|backend| backend_status(backend)).collect();
+            Some((model.clone(), Value::Array(backends)))
+        })
+        .collect();
+    Some(Value::Object(models))
+}
+
+fn backend_status(backend: &Backend) -> Value {
+    let health = &backend.live.health;
+    let response_time =
+        health.response_time().map(|time| (time.as_secs_f64() * 100_000.0).round() / 100.0);
+    let last_check = health
+        .checked_at_millis()
+        .and_then(|millis| Timestamp::from_millisecond(millis).ok())
+        .map(|time| time.to_string());
+    json!({
+        "id": backend.spec.id,
+        "name": backend.spec.name,
+        "url": backend.spec.url.shown,
+        "status": health.state().as_str(),
+        "response_time_ms": response_time,
+        "last_check": last_check,
+    })
+}

@@ -1,0 +1,6 @@
+//! demo
+use anyhow::Result;
+/// demo
+pub fn run(_port: u16) -> Result<()> {
+    Ok(())
+}

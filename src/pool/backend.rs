@@ -1,0 +1,211 @@
+//! One backend at run time: its identity, its live state, and the peer that is dialled.
+
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use pingora_core::upstreams::peer::HttpPeer;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+use super::resolve::Addresses;
+use crate::config::{BackendSpec, Host};
+
+/// A backend as its pool knows it.
+#[derive(Debug)]
+pub struct Backend {
+    /// What was configured.
+    pub spec: BackendSpec,
+    /// What outlives a configuration.
+    pub live: Arc<Live>,
+    /// Where its host leads.
+    pub addresses: Arc<Addresses>,
+    /// Stands for it inside Pingora; see [`identity`].
+    pub identity: SocketAddr,
+    /// Its number in the hash that clients stick by. Only the id counts: a backend that moves to
+    /// another address keeps its clients.
+    pub(super) stickiness_seed: u64,
+    /// The peer to dial, but for its address.
+    peer: HttpPeer,
+}
+
+/// State that is carried over when the configuration changes.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// What the health checks found.
+    pub health: Health,
+    inflight: AtomicUsize,
+}
+
+impl Backend {
+    pub(super) fn new(
+        pool: &str,
+        spec: BackendSpec,
+        addresses: Arc<Addresses>,
+        live: Arc<Live>,
+    ) -> Self {
+        Self {
+            identity: identity(pool, &spec),
+            stickiness_seed: xxh3_64(spec.id.as_bytes()),
+            peer: peer(&spec),
+            spec,
+            live,
+            addresses,
+        }
+    }
+
+    /// Whether it may be given exchanges: not known to be unhealthy, and its address is known.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.live.health.state() != HealthState::Unhealthy && self.addresses.count() > 0
+    }
+
+    /// The peer at `address`.
+    #[must_use]
+    pub fn peer_at(&self, address: SocketAddr) -> HttpPeer {
+        let mut peer = self.peer.clone();
+        peer._address = pingora_core::protocols::l4::socket::SocketAddr::Inet(address);
+        peer
+    }
+
+    /// Exchanges in flight towards it.
+    #[must_use]
+    pub fn inflight(&self) -> usize {
+        self.live.inflight.load(Ordering::Relaxed)
+    }
+
+    /// Counts an exchange in.
+    #[must_use]
+    pub fn begin(&self) -> BackendInFlight {
+        self.live.inflight.fetch_add(1, Ordering::Relaxed);
+        BackendInFlight(Arc::clone(&self.live))
+    }
+}
+
+/// One exchange towards a backend, counted out when dropped.
+#[derive(Debug)]
+pub struct BackendInFlight(Arc<Live>);
+
+impl Drop for BackendInFlight {
+    fn drop(&mut self) {
+        self.0.inflight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An address that is never dialled and stands for the backend inside Pingora, whose own notion of
+/// a backend is its address and weight: two keys on one address would be one backend to it. An IPv6
+/// unique local address (RFC 4193) from a hash of all that makes it another server.
+pub(super) fn identity(pool: &str, spec: &BackendSpec) -> SocketAddr {
+    let text = format!("{pool}\0{}\0{}", spec.id, spec.url.shown);
+    let bits = xxh3_128(text.as_bytes()) >> 8 | 0xfd << 120;
+    SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::from_bits(bits), 1, 0, 0))
+}
+
+fn peer(spec: &BackendSpec) -> HttpPeer {
+    let sni = match (&spec.url.host, spec.url.tls) {
+        (Host::Name(name), true) => name.clone(),
+        _ => String::new(),
+    };
+    // A literal address: `new` would look a name up, blocking, and panic when that fails.
+    let placeholder = SocketAddr::from(([0, 0, 0, 0], 0));
+    let mut peer = HttpPeer::new(placeholder, spec.url.tls, sni);
+    let options = &mut peer.options;
+    options.connection_timeout = Some(spec.connect_deadline);
+    options.total_connection_timeout = Some(spec.connect_deadline);
+    options.read_timeout = Some(spec.silence_deadline);
+    options.write_timeout = Some(spec.silence_deadline);
+    options.idle_timeout = Some(spec.idle_timeout);
+    peer
+}
+
+/// A backend's health, as told by its checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthState {
+    /// Not checked yet; usable.
+    Unknown,
+    /// Passed.
+    Healthy,
+    /// Failed, as often in a row as configured.
+    Unhealthy,
+}
+
+impl HealthState {
+    /// The word for it in status and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
+}
+
+/// State, response time and time of the last check, written by checks and read by everybody.
+#[derive(Debug)]
+pub struct Health {
+    state: AtomicU8,
+    response_micros: AtomicU64,
+    checked_at_millis: AtomicI64,
+}
+
+const UNKNOWN: u8 = 0;
+const HEALTHY: u8 = 1;
+const UNHEALTHY: u8 = 2;
+const NO_RESPONSE: u64 = u64::MAX;
+const NEVER_CHECKED: i64 = i64::MIN;
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            state: AtomicU8::new(UNKNOWN),
+            response_micros: AtomicU64::new(NO_RESPONSE),
+            checked_at_millis: AtomicI64::new(NEVER_CHECKED),
+        }
+    }
+}
+
+impl Health {
+    /// The state now.
+    #[must_use]
+    pub fn state(&self) -> HealthState {
+        match self.state.load(Ordering::Relaxed) {
+            HEALTHY => HealthState::Healthy,
+            UNHEALTHY => HealthState::Unhealthy,
+            _ => HealthState::Unknown,
+        }
+    }
+
+    /// How long the last check waited for its answer, if it passed.
+    #[must_use]
+    pub fn response_time(&self) -> Option<Duration> {
+        let micros = self.response_micros.load(Ordering::Relaxed);
+        (micros != NO_RESPONSE).then(|| Duration::from_micros(micros))
+    }
+
+    /// When the last check ended, in milliseconds since 1970.
+    #[must_use]
+    pub fn checked_at_millis(&self) -> Option<i64> {
+        let millis = self.checked_at_millis.load(Ordering::Relaxed);
+        (millis != NEVER_CHECKED).then_some(millis)
+    }
+
+    /// A check ended, with the time to its answer if it passed.
+    pub(super) fn checked(&self, response_time: Option<Duration>) {
+        let micros = response_time
+            .map_or(NO_RESPONSE, |time| u64::try_from(time.as_micros()).unwrap_or(NO_RESPONSE));
+        self.response_micros.store(micros, Ordering::Relaxed);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let millis = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+        self.checked_at_millis.store(millis, Ordering::Relaxed);
+    }
+
+    /// A first pass needs no threshold: a backend is taken for usable before it too.
+    pub(super) fn first_pass(&self) {
+        let _ = self.state.compare_exchange(UNKNOWN, HEALTHY, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    pub(super) fn turn(&self, healthy: bool) {
+        self.state.store(if healthy { HEALTHY } else { UNHEALTHY }, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,161 @@
+//! Active health checks: one request a backend and round, with the backend's own Host, TLS and
+//! credential, under a hard deadline.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use pingora::http::RequestHeader;
+use pingora_core::connectors::http::Connector;
+use pingora_core::{Error, ErrorType, OrErr, Result};
+use pingora_load_balancing::Backend as LbBackend;
+use pingora_load_balancing::health_check::HealthCheck;
+
+use super::backend::Backend;
+use crate::config::HealthSpec;
+
+/// Most of an answer's body that is read, so that the connection ends cleanly for the backend.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// What is checked now. It outlives configurations: Pingora takes one check for a registry's life.
+pub(super) struct CheckedPool {
+    pub(super) name: String,
+    pub(super) spec: HealthSpec,
+    pub(super) backends: HashMap<SocketAddr, Arc<Backend>>,
+}
+
+/// The check of all backends of a pool.
+pub(super) struct PoolCheck {
+    pub(super) pool: Arc<ArcSwap<CheckedPool>>,
+    /// Whether checks of a round are spread over the jitter; not so in the first round.
+    pub(super) spread: Arc<AtomicBool>,
+    connector: Connector,
+}
+
+impl PoolCheck {
+    pub(super) fn new(pool: Arc<ArcSwap<CheckedPool>>, spread: Arc<AtomicBool>) -> Self {
+        Self { pool, spread, connector: Connector::new(None) }
+    }
+
+    fn find(&self, target: &LbBackend) -> Option<Arc<Backend>> {
+        self.pool.load().backends.get(&super::identity_of(target)?).cloned()
+    }
+
+    async fn wait_jitter(&self) {
+        if self.spread.load(Ordering::Relaxed) {
+            let spec = &self.pool.load_full().spec;
+            tokio::time::sleep(spec.interval.mul_f64(spec.jitter * fastrand::f64())).await;
+        }
+    }
+
+    /// Asks the backend, trying its host's other addresses when one cannot be connected to.
+    async fn probe(&self, backend: &Backend) -> Result<Duration> {
+        let mut addresses_left = backend.addresses.count();
+        loop {
+            let Some(address) = backend.addresses.current() else {
+                let name = backend.addresses.name().unwrap_or_default();
+                return Error::e_explain(
+                    ErrorType::ConnectError,
+                    format!("the address of {name} is not known yet"),
+                );
+            };
+            let started = Instant::now();
+            match self.ask(backend, address).await {
+                Err(error) if addresses_left > 1 && is_connect_failure(&error.etype) => {
+                    addresses_left -= 1;
+                    backend.addresses.pass_over(address);
+                }
+                result => return result.map(|()| started.elapsed()),
+            }
+        }
+    }
+
+    async fn ask(&self, backend: &Backend, address: SocketAddr) -> Result<()> {
+        let peer = backend.peer_at(address);
+        let (mut session, _) = self.connector.get_http_session(&peer).await?;
+        session.set_read_timeout(Some(backend.spec.probe.timeout));
+        session.write_request_header(Box::new(request(backend)?)).await?;
+        session.finish_request_body().await?;
+        session.read_response_header().await?;
+        let status = session.response_header().map_or(0, |head| head.status.as_u16());
+        let mut body_bytes = 0;
+        while body_bytes < BODY_BYTES_MAX {
+            match session.read_response_body().await {
+                Ok(Some(chunk)) => body_bytes += chunk.len(),
+                // The status decides; a body that ends early does not.
+                Ok(None) | Err(_) => break,
+            }
+        }
+        if backend.spec.probe.expect_status.contains(&status) {
+            Ok(())
+        } else {
+            Error::e_explain(ErrorType::HTTPStatus(status), "not the expected status")
+        }
+    }
+}
+
+fn is_connect_failure(error: &ErrorType) -> bool {
+    use ErrorType::{ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout};
+    matches!(error, ConnectError | ConnectNoRoute | ConnectRefused | ConnectTimedout)
+}
+
+fn request(backend: &Backend) -> Result<RequestHeader> {
+    let probe = &backend.spec.probe;
+    let target = format!("{}{}", backend.spec.url.base_path, probe.path);
+    let mut request = RequestHeader::build(probe.method.clone(), target.as_bytes(), Some(8))?;
+    request.insert_header("Host", backend.spec.url.authority.clone())?;
+    request.insert_header("User-Agent", concat!("tollgate/", env!("CARGO_PKG_VERSION")))?;
+    request.insert_header("Accept", "*/*")?;
+    request.insert_header("Connection", "close")?;
+    if let Some(credential) = &backend.spec.credential {
+        request.insert_header(credential.header.clone(), credential.value.clone())?;
+    }
+    for (name, value) in &probe.headers {
+        request.insert_header(name.clone(), value.clone())?;
+    }
+    Ok(request)
+}
+
+#[async_trait]
+impl HealthCheck for PoolCheck {
+    async fn check(&self, target: &LbBackend) -> Result<()> {
+        // Gone with a change of configuration: there is nothing to find out about it.
+        let Some(backend) = self.find(target) else { return Ok(()) };
+        self.wait_jitter().await;
+        let timeout = backend.spec.probe.timeout;
+        let result = tokio::time::timeout(timeout, self.probe(&backend))
+            .await
+            .or_err_with(ErrorType::ReadTimedout, || format!("no answer in {timeout:?}"))
+            .and_then(|answered| answered);
+        backend.live.health.checked(result.as_ref().ok().copied());
+        if result.is_ok() {
+            backend.live.health.first_pass();
+        }
+        result.map(|_| ())
+    }
+
+    async fn health_status_change(&self, target: &LbBackend, healthy: bool) {
+        if let Some(backend) = self.find(target) {
+            backend.live.health.turn(healthy);
+        }
+    }
+
+    fn backend_summary(&self, target: &LbBackend) -> String {
+        match self.find(target) {
+            Some(backend) => {
+                let pool = &self.pool.load().name;
+                format!("backend {} of {pool} ({})", backend.spec.id, backend.spec.url.shown)
+            }
+            None => "a backend that is no longer configured".to_owned(),
+        }
+    }
+
+    fn health_threshold(&self, success: bool) -> usize {
+        let spec = &self.pool.load().spec;
+        if success { spec.healthy_after } else { spec.unhealthy_after }
+    }
+}

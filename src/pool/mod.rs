@@ -1,0 +1,212 @@
+//! A pool: the backends of one service/model behind one Pingora `LoadBalancer`, with our selection,
+//! our health checks and our notion of a backend. A pool does not know HTTP exchanges.
+
+mod backend;
+mod balance;
+mod health;
+mod resolve;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use pingora_load_balancing::discovery::Static;
+use pingora_load_balancing::{Backend as LbBackend, Backends, HealthRegistry, LoadBalancer};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+pub use backend::{Backend, BackendInFlight, Health, HealthState, Live};
+pub use resolve::Addresses;
+
+use balance::{BalanceConfig, Balancer};
+use health::{CheckedPool, PoolCheck};
+
+use crate::config::{Host, PoolSpec};
+
+/// Shortest time between two rounds of checks, however many exchanges ask for one.
+const SUSPICION_GAP: Duration = Duration::from_secs(1);
+
+/// Names that are looked up, by host and port: backends on one host share the answer.
+pub type Names = HashMap<(Host, u16), Arc<Addresses>>;
+
+/// The backends of one service/model.
+pub struct Pool {
+    name: String,
+    spec: PoolSpec,
+    backends: Vec<Arc<Backend>>,
+    by_identity: HashMap<SocketAddr, Arc<Backend>>,
+    balancer: LoadBalancer<Balancer>,
+    checks: Arc<Checks>,
+}
+
+/// The part of a pool that outlives a configuration: Pingora's health registry and what it checks.
+pub struct Checks {
+    registry: Arc<HealthRegistry>,
+    pool: Arc<ArcSwap<CheckedPool>>,
+    spread: Arc<AtomicBool>,
+    suspected: Notify,
+}
+
+impl Pool {
+    /// Builds the pool `service/model`. From `previous`, the pool of that name in the configuration
+    /// before, the state of backends that stay is carried over.
+    ///
+    /// # Errors
+    /// When Pingora refuses a backend's synthetic address; that it does not is tested.
+    pub fn new(
+        name: String,
+        spec: PoolSpec,
+        names: &mut Names,
+        previous: Option<&Pool>,
+    ) -> pingora_core::Result<Self> {
+        let backends: Vec<Arc<Backend>> = spec
+            .backends
+            .iter()
+            .map(|spec| {
+                let host = (spec.url.host.clone(), spec.url.port);
+                let addresses = names.entry(host).or_insert_with_key(|(host, port)| {
+                    Arc::new(Addresses::new(host.clone(), *port))
+                });
+                let known =
+                    previous.and_then(|pool| pool.by_identity.get(&backend::identity(&name, spec)));
+                let live = known.map(|backend| Arc::clone(&backend.live)).unwrap_or_default();
+                Arc::new(Backend::new(&name, spec.clone(), Arc::clone(addresses), live))
+            })
+            .collect();
+        let by_identity: HashMap<SocketAddr, Arc<Backend>> =
+            backends.iter().map(|backend| (backend.identity, Arc::clone(backend))).collect();
+        let checked = CheckedPool {
+            name: name.clone(),
+            spec: spec.health.clone(),
+            backends: by_identity.clone(),
+        };
+        let checks = match previous {
+            Some(previous) => {
+                previous.checks.pool.store(Arc::new(checked));
+                Arc::clone(&previous.checks)
+            }
+            None => Arc::new(Checks::new(checked)),
+        };
+        let balancer = load_balancer(&spec, &backends, &checks.registry)?;
+        Ok(Self { name, spec, backends, by_identity, balancer, checks })
+    }
+
+    /// `service/model`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What was configured.
+    #[must_use]
+    pub fn spec(&self) -> &PoolSpec {
+        &self.spec
+    }
+
+    /// The backends in the order of the configuration.
+    #[must_use]
+    pub fn backends(&self) -> &[Arc<Backend>] {
+        &self.backends
+    }
+
+    /// The backend for a client (by `key`, the bytes of its address) that `accept` takes, or none
+    /// when no usable one is left.
+    pub fn select(&self, key: &[u8], accept: impl Fn(&Backend) -> bool) -> Option<&Arc<Backend>> {
+        let chosen = self.balancer.select_with(key, self.backends.len(), |entry, healthy| {
+            healthy && self.of(entry).is_some_and(|backend| accept(backend))
+        })?;
+        self.of(&chosen)
+    }
+
+    fn of(&self, entry: &LbBackend) -> Option<&Arc<Backend>> {
+        self.by_identity.get(&identity_of(entry)?)
+    }
+
+    /// An exchange met a backend that could not be reached: check the pool soon.
+    pub fn suspect(&self) {
+        self.checks.suspected.notify_one();
+    }
+
+    /// The pool's health checks, shared with its next version.
+    #[must_use]
+    pub fn checks(&self) -> &Arc<Checks> {
+        &self.checks
+    }
+}
+
+impl Checks {
+    fn new(checked: CheckedPool) -> Self {
+        let registry = Arc::new(HealthRegistry::with_equivalence(|entry: &LbBackend| {
+            identity_of(entry).map_or(0, |identity| match identity {
+                SocketAddr::V6(address) => {
+                    let bits = address.ip().to_bits();
+                    #[allow(clippy::cast_possible_truncation, reason = "64 of 120 hash bits")]
+                    let low = bits as u64;
+                    low
+                }
+                SocketAddr::V4(_) => 0,
+            })
+        }));
+        let pool = Arc::new(ArcSwap::from_pointee(checked));
+        let spread = Arc::new(AtomicBool::new(false));
+        registry.set_health_check(Box::new(PoolCheck::new(Arc::clone(&pool), Arc::clone(&spread))));
+        Self { registry, pool, spread, suspected: Notify::new() }
+    }
+
+    /// Checks the backends for as long as it is polled: a first round at once, then one an interval
+    /// or when an exchange raised a suspicion.
+    pub async fn run(&self) {
+        loop {
+            let started = Instant::now();
+            self.registry.run_health_check(true).await;
+            let interval = self.pool.load().spec.interval;
+            tokio::select! {
+                () = tokio::time::sleep_until(started + interval) => {
+                    self.spread.store(true, Ordering::Relaxed);
+                }
+                () = self.suspected.notified() => {
+                    self.spread.store(false, Ordering::Relaxed);
+                    tokio::time::sleep_until(started + SUSPICION_GAP.min(interval)).await;
+                }
+            }
+        }
+    }
+}
+
+/// Pingora's load balancer over the backends' synthetic addresses.
+fn load_balancer(
+    spec: &PoolSpec,
+    backends: &[Arc<Backend>],
+    registry: &Arc<HealthRegistry>,
+) -> pingora_core::Result<LoadBalancer<Balancer>> {
+    let entries: BTreeSet<LbBackend> = backends
+        .iter()
+        .map(|backend| LbBackend::new(&backend.identity.to_string()))
+        .collect::<pingora_core::Result<_>>()?;
+    let view = Backends::new_with_health_registry(Static::new(entries), Arc::clone(registry));
+    let config = BalanceConfig { balance: spec.balance, backends: backends.to_vec() };
+    let balancer = LoadBalancer::from_backends_with_config(view, Some(Arc::new(config)));
+    // The discovery is static: the update is ready at its first poll.
+    futures_ready(balancer.update())?;
+    Ok(balancer)
+}
+
+/// Polls a future that never waits.
+fn futures_ready<T>(future: impl Future<Output = T>) -> T {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut context) {
+        std::task::Poll::Ready(value) => value,
+        std::task::Poll::Pending => unreachable!("a static discovery does not wait"),
+    }
+}
+
+/// The synthetic address in an entry of Pingora's.
+fn identity_of(entry: &LbBackend) -> Option<SocketAddr> {
+    entry.addr.as_inet().copied()
+}
+
+#[cfg(test)]
+mod tests;

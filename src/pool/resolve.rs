@@ -1,0 +1,123 @@
+//! Where a backend's name leads, looked up off the request path; the last good answer is kept.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::config::Host;
+
+/// Longest wait for one look-up. getaddrinfo's own default is 5 s a server, three tries.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The addresses of one host and port, and which of them is used now.
+#[derive(Debug)]
+pub struct Addresses {
+    host: Host,
+    port: u16,
+    known: ArcSwap<Vec<SocketAddr>>,
+    cursor: AtomicUsize,
+}
+
+impl Addresses {
+    /// The addresses of `host`; of a name, none until the first [`Addresses::refresh`].
+    #[must_use]
+    pub fn new(host: Host, port: u16) -> Self {
+        let known = match &host {
+            Host::Address(address) => vec![SocketAddr::new(*address, port)],
+            Host::Name(_) => Vec::new(),
+        };
+        Self { host, port, known: ArcSwap::from_pointee(known), cursor: AtomicUsize::new(0) }
+    }
+
+    /// The name that is looked up, if it is one.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        match &self.host {
+            Host::Name(name) => Some(name),
+            Host::Address(_) => None,
+        }
+    }
+
+    /// How many addresses are known.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.known.load().len()
+    }
+
+    /// The address in use, unless none is known yet.
+    #[must_use]
+    pub fn current(&self) -> Option<SocketAddr> {
+        let known = self.known.load();
+        let at = self.cursor.load(Ordering::Relaxed).checked_rem(known.len())?;
+        Some(known[at])
+    }
+
+    /// `failed` could not be connected to: the next one is used from now on.
+    pub fn pass_over(&self, failed: SocketAddr) {
+        if self.current() == Some(failed) {
+            self.cursor.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Looks the name up again.
+    ///
+    /// # Errors
+    /// When that fails; what was known before stays.
+    pub async fn refresh(&self) -> io::Result<()> {
+        let Host::Name(name) = &self.host else { return Ok(()) };
+        let lookup = tokio::net::lookup_host((name.as_str(), self.port));
+        let found = tokio::time::timeout(LOOKUP_TIMEOUT, lookup)
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the look-up took too long"))??;
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        for address in found {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        if addresses.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+        }
+        let known = self.known.load();
+        let same =
+            known.len() == addresses.len() && known.iter().all(|old| addresses.contains(old));
+        if !same {
+            self.known.store(Arc::new(addresses));
+            self.cursor.store(0, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_has_addresses_after_its_look_up_and_keeps_them() {
+        let addresses = Addresses::new(Host::Name("localhost".into()), 80);
+        assert_eq!(addresses.current(), None);
+        addresses.refresh().await.unwrap();
+        assert!(addresses.current().unwrap().ip().is_loopback());
+        let nowhere = Addresses::new(Host::Name("no-such-host.invalid".into()), 80);
+        assert!(nowhere.refresh().await.is_err());
+        assert_eq!(nowhere.current(), None);
+    }
+
+    #[test]
+    fn an_address_that_fails_is_passed_over_once() {
+        let addresses = Addresses::new(Host::Name("two".into()), 80);
+        let one: SocketAddr = "127.0.0.1:80".parse().unwrap();
+        let two: SocketAddr = "127.0.0.2:80".parse().unwrap();
+        addresses.known.store(Arc::new(vec![one, two]));
+        addresses.pass_over(one);
+        addresses.pass_over(one);
+        assert_eq!(addresses.current(), Some(two));
+        addresses.pass_over(two);
+        assert_eq!(addresses.current(), Some(one));
+    }
+}

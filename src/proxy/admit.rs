@@ -1,0 +1,204 @@
+//! May this request pass, and which way: bounds, the gateway's own pages, key, route.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE,
+    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN,
+};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use ipnet::IpNet;
+use pingora::http::RequestHeader;
+use pingora_core::Result;
+use pingora_proxy::Session;
+
+use super::exchange::{Admitted, Client, Exchange};
+use super::{Proxy, REQUEST_ID, X_FORWARDED_FOR, respond};
+use crate::auth;
+use crate::config::{ClientBounds, CorsOrigins};
+use crate::llm::Dialect;
+use crate::refusal::Refusal;
+use crate::routing::Miss;
+use crate::runtime::PageRequest;
+
+/// Longest request id of a client that is kept, in bytes.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// What becomes of a request.
+enum Decision {
+    Forward(Admitted),
+    Page(Response<Bytes>),
+}
+
+/// Decides on the request. `true`: it has been answered.
+pub(super) async fn admit(
+    proxy: &Proxy,
+    session: &mut Session,
+    exchange: &mut Exchange,
+) -> Result<bool> {
+    arrive(session, exchange);
+    match decide(proxy, session, exchange) {
+        Ok(Decision::Forward(admitted)) => {
+            exchange.admitted = Some(admitted);
+            if respond::waits_for_continue(session) {
+                session.write_continue_response().await?;
+            }
+            Ok(false)
+        }
+        Ok(Decision::Page(page)) => respond::page(session, exchange, page).await.map(|()| true),
+        Err(refusal) => respond::refuse(session, exchange, refusal).await.map(|()| true),
+    }
+}
+
+/// Notes what every answer needs, whatever it will be.
+fn arrive(session: &Session, exchange: &mut Exchange) {
+    let head = session.req_header();
+    let arrived = &mut exchange.arrived;
+    arrived.request_id = request_id(&head.headers);
+    arrived.dialect = Dialect::of_path(split_target(head).0);
+    arrived.is_http_10 = head.version == http::Version::HTTP_10;
+    arrived.cors_origin = cors_origin(&arrived.runtime.snapshot.cors, &head.headers);
+}
+
+fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decision, Refusal> {
+    let head = session.req_header();
+    let runtime = &exchange.arrived.runtime;
+    let snapshot = &runtime.snapshot;
+    check_bounds(head, &snapshot.client)?;
+    let (path, query) = split_target(head);
+    if let (Some(pages), Ok(path)) = (&proxy.pages, std::str::from_utf8(path)) {
+        let request = PageRequest { method: &head.method, path, headers: &head.headers };
+        if let Some(answer) = pages.answer(runtime, &request) {
+            return answer.map(Decision::Page);
+        }
+    }
+    if let Some(preflight) = preflight(head, exchange) {
+        return Ok(Decision::Page(preflight));
+    }
+    let inflight = proxy.lifecycle.admit().ok_or(Refusal::Draining)?;
+    auth::check(&snapshot.clients, &head.headers)?;
+    let route = runtime.router.route(path).map_err(|miss| refusal_of(miss, path))?;
+    let target = [route.tail, query].concat().into_boxed_slice();
+    Ok(Decision::Forward(Admitted {
+        pool: Arc::clone(route.target),
+        client: client(session, &snapshot.trusted_proxies),
+        target,
+        _inflight: inflight,
+    }))
+}
+
+fn refusal_of(miss: Miss, path: &[u8]) -> Refusal {
+    match miss {
+        Miss::NoRoute => Refusal::NoRoute { path: String::from_utf8_lossy(path).into_owned() },
+        Miss::NoService(service) if service == "v1" => {
+            Refusal::NoRoute { path: String::from_utf8_lossy(path).into_owned() }
+        }
+        Miss::NoService(service) => Refusal::NoService { service },
+        Miss::NoModel { service, rest } => Refusal::NoModel { service, model: rest },
+        Miss::Unsafe(reason) => Refusal::BadRequest { reason },
+    }
+}
+
+/// The raw path and, with its question mark, the raw query of a request target. Of an absolute one
+/// (RFC 9112, section 3.2.2) scheme and authority are passed over: they do not choose a backend.
+pub(super) fn split_target(head: &RequestHeader) -> (&[u8], &[u8]) {
+    let mut target = head.raw_path();
+    if !target.starts_with(b"/") {
+        if let Some(at) = target.windows(3).position(|window| window == b"://") {
+            let rest = &target[at + 3..];
+            let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?'));
+            target = &rest[end.unwrap_or(rest.len())..];
+        }
+    }
+    match target.iter().position(|byte| *byte == b'?') {
+        Some(at) => target.split_at(at),
+        None => (target, b""),
+    }
+}
+
+fn check_bounds(head: &RequestHeader, bounds: &ClientBounds) -> Result<(), Refusal> {
+    if head.raw_path().len() > bounds.url_bytes_max {
+        return Err(Refusal::UrlTooLong { bytes_max: bounds.url_bytes_max });
+    }
+    let head_bytes: usize =
+        head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if head_bytes > bounds.head_bytes_max {
+        return Err(Refusal::HeadTooLarge { bytes_max: bounds.head_bytes_max });
+    }
+    Ok(())
+}
+
+/// The client's request id, if it is sane, else a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let is_sane = |value: &HeaderValue| {
+        !value.is_empty()
+            && value.len() <= REQUEST_ID_BYTES_MAX
+            && value
+                .as_bytes()
+                .iter()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@~".contains(byte))
+    };
+    if let Some(own) = headers.get(REQUEST_ID).filter(|value| is_sane(value)) {
+        return own.clone();
+    }
+    let mut text = String::with_capacity(32);
+    let _ = write!(text, "{:032x}", fastrand::u128(..));
+    HeaderValue::try_from(text).expect("hexadecimal digits can stand in a header")
+}
+
+/// The origin to allow, where the request comes from a browser on one that may talk to us.
+fn cors_origin(origins: &CorsOrigins, headers: &HeaderMap) -> Option<HeaderValue> {
+    let origin = headers.get(ORIGIN)?;
+    match origins {
+        CorsOrigins::Off => None,
+        CorsOrigins::Any => Some(HeaderValue::from_static("*")),
+        CorsOrigins::Listed(listed) => listed.contains(origin).then(|| origin.clone()),
+    }
+}
+
+/// The answer to a browser that asks whether it may send a request of another origin. Other
+/// `OPTIONS` requests are traffic.
+fn preflight(head: &RequestHeader, exchange: &Exchange) -> Option<Response<Bytes>> {
+    exchange.arrived.cors_origin.as_ref()?;
+    if head.method != Method::OPTIONS || !head.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
+        return None;
+    }
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    let methods = HeaderValue::from_static("GET, POST, PUT, DELETE, PATCH, HEAD, OPTIONS");
+    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods);
+    // A wildcard would not cover Authorization (Fetch standard, 3.3.4): the wish is repeated.
+    if let Some(wanted) = head.headers.get(ACCESS_CONTROL_REQUEST_HEADERS) {
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
+    }
+    headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
+    Some(response)
+}
+
+/// Who sent the request: the peer, or behind trusted proxies the address that the last of them
+/// saw, the first from the right that is not itself trusted.
+fn client(session: &Session, trusted: &[IpNet]) -> Client {
+    let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
+    let peer = session.client_addr().and_then(|address| address.as_inet());
+    let peer = peer.map(|address| address.ip().to_canonical());
+    let peer_is_trusted = peer.is_some_and(is_trusted);
+    let forwarded = peer_is_trusted.then(|| {
+        let values = session.req_header().headers.get_all(X_FORWARDED_FOR);
+        let mut hops: Vec<IpAddr> = Vec::new();
+        for value in values {
+            for hop in value.to_str().unwrap_or_default().split(',') {
+                // What stands left of something unreadable cannot be believed.
+                match hop.trim().parse::<IpAddr>() {
+                    Ok(address) => hops.push(address.to_canonical()),
+                    Err(_) => hops.clear(),
+                }
+            }
+        }
+        hops.iter().rev().find(|hop| !is_trusted(**hop)).or(hops.first()).copied()
+    });
+    Client { peer, address: forwarded.flatten().or(peer), peer_is_trusted }
+}

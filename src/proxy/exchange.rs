@@ -1,0 +1,146 @@
+//! The state of one exchange, grouped by when it is learnt.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use smallvec::SmallVec;
+
+use crate::lifecycle::InFlight;
+use crate::llm::Dialect;
+use crate::pool::{Backend, BackendInFlight, Pool};
+use crate::refusal::Refusal;
+use crate::runtime::Runtime;
+
+/// One exchange.
+pub struct Exchange {
+    pub(super) arrived: Arrived,
+    pub(super) admitted: Option<Admitted>,
+    pub(super) attempts: Attempts,
+    pub(super) observed: Observed,
+}
+
+/// What is known when the head has been read.
+pub(super) struct Arrived {
+    /// The configuration that the exchange lives by, to its end.
+    pub(super) runtime: Arc<Runtime>,
+    pub(super) at: Instant,
+    pub(super) request_id: HeaderValue,
+    pub(super) dialect: Dialect,
+    /// The `Access-Control-Allow-Origin` to send, where the client's origin may talk to us.
+    pub(super) cors_origin: Option<HeaderValue>,
+    pub(super) is_http_10: bool,
+}
+
+/// What is known when the exchange may pass.
+pub(super) struct Admitted {
+    pub(super) pool: Arc<Pool>,
+    pub(super) client: Client,
+    /// The request target for a backend without a base path: tail and query, raw.
+    pub(super) target: Box<[u8]>,
+    pub(super) _inflight: InFlight,
+}
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Client {
+    /// The other end of the connection; none on a Unix socket.
+    pub(super) peer: Option<IpAddr>,
+    /// The client behind trusted proxies.
+    pub(super) address: Option<IpAddr>,
+    /// Whether the peer's forwarded headers are believed.
+    pub(super) peer_is_trusted: bool,
+}
+
+/// The attempts so far.
+#[derive(Default)]
+pub(super) struct Attempts {
+    /// The one that is going on.
+    pub(super) current: Option<Attempt>,
+    /// Connections that could not be made, by backend identity.
+    unreachable: SmallVec<[(SocketAddr, usize); 2]>,
+    /// Backends that are not asked again.
+    given_up: SmallVec<[SocketAddr; 2]>,
+    /// Times that a kept connection turned out to be dead.
+    pub(super) stale_connections: u8,
+    /// What a client is told if no backend is left.
+    pub(super) failure: Option<Refusal>,
+}
+
+/// One attempt.
+pub(super) struct Attempt {
+    pub(super) backend: Arc<Backend>,
+    pub(super) address: SocketAddr,
+    pub(super) _inflight: BackendInFlight,
+}
+
+/// What was seen of the answer.
+#[derive(Default)]
+pub(super) struct Observed {
+    pub(super) refusal: Option<Refusal>,
+    pub(super) first_byte: Option<Duration>,
+}
+
+impl Exchange {
+    pub(super) fn new(runtime: Arc<Runtime>) -> Self {
+        Self {
+            arrived: Arrived {
+                runtime,
+                at: Instant::now(),
+                request_id: HeaderValue::from_static(""),
+                dialect: Dialect::OpenAi,
+                cors_origin: None,
+                is_http_10: false,
+            },
+            admitted: None,
+            attempts: Attempts::default(),
+            observed: Observed::default(),
+        }
+    }
+
+    /// The request id as text.
+    pub(super) fn request_id(&self) -> &str {
+        self.arrived.request_id.to_str().unwrap_or_default()
+    }
+
+    /// `service/model`, once known.
+    pub(super) fn pool_name(&self) -> &str {
+        self.admitted.as_ref().map_or("-", |admitted| admitted.pool.name())
+    }
+}
+
+impl Attempts {
+    /// Whether the backend may still be asked.
+    pub(super) fn may_ask(&self, backend: &Backend) -> bool {
+        !self.given_up.contains(&backend.identity)
+    }
+
+    /// The current attempt found nobody at its address. The backend is given up when that is so for
+    /// each address of its name.
+    pub(super) fn unreachable(&mut self) {
+        let Some(attempt) = &self.current else { return };
+        let identity = attempt.backend.identity;
+        attempt.backend.addresses.pass_over(attempt.address);
+        let failures = match self.unreachable.iter_mut().find(|(known, _)| *known == identity) {
+            Some((_, failures)) => {
+                *failures += 1;
+                *failures
+            }
+            None => {
+                self.unreachable.push((identity, 1));
+                1
+            }
+        };
+        if failures >= attempt.backend.addresses.count() {
+            self.give_up();
+        }
+    }
+
+    /// The current attempt's backend is not asked again.
+    pub(super) fn give_up(&mut self) {
+        if let Some(attempt) = &self.current {
+            self.given_up.push(attempt.backend.identity);
+        }
+    }
+}

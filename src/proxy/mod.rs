@@ -1,0 +1,160 @@
+//! The data path: the life of an exchange.
+//!
+//! 1. The head has been read. [`admit`] notes who asks and gives it a request id; it answers the
+//!    gateway's own pages, refuses what may not pass, and finds the pool.
+//! 2. [`select`] asks the pool for a backend, and Pingora connects to it.
+//! 3. [`send`] rewrites the request head: target, `Host`, credential, forwarded headers. The body
+//!    follows in the chunks in which it comes ([`body`]); nothing is held.
+//! 4. [`receive`] rewrites the response head. The body passes as it is, each chunk at once.
+//! 5. When an attempt fails, [`retry`] says whether there is another one: back to 2.
+//! 6. [`settle`]: a failure becomes a refusal, the log gets its line, and dropping the [`Exchange`]
+//!    gives back all that was taken.
+//!
+//! An exchange takes the runtime once, at 1, and uses it to its end. A client that goes away ends
+//! the work at the backend: Pingora watches the connection while it waits for either side.
+
+mod admit;
+mod body;
+mod exchange;
+mod receive;
+mod respond;
+mod retry;
+mod select;
+mod send;
+mod settle;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::HeaderName;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, Result};
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+
+pub use exchange::Exchange;
+
+use crate::lifecycle::Lifecycle;
+use crate::runtime::{Current, Pages};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// The proxy for all traffic.
+pub struct Proxy {
+    /// The runtime that new exchanges take.
+    pub current: Arc<Current>,
+    /// Says when to refuse, and counts.
+    pub lifecycle: Arc<Lifecycle>,
+    /// The gateway's own pages on the traffic address; none where they have an address of their own.
+    pub pages: Option<Arc<dyn Pages>>,
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Exchange;
+
+    fn new_ctx(&self) -> Exchange {
+        Exchange::new(self.current.load_full())
+    }
+
+    /// None: Pingora's default would ask each response whether to compress it.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn early_request_filter(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        body::bound_client(session, exchange);
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+        admit::admit(self, session, exchange).await
+    }
+
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> Result<Box<HttpPeer>> {
+        select::select(exchange)
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        send::send(session, request, exchange)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        chunk: &mut Option<Bytes>,
+        end_of_stream: bool,
+        _exchange: &mut Exchange,
+    ) -> Result<()> {
+        body::pass(chunk, end_of_stream);
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        receive::receive(self, session, response, exchange)
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        exchange: &mut Exchange,
+        error: Box<Error>,
+    ) -> Box<Error> {
+        retry::after_connect_failure(exchange, error)
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        exchange: &mut Exchange,
+        client_reused: bool,
+    ) -> Box<Error> {
+        retry::after_broken_exchange(session, exchange, error, client_reused)
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        exchange: &mut Exchange,
+    ) -> FailToProxy {
+        settle::fail(session, exchange, error).await
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
+        settle::log(session, exchange, error);
+    }
+
+    /// Ours says more, and says it without the query.
+    fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {
+        true
+    }
+
+    fn request_summary(&self, _session: &Session, exchange: &Exchange) -> String {
+        format!("request {}", exchange.request_id())
+    }
+}

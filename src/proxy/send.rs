@@ -1,0 +1,103 @@
+//! The request as a backend gets it: target, `Host`, credential, forwarded headers.
+
+use http::header::{EXPECT, FORWARDED, HOST};
+use http::{HeaderName, HeaderValue};
+use pingora::http::RequestHeader;
+use pingora_core::Result;
+use pingora_proxy::Session;
+
+use super::exchange::{Admitted, Exchange};
+use super::{REQUEST_ID, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
+use crate::auth::CREDENTIAL_HEADERS;
+use crate::config::{BackendSpec, ClientKeys};
+
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
+/// Rewrites the request for the backend of the current attempt. Hop-by-hop headers are gone by now.
+pub(super) fn send(
+    session: &Session,
+    request: &mut RequestHeader,
+    exchange: &Exchange,
+) -> Result<()> {
+    let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
+    let attempt = exchange.attempts.current.as_ref().expect("an attempt has a backend");
+    let spec = &attempt.backend.spec;
+    forward_headers(session, request, admitted)?;
+    target(request, admitted, spec)?;
+    request.insert_header(HOST, spec.url.authority.clone())?;
+    request.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;
+    // Answered already, see `admit`.
+    request.remove_header(&EXPECT);
+    credential(request, &exchange.arrived.runtime.snapshot.clients, spec)
+}
+
+/// `{base path}{tail}{query}`, the client's part byte for byte.
+fn target(request: &mut RequestHeader, admitted: &Admitted, spec: &BackendSpec) -> Result<()> {
+    let base = spec.url.base_path.as_bytes();
+    let own = &admitted.target;
+    let needs_slash = base.is_empty() && !own.starts_with(b"/");
+    if base.is_empty() && !needs_slash {
+        return request.set_raw_path(own);
+    }
+    let slash: &[u8] = if needs_slash { b"/" } else { b"" };
+    request.set_raw_path(&[base, slash, own].concat())
+}
+
+/// The client's credential goes no further once the gateway has keys; the backend's own is set.
+fn credential(request: &mut RequestHeader, keys: &ClientKeys, spec: &BackendSpec) -> Result<()> {
+    if *keys != ClientKeys::Untouched {
+        for header in &CREDENTIAL_HEADERS {
+            request.remove_header(header);
+        }
+    }
+    if let Some(credential) = &spec.credential {
+        request.insert_header(credential.header.clone(), credential.value.clone())?;
+    }
+    Ok(())
+}
+
+/// Tells the backend who asked and how. What the client says itself is believed only from a trusted
+/// proxy.
+fn forward_headers(
+    session: &Session,
+    request: &mut RequestHeader,
+    admitted: &Admitted,
+) -> Result<()> {
+    let client = &admitted.client;
+    if !client.peer_is_trusted {
+        for header in
+            [&X_FORWARDED_FOR, &X_FORWARDED_HOST, &X_FORWARDED_PROTO, &X_REAL_IP, &FORWARDED]
+        {
+            request.remove_header(header);
+        }
+    }
+    if let Some(peer) = client.peer {
+        let seen: Vec<&str> = request
+            .headers
+            .get_all(X_FORWARDED_FOR)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect();
+        let chain =
+            if seen.is_empty() { peer.to_string() } else { format!("{}, {peer}", seen.join(", ")) };
+        request.insert_header(X_FORWARDED_FOR, chain)?;
+    }
+    if !request.headers.contains_key(X_FORWARDED_HOST) {
+        if let Some(host) = host(session.req_header()) {
+            request.insert_header(X_FORWARDED_HOST, host)?;
+        }
+    }
+    if !request.headers.contains_key(X_FORWARDED_PROTO) {
+        let is_tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+        request.insert_header(X_FORWARDED_PROTO, if is_tls { "https" } else { "http" })?;
+    }
+    Ok(())
+}
+
+/// The host that the client asked: the authority of HTTP/2, else the `Host` header.
+fn host(head: &RequestHeader) -> Option<HeaderValue> {
+    match head.uri.authority() {
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        None => head.headers.get(HOST).cloned(),
+    }
+}

@@ -1,0 +1,73 @@
+//! The end of an exchange, always: a failure becomes a refusal, and the log gets its line.
+
+use std::time::Duration;
+
+use pingora_core::{Error, ErrorSource, ErrorType};
+use pingora_proxy::{FailToProxy, Session};
+
+use super::exchange::Exchange;
+use super::respond;
+use crate::refusal::Refusal;
+
+/// Tells the client why there is no answer, if one can still be told.
+pub(super) async fn fail(
+    session: &mut Session,
+    exchange: &mut Exchange,
+    error: &Error,
+) -> FailToProxy {
+    let refusal = match session.response_written() {
+        Some(head) if !head.status.is_informational() => None,
+        _ => refusal(exchange, error),
+    };
+    let mut error_code = 0;
+    session.set_keepalive(None);
+    if let Some(refusal) = refusal {
+        error_code = refusal.status().as_u16();
+        if let Err(error) = respond::refuse(session, exchange, refusal).await {
+            log::debug!("request {}: the refusal was not sent: {error}", exchange.request_id());
+        }
+    }
+    FailToProxy { error_code, can_reuse_downstream: false }
+}
+
+/// The refusal that a failure means; none when the client is gone.
+fn refusal(exchange: &mut Exchange, error: &Error) -> Option<Refusal> {
+    if error.esource == ErrorSource::Downstream {
+        return match error.etype {
+            ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => None,
+            ErrorType::ReadTimedout => Some(Refusal::BodySlow),
+            ErrorType::H2Error => None,
+            _ => Some(Refusal::BadRequest { reason: "the request is not well-formed HTTP" }),
+        };
+    }
+    Some(exchange.attempts.failure.take().unwrap_or(Refusal::Internal))
+}
+
+/// Logs the exchange. Queries stay out: they may hold a key.
+pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>) {
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
+    let status = session.response_written().map_or(0, |head| head.status.as_u16());
+    let refusal = exchange.observed.refusal.as_ref();
+    let level = match (refusal, error) {
+        (Some(refusal), _) if refusal.status().is_server_error() => log::Level::Warn,
+        (None, Some(error)) if error.esource == ErrorSource::Upstream => log::Level::Warn,
+        _ => log::Level::Debug,
+    };
+    if !log::log_enabled!(level) {
+        return;
+    }
+    let attempt = exchange.attempts.current.as_ref();
+    log::log!(
+        level,
+        "{} {} -> {status}{}{}; pool {}, backend {}, first byte {:.1} ms, {:.1} ms in all, request {}",
+        session.req_header().method,
+        String::from_utf8_lossy(super::admit::split_target(session.req_header()).0),
+        refusal.map(|refusal| format!(" ({})", refusal.code())).unwrap_or_default(),
+        error.map(|error| format!(", {error}")).unwrap_or_default(),
+        exchange.pool_name(),
+        attempt.map_or("-", |attempt| attempt.backend.spec.id.as_str()),
+        milliseconds(exchange.observed.first_byte.unwrap_or_default()),
+        milliseconds(exchange.arrived.at.elapsed()),
+        exchange.request_id(),
+    );
+}

@@ -1,0 +1,145 @@
+//! What runs beside the traffic: health checks and name look-ups, for the runtime of the moment.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use pingora_core::server::ShutdownWatch;
+use pingora_core::services::background::BackgroundService;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use crate::pool::{Addresses, Checks};
+use crate::runtime::{Current, Runtime};
+
+/// Longest that start-up waits for names; what is not known by then is looked up meanwhile.
+const FIRST_LOOKUP_WAIT: Duration = Duration::from_secs(1);
+
+/// A name that is not known at all is tried again this soon.
+const UNKNOWN_RETRY: Duration = Duration::from_secs(2);
+
+/// Looks all names up, so that the first request finds its backend's address.
+pub(super) fn resolve_first(runtime: &Runtime) -> Result<()> {
+    let mut names = runtime.names().peekable();
+    if names.peek().is_none() {
+        return Ok(());
+    }
+    let executor = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start looking up names")?;
+    executor.block_on(async {
+        let mut lookups = JoinSet::new();
+        for addresses in names {
+            let addresses = Arc::clone(addresses);
+            lookups.spawn(async move { addresses.refresh().await });
+        }
+        let all = async { while lookups.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(FIRST_LOOKUP_WAIT, all).await;
+    });
+    // A look-up that hangs keeps its thread; it must not keep the start.
+    executor.shutdown_background();
+    Ok(())
+}
+
+/// The background service.
+pub(super) struct Background {
+    current: Arc<Current>,
+    changed: Arc<Notify>,
+}
+
+/// The tasks at work, by what they work on.
+#[derive(Default)]
+struct Tasks {
+    tasks: JoinSet<()>,
+    checks: HashMap<usize, tokio::task::AbortHandle>,
+    names: HashMap<usize, tokio::task::AbortHandle>,
+}
+
+impl Background {
+    pub(super) fn new(current: Arc<Current>, changed: Arc<Notify>) -> Self {
+        Self { current, changed }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Background {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let mut tasks = Tasks::default();
+        loop {
+            tasks.follow(&self.current.load_full());
+            tokio::select! {
+                () = self.changed.notified() => {}
+                _ = shutdown.changed() => return,
+            }
+        }
+    }
+}
+
+impl Tasks {
+    /// Starts what the runtime brings and ends what it no longer has.
+    fn follow(&mut self, runtime: &Runtime) {
+        let checks: HashMap<usize, &Arc<Checks>> = runtime
+            .pools()
+            .map(|pool| (Arc::as_ptr(pool.checks()) as usize, pool.checks()))
+            .collect();
+        end_missing(&mut self.checks, |id| checks.contains_key(id));
+        for (id, checks) in checks {
+            let tasks = &mut self.tasks;
+            self.checks.entry(id).or_insert_with(|| {
+                let checks = Arc::clone(checks);
+                tasks.spawn(async move { checks.run().await })
+            });
+        }
+        let names: HashMap<usize, &Arc<Addresses>> =
+            runtime.names().map(|name| (Arc::as_ptr(name) as usize, name)).collect();
+        end_missing(&mut self.names, |id| names.contains_key(id));
+        for (id, addresses) in names {
+            let tasks = &mut self.tasks;
+            let interval = runtime.snapshot.dns_refresh;
+            self.names
+                .entry(id)
+                .or_insert_with(|| tasks.spawn(keep_resolved(Arc::clone(addresses), interval)));
+        }
+        while self.tasks.try_join_next().is_some() {}
+    }
+}
+
+fn end_missing(
+    tasks: &mut HashMap<usize, tokio::task::AbortHandle>,
+    stays: impl Fn(&usize) -> bool,
+) {
+    tasks.retain(|id, task| {
+        let stays = stays(id);
+        if !stays {
+            task.abort();
+        }
+        stays
+    });
+}
+
+/// Looks one name up again and again. A failure is logged when it begins and when it ends.
+async fn keep_resolved(addresses: Arc<Addresses>, interval: Duration) {
+    let name = addresses.name().unwrap_or_default().to_owned();
+    let mut failing = false;
+    loop {
+        let unknown = addresses.count() == 0;
+        tokio::time::sleep(if unknown { UNKNOWN_RETRY.min(interval) } else { interval }).await;
+        match addresses.refresh().await {
+            Ok(()) if failing => {
+                failing = false;
+                log::info!("{name}: its address is known again");
+            }
+            Ok(()) => {}
+            Err(error) if !failing => {
+                failing = true;
+                let kept =
+                    if addresses.count() > 0 { "; the last good answer is kept" } else { "" };
+                log::warn!("{name}: cannot look up its address: {error}{kept}");
+            }
+            Err(_) => {}
+        }
+    }
+}

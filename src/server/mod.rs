@@ -1,0 +1,157 @@
+//! The composition root: a snapshot becomes a runtime, the runtime becomes Pingora's services.
+
+mod background;
+mod listen;
+mod signals;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use pingora_core::apps::HttpServerOptions;
+use pingora_core::connectors::ConnectorOptions;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::server::{RunArgs, Server};
+use pingora_core::services::background::background_service;
+use pingora_core::services::listening::Service;
+use pingora_proxy::ProxyServiceBuilder;
+use tokio::sync::Notify;
+
+use crate::admin::{Admin, AdminListener, Scope};
+use crate::config::{ConfigError, Snapshot};
+use crate::lifecycle::Lifecycle;
+use crate::proxy::Proxy;
+use crate::runtime::{Current, Runtime};
+
+use background::Background;
+use listen::{Bound, PreBound};
+use signals::Signals;
+
+/// Most idle connections kept to all backends together: each is a descriptor.
+const IDLE_CONNECTIONS_MAX: usize = 16_384;
+
+/// Fewest, so that a single small pool still serves many clients.
+const IDLE_CONNECTIONS_MIN: usize = 128;
+
+/// Attempts that Pingora allows one exchange. Ours end by themselves, when every backend was asked.
+const ATTEMPTS_MAX: usize = 4096;
+
+/// Above this many seconds a deadline runs on tokio's timer: Pingora's own keeps each of them until
+/// it ends, also of exchanges that are long over.
+const FAST_TIMER_SECONDS_MAX: u64 = 60;
+
+/// Reads the configuration again.
+pub type Reload = Box<dyn Fn() -> Result<Snapshot, ConfigError> + Send + Sync>;
+
+/// Where a started gateway listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Traffic.
+    pub traffic: Vec<SocketAddr>,
+    /// Status and dashboard; empty where the traffic addresses serve them.
+    pub admin: Vec<SocketAddr>,
+}
+
+/// A gateway whose sockets are bound.
+pub struct Gateway {
+    snapshot: Snapshot,
+    traffic: Vec<Bound>,
+    admin: Vec<Bound>,
+}
+
+impl Gateway {
+    /// Binds the sockets of `snapshot`.
+    ///
+    /// # Errors
+    /// When an address is taken or cannot be used; the message names it.
+    pub fn bind(snapshot: Snapshot) -> Result<Self> {
+        let bind_all = |addresses: &[SocketAddr]| -> Result<Vec<Bound>> {
+            addresses.iter().map(|at| Bound::bind(*at)).collect()
+        };
+        let traffic = bind_all(&snapshot.listen)?;
+        let admin = bind_all(&snapshot.admin_listen)?;
+        Ok(Self { snapshot, traffic, admin })
+    }
+
+    /// Where it listens, with the ports that the system chose for port 0.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        let of = |sockets: &[Bound]| sockets.iter().map(Bound::address).collect();
+        Addresses { traffic: of(&self.traffic), admin: of(&self.admin) }
+    }
+
+    /// Serves until a signal ends it and the drain is over. `started` is called once, when it is
+    /// ready.
+    ///
+    /// # Errors
+    /// When the runtime cannot be built.
+    pub fn run(
+        self,
+        reload: Option<Reload>,
+        started: impl Fn() + Send + Sync + 'static,
+    ) -> Result<()> {
+        let lifecycle = Arc::new(Lifecycle::default());
+        let shutdown_timeout = self.snapshot.shutdown_timeout;
+        let runtime = Runtime::new(self.snapshot, None).context("cannot build the pools")?;
+        let current = Arc::new(Current::from_pointee(runtime));
+        background::resolve_first(&current.load_full())?;
+        let configuration = server_configuration(&current.load().snapshot);
+        let mut server = Server::new_with_opt_and_conf(None, configuration);
+        server.bootstrap();
+
+        let scope = if self.admin.is_empty() { Scope::Everything } else { Scope::Probes };
+        let proxy = Proxy {
+            current: Arc::clone(&current),
+            lifecycle: Arc::clone(&lifecycle),
+            pages: Some(Arc::new(Admin::new(Arc::clone(&lifecycle), scope))),
+        };
+        let traffic = ProxyServiceBuilder::new(&server.configuration, proxy)
+            .name("traffic")
+            .server_options(server_options(&current.load().snapshot))
+            .client_options(connector_options(&current.load().snapshot))
+            .build();
+        server.add_service(PreBound::new(traffic, self.traffic));
+        if !self.admin.is_empty() {
+            let admin = Admin::new(Arc::clone(&lifecycle), Scope::Everything);
+            let app = AdminListener { admin, current: Arc::clone(&current) };
+            let mut service = Service::new("admin".to_owned(), app);
+            service.threads = Some(1);
+            server.add_service(PreBound::new(service, self.admin));
+        }
+        let changed = Arc::new(Notify::new());
+        let background = Background::new(Arc::clone(&current), Arc::clone(&changed));
+        let mut background = background_service("background", background);
+        background.threads = Some(1);
+        server.add_service(background);
+
+        let signals = Signals::new(lifecycle, current, changed, shutdown_timeout, reload, started);
+        server.run(RunArgs { shutdown_signal: Box::new(signals) });
+        Ok(())
+    }
+}
+
+fn server_configuration(snapshot: &Snapshot) -> ServerConf {
+    ServerConf {
+        threads: snapshot.threads,
+        max_retries: ATTEMPTS_MAX,
+        // The drain is over when Pingora learns that it is to stop.
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(0),
+        fast_timeout_to_tokio_threshold_seconds: Some(FAST_TIMER_SECONDS_MAX),
+        ..ServerConf::default()
+    }
+}
+
+fn server_options(snapshot: &Snapshot) -> HttpServerOptions {
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    options.h2_idle_timeout = Some(snapshot.client.idle_timeout.max(Duration::from_secs(1)));
+    options
+}
+
+fn connector_options(snapshot: &Snapshot) -> ConnectorOptions {
+    let backends: usize = snapshot.pools().map(|(_, _, pool)| pool.backends.len()).sum();
+    let wanted = snapshot.idle_connections.saturating_mul(backends);
+    ConnectorOptions::new(wanted.clamp(IDLE_CONNECTIONS_MIN, IDLE_CONNECTIONS_MAX))
+}

@@ -1,0 +1,138 @@
+//! Signals: SIGHUP reloads; SIGTERM and SIGINT drain, and a second one ends at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+
+use super::Reload;
+use crate::config::Snapshot;
+use crate::lifecycle::Lifecycle;
+use crate::runtime::{Current, Runtime};
+
+/// Watches for signals in Pingora's stead: its own watch would sleep a fixed time on SIGTERM, and
+/// die of SIGHUP.
+pub(super) struct Signals<F> {
+    lifecycle: Arc<Lifecycle>,
+    current: Arc<Current>,
+    changed: Arc<Notify>,
+    shutdown_timeout: Duration,
+    reload: Option<Reload>,
+    started: F,
+}
+
+impl<F: Fn() + Send + Sync> Signals<F> {
+    pub(super) fn new(
+        lifecycle: Arc<Lifecycle>,
+        current: Arc<Current>,
+        changed: Arc<Notify>,
+        shutdown_timeout: Duration,
+        reload: Option<Reload>,
+        started: F,
+    ) -> Self {
+        Self { lifecycle, current, changed, shutdown_timeout, reload, started }
+    }
+
+    fn start(&self) {
+        self.lifecycle.ready();
+        notify_supervisor(NotifyState::Ready);
+        (self.started)();
+    }
+
+    /// All or nothing: a configuration with problems leaves the old one at work.
+    fn reload(&self) {
+        let Some(reload) = &self.reload else { return };
+        let before = self.current.load_full();
+        let next = match reload() {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                let problems = error.lines().join("\n  ");
+                log::error!("the new configuration is not used, the old one stays:\n  {problems}");
+                return;
+            }
+        };
+        for key in needs_restart(&before.snapshot, &next) {
+            log::warn!("{key} has changed; that takes a restart");
+        }
+        let level = next.log_level;
+        match Runtime::new(next, Some(&before)) {
+            Ok(runtime) => {
+                self.current.store(Arc::new(runtime));
+                self.changed.notify_one();
+                log::set_max_level(level);
+                log::info!("the new configuration is at work");
+            }
+            Err(error) => {
+                log::error!("the new configuration is not used, the old one stays: {error}")
+            }
+        }
+    }
+
+    /// Returns when nothing is in flight, when time is up, or never: a second signal ends the process.
+    async fn drain(&self, terminate: &mut Signal, interrupt: &mut Signal) {
+        self.lifecycle.drain();
+        notify_supervisor(NotifyState::Stopping);
+        let inflight = self.lifecycle.inflight();
+        if inflight > 0 {
+            let seconds = self.shutdown_timeout.as_secs_f64();
+            log::info!("draining: {inflight} exchanges in flight get at most {seconds} s");
+        }
+        tokio::select! {
+            biased;
+            () = self.lifecycle.wait_idle() => log::info!("drained, nothing was cut"),
+            () = tokio::time::sleep(self.shutdown_timeout) => {
+                log::warn!("the drain took too long: {} exchanges are cut", self.lifecycle.inflight());
+            }
+            _ = terminate.recv() => self.end_at_once(),
+            _ = interrupt.recv() => self.end_at_once(),
+        }
+    }
+
+    fn end_at_once(&self) {
+        log::warn!("second signal: {} exchanges are cut", self.lifecycle.inflight());
+        std::process::exit(1);
+    }
+}
+
+/// Keys whose change has no effect until the process starts anew.
+fn needs_restart(before: &Snapshot, next: &Snapshot) -> Vec<&'static str> {
+    let keys = [
+        ("listen", before.listen != next.listen),
+        ("admin.listen", before.admin_listen != next.admin_listen),
+        ("threads", before.threads != next.threads),
+        ("upstream.idle_connections", before.idle_connections != next.idle_connections),
+        ("shutdown_timeout", before.shutdown_timeout != next.shutdown_timeout),
+    ];
+    keys.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+}
+
+/// Tells systemd, where it supervises us.
+fn notify_supervisor(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(false, &[state]) {
+        log::warn!("systemd could not be told about the state: {error}");
+    }
+}
+
+#[async_trait]
+impl<F: Fn() + Send + Sync> ShutdownSignalWatch for Signals<F> {
+    async fn recv(&self) -> ShutdownSignal {
+        let watch = |kind| signal(kind).expect("a signal can be watched inside a tokio runtime");
+        let mut terminate = watch(SignalKind::terminate());
+        let mut interrupt = watch(SignalKind::interrupt());
+        let mut hangup = watch(SignalKind::hangup());
+        self.start();
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => self.reload(),
+            }
+        }
+        self.drain(&mut terminate, &mut interrupt).await;
+        ShutdownSignal::GracefulTerminate
+    }
+}
