@@ -152,12 +152,12 @@ fn demo(port: u16) -> Result<ExitCode> {
 }
 
 /// The application log on standard error. Pingora's debug lines hold request heads, and with them
-/// credentials: they stay off whatever the level. Its lines on failed exchanges are ours to write.
+/// credentials: they stay off whatever the level. On exchanges and health we write our own lines.
 fn start_log(level: LevelFilter) {
     env_logger::Builder::new()
         .filter_level(LevelFilter::Warn)
         .filter_module("tollgate", LevelFilter::Trace)
-        .filter_module("pingora_load_balancing", LevelFilter::Info)
+        .filter_module("pingora_load_balancing", LevelFilter::Off)
         .filter_module("pingora_proxy", LevelFilter::Off)
         .format(|out, record| {
             let time = out.timestamp_millis();

@@ -13,3 +13,4 @@ pub mod routing;
 pub mod runtime;
 pub mod secret;
 pub mod server;
+pub mod telemetry;

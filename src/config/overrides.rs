@@ -66,11 +66,11 @@ fn listen(file: &mut FileConfig, reader: &mut Reader<'_>) {
         }
         port => port.and_then(Result::ok),
     };
-    if let Some(host) = host {
-        if super::validate::listen_host(host).is_none() {
-            reader.wrong("HOST", "expected an address such as 0.0.0.0, 127.0.0.1 or ::");
-            return;
-        }
+    if let Some(host) = host
+        && super::validate::listen_host(host).is_none()
+    {
+        reader.wrong("HOST", "expected an address such as 0.0.0.0, 127.0.0.1 or ::");
+        return;
     }
     if host.is_none() && port.is_none() {
         return;

@@ -1,8 +1,8 @@
 //! One backend at run time: its identity, its live state, and the peer that is dialled.
 
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pingora_core::upstreams::peer::HttpPeer;
@@ -147,6 +147,7 @@ pub struct Health {
     state: AtomicU8,
     response_micros: AtomicU64,
     checked_at_millis: AtomicI64,
+    failure: Mutex<Option<String>>,
 }
 
 const UNKNOWN: u8 = 0;
@@ -161,6 +162,7 @@ impl Default for Health {
             state: AtomicU8::new(UNKNOWN),
             response_micros: AtomicU64::new(NO_RESPONSE),
             checked_at_millis: AtomicI64::new(NEVER_CHECKED),
+            failure: Mutex::default(),
         }
     }
 }
@@ -190,8 +192,19 @@ impl Health {
         (millis != NEVER_CHECKED).then_some(millis)
     }
 
-    /// A check ended, with the time to its answer if it passed.
-    pub(super) fn checked(&self, response_time: Option<Duration>) {
+    /// Why the last check failed, if it did.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A check ended, with the time to its answer, or the reason why there is none.
+    pub(super) fn checked(&self, outcome: Result<Duration, String>) {
+        let (response_time, failure) = match outcome {
+            Ok(time) => (Some(time), None),
+            Err(reason) => (None, Some(reason)),
+        };
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
         let micros = response_time
             .map_or(NO_RESPONSE, |time| u64::try_from(time.as_micros()).unwrap_or(NO_RESPONSE));
         self.response_micros.store(micros, Ordering::Relaxed);

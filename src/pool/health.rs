@@ -16,7 +16,8 @@ use pingora_load_balancing::Backend as LbBackend;
 use pingora_load_balancing::health_check::HealthCheck;
 
 use super::backend::Backend;
-use crate::config::HealthSpec;
+use crate::config::{BackendSpec, HealthSpec};
+use crate::telemetry::brief;
 
 /// Most of an answer's body that is read, so that the connection ends cleanly for the backend.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -131,7 +132,7 @@ impl HealthCheck for PoolCheck {
             .await
             .or_err_with(ErrorType::ReadTimedout, || format!("no answer in {timeout:?}"))
             .and_then(|answered| answered);
-        backend.live.health.checked(result.as_ref().ok().copied());
+        backend.live.health.checked(result.as_ref().copied().map_err(|error| brief(error)));
         if result.is_ok() {
             backend.live.health.first_pass();
         }
@@ -141,16 +142,14 @@ impl HealthCheck for PoolCheck {
     async fn health_status_change(&self, target: &LbBackend, healthy: bool) {
         if let Some(backend) = self.find(target) {
             backend.live.health.turn(healthy);
-        }
-    }
-
-    fn backend_summary(&self, target: &LbBackend) -> String {
-        match self.find(target) {
-            Some(backend) => {
-                let pool = &self.pool.load().name;
-                format!("backend {} of {pool} ({})", backend.spec.id, backend.spec.url.shown)
+            let BackendSpec { id, url, .. } = &backend.spec;
+            let pool = &self.pool.load().name;
+            if healthy {
+                log::info!("backend {id} of {pool} ({}) is healthy again", url.shown);
+            } else {
+                let failure = backend.live.health.failure().unwrap_or_default();
+                log::warn!("backend {id} of {pool} ({}) is unhealthy: {failure}", url.shown);
             }
-            None => "a backend that is no longer configured".to_owned(),
         }
     }
 

@@ -106,12 +106,12 @@ fn refusal_of(miss: Miss, path: &[u8]) -> Refusal {
 /// (RFC 9112, section 3.2.2) scheme and authority are passed over: they do not choose a backend.
 pub(super) fn split_target(head: &RequestHeader) -> (&[u8], &[u8]) {
     let mut target = head.raw_path();
-    if !target.starts_with(b"/") {
-        if let Some(at) = target.windows(3).position(|window| window == b"://") {
-            let rest = &target[at + 3..];
-            let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?'));
-            target = &rest[end.unwrap_or(rest.len())..];
-        }
+    if !target.starts_with(b"/")
+        && let Some(at) = target.windows(3).position(|window| window == b"://")
+    {
+        let rest = &target[at + 3..];
+        let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?'));
+        target = &rest[end.unwrap_or(rest.len())..];
     }
     match target.iter().position(|byte| *byte == b'?') {
         Some(at) => target.split_at(at),

@@ -5,6 +5,7 @@ use pingora_proxy::Session;
 
 use super::exchange::Exchange;
 use crate::refusal::Refusal;
+use crate::telemetry::brief;
 
 /// Times that a kept connection may turn out to be dead before the backend is given up: after its
 /// restart every kept one is, and each try finds the next.
@@ -83,11 +84,12 @@ fn note_failure(exchange: &mut Exchange, error: &Error) {
 fn log_attempt(exchange: &Exchange, error: &Error) {
     let Some(attempt) = &exchange.attempts.current else { return };
     log::warn!(
-        "backend {} of {} ({} at {}) failed: {error}; request {}",
+        "backend {} of {} ({} at {}) failed: {}; request {}",
         attempt.backend.spec.id,
         exchange.pool_name(),
         attempt.backend.spec.url.shown,
         attempt.address,
+        brief(error),
         exchange.request_id(),
     );
 }

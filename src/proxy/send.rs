@@ -82,10 +82,10 @@ fn forward_headers(
             if seen.is_empty() { peer.to_string() } else { format!("{}, {peer}", seen.join(", ")) };
         request.insert_header(X_FORWARDED_FOR, chain)?;
     }
-    if !request.headers.contains_key(X_FORWARDED_HOST) {
-        if let Some(host) = host(session.req_header()) {
-            request.insert_header(X_FORWARDED_HOST, host)?;
-        }
+    if !request.headers.contains_key(X_FORWARDED_HOST)
+        && let Some(host) = host(session.req_header())
+    {
+        request.insert_header(X_FORWARDED_HOST, host)?;
     }
     if !request.headers.contains_key(X_FORWARDED_PROTO) {
         let is_tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());

@@ -8,6 +8,7 @@ use pingora_proxy::{FailToProxy, Session};
 use super::exchange::Exchange;
 use super::respond;
 use crate::refusal::Refusal;
+use crate::telemetry::brief;
 
 /// Tells the client why there is no answer, if one can still be told.
 pub(super) async fn fail(
@@ -63,7 +64,7 @@ pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>)
         session.req_header().method,
         String::from_utf8_lossy(super::admit::split_target(session.req_header()).0),
         refusal.map(|refusal| format!(" ({})", refusal.code())).unwrap_or_default(),
-        error.map(|error| format!(", {error}")).unwrap_or_default(),
+        error.map(|error| format!(", {}", brief(error))).unwrap_or_default(),
         exchange.pool_name(),
         attempt.map_or("-", |attempt| attempt.backend.spec.id.as_str()),
         milliseconds(exchange.observed.first_byte.unwrap_or_default()),

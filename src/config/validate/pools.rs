@@ -158,10 +158,10 @@ fn pool(
             }
             continue;
         };
-        if let Some(id) = &backend.id {
-            if !ids.insert(id.as_str()) {
-                problems.value(&at.key("id"), format!("{id:?} is the id of another backend here"));
-            }
+        if let Some(id) = &backend.id
+            && !ids.insert(id.as_str())
+        {
+            problems.value(&at.key("id"), format!("{id:?} is the id of another backend here"));
         }
         let (backend, own_key) =
             backend::backend(backend, &at, &inherited.health, context, problems);
