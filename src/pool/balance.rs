@@ -1,29 +1,33 @@
 //! Which backend is asked first, second, ...: the selection behind Pingora's `LoadBalancer`.
 //!
-//! Every policy gives each usable backend a cost; candidates come in the order of their costs,
-//! backups after all others, each exactly once. Drained backends (weight 0) never come.
+//! Candidates come each exactly once, backups after all others. Drained backends (weight 0) never
+//! come, and neither do those that are not usable.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use pingora_load_balancing::Backend as LbBackend;
 use pingora_load_balancing::selection::{BackendIter, BackendSelection};
 use smallvec::SmallVec;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::backend::Backend;
+use super::stickiness::{Candidate, Homes, client_number, distance};
 use crate::config::Balance;
 
 /// What a selection is built from.
 pub(super) struct BalanceConfig {
     pub(super) balance: Balance,
     pub(super) backends: Vec<Arc<Backend>>,
+    /// The pool's clients; they outlive a configuration.
+    pub(super) homes: Arc<Mutex<Homes>>,
 }
 
 /// The selection of one pool.
 pub(super) struct Balancer {
     balance: Balance,
     members: Vec<Member>,
+    homes: Arc<Mutex<Homes>>,
     /// Smooth round robin's credit of each member; unused by the other policies.
     credits: Mutex<Vec<f64>>,
 }
@@ -34,7 +38,17 @@ struct Member {
     backend: Arc<Backend>,
 }
 
-/// Backups cost more than any other candidate.
+impl Member {
+    fn candidate(&self) -> Candidate {
+        Candidate { seed: self.backend.stickiness_seed, weight: self.backend.spec.weight }
+    }
+
+    /// Backups cost more than any other candidate.
+    fn tier(&self) -> f64 {
+        if self.backend.spec.backup { BACKUP } else { 0.0 }
+    }
+}
+
 const BACKUP: f64 = 1e12;
 
 impl BackendSelection for Balancer {
@@ -42,85 +56,103 @@ impl BackendSelection for Balancer {
     type Config = Arc<BalanceConfig>;
 
     fn build_with_config(entries: &BTreeSet<LbBackend>, config: &Self::Config) -> Self {
+        let entry_of = |backend: &Backend| {
+            entries.iter().find(|entry| super::identity_of(entry) == Some(backend.identity))
+        };
         let members: Vec<Member> = config
             .backends
             .iter()
             .filter(|backend| backend.spec.weight > 0.0)
             .filter_map(|backend| {
-                let entry = entries
-                    .iter()
-                    .find(|entry| super::identity_of(entry) == Some(backend.identity));
-                Some(Member { entry: entry?.clone(), backend: Arc::clone(backend) })
+                let entry = entry_of(backend)?.clone();
+                Some(Member { entry, backend: Arc::clone(backend) })
             })
             .collect();
+        // Pingora builds an empty selection before it knows the backends.
+        if config.balance == Balance::Sticky && !members.is_empty() {
+            let candidates = members.iter().map(|member| {
+                let is_home = !member.backend.spec.backup;
+                Candidate {
+                    weight: if is_home { member.backend.spec.weight } else { 0.0 },
+                    ..member.candidate()
+                }
+            });
+            locked(&config.homes).change_candidates(candidates.collect());
+        }
         let credits = Mutex::new(vec![0.0; members.len()]);
-        Self { balance: config.balance, members, credits }
+        let homes = Arc::clone(&config.homes);
+        Self { balance: config.balance, members, homes, credits }
     }
 
     fn build(_: &BTreeSet<LbBackend>) -> Self {
-        Self { balance: Balance::Sticky, members: Vec::new(), credits: Mutex::default() }
+        unreachable!("a pool's load balancer always has a configuration")
     }
 
     fn iter(self: &Arc<Self>, key: &[u8]) -> Candidates {
-        let usable: SmallVec<[usize; 16]> =
-            (0..self.members.len()).filter(|at| self.members[*at].backend.is_usable()).collect();
-        let costs = if usable.len() < 2 {
-            usable.iter().map(|at| (*at, 0.0)).collect()
-        } else {
-            match self.balance {
-                Balance::Sticky => self.sticky(&usable, key),
-                Balance::RoundRobin => self.round_robin(&usable),
-                Balance::LeastInflight => self.least_inflight(&usable),
-            }
+        let client = client_number(key);
+        let home = match self.balance {
+            Balance::Sticky if self.members.len() > 1 => self.home(client),
+            _ => None,
         };
-        Candidates { balancer: Arc::clone(self), costs }
+        let next = home.map_or(Next::WorkOut, Next::Home);
+        Candidates { balancer: Arc::clone(self), client, home, next }
     }
+}
+
+fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A panic while it was held cannot leave it in a state that is wrong for a selection.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Members with their costs.
 type Costs = SmallVec<[(usize, f64); 16]>;
 
 impl Balancer {
-    fn spec(&self, at: usize) -> &crate::config::BackendSpec {
-        &self.members[at].backend.spec
+    /// The client's home, where that is usable. A lock, since a new client changes the shares of
+    /// all; it is held for one look-up.
+    fn home(&self, client: u64) -> Option<usize> {
+        let home = locked(&self.homes).of(client, now_seconds())?;
+        self.members.get(home)?.backend.is_usable().then_some(home)
     }
 
-    fn tier(&self, at: usize) -> f64 {
-        if self.spec(at).backup { BACKUP } else { 0.0 }
+    fn costs(&self, client: u64) -> Costs {
+        let usable: SmallVec<[usize; 16]> =
+            (0..self.members.len()).filter(|at| self.members[*at].backend.is_usable()).collect();
+        if usable.len() < 2 {
+            return usable.iter().map(|at| (*at, 0.0)).collect();
+        }
+        match self.balance {
+            Balance::Sticky => self.nearest(&usable, client),
+            Balance::RoundRobin => self.round_robin(&usable),
+            Balance::LeastInflight => self.least_inflight(&usable),
+        }
     }
 
-    /// Weighted rendezvous hashing (Thaler and Ravishankar 1998; the logarithm makes shares exactly
-    /// proportional to weights): a client's backend changes only if that backend goes or a better
-    /// one comes, so a change moves no client that it need not move.
-    fn sticky(&self, usable: &[usize], key: &[u8]) -> Costs {
-        usable
-            .iter()
-            .map(|at| {
-                let hash = xxh3_64_with_seed(key, self.members[*at].backend.stickiness_seed);
-                // 53 bits, the most a double holds, as a number in (0, 1).
-                #[allow(clippy::cast_precision_loss, reason = "53 bits fit a double")]
-                let share = ((hash >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-                (*at, self.tier(*at) - share.ln() / self.spec(*at).weight)
-            })
-            .collect()
+    /// By rendezvous hash: clients of a backend that is down stick to their next choice.
+    fn nearest(&self, usable: &[usize], client: u64) -> Costs {
+        let cost = |member: &Member| member.tier() + distance(client, member.candidate());
+        usable.iter().map(|at| (*at, cost(&self.members[*at]))).collect()
     }
 
     /// Smooth weighted round robin as nginx has it: each usable member earns its weight, the richest
     /// is chosen and pays the sum. A lock, because a pick changes all credits at once; it is held
     /// for a few additions.
     fn round_robin(&self, usable: &[usize]) -> Costs {
-        let mut credits = self.credits.lock().unwrap_or_else(PoisonError::into_inner);
-        let tier_of_first = usable.iter().map(|at| self.tier(*at)).fold(BACKUP, f64::min);
+        let mut credits = locked(&self.credits);
+        let members = usable.iter().map(|at| (*at, &self.members[*at]));
+        let first_tier = members.clone().map(|(_, member)| member.tier()).fold(BACKUP, f64::min);
         let mut total = 0.0;
-        for at in usable {
-            if self.tier(*at) == tier_of_first {
-                credits[*at] += self.spec(*at).weight;
-                total += self.spec(*at).weight;
-            }
+        for (at, member) in members.clone().filter(|(_, member)| member.tier() == first_tier) {
+            credits[at] += member.backend.spec.weight;
+            total += member.backend.spec.weight;
         }
-        let costs: Costs = usable.iter().map(|at| (*at, self.tier(*at) - credits[*at])).collect();
-        if let Some((chosen, _)) = costs.iter().min_by(|left, right| left.1.total_cmp(&right.1)) {
-            credits[*chosen] -= total;
+        let costs: Costs = members.map(|(at, member)| (at, member.tier() - credits[at])).collect();
+        if let Some((_, chosen)) = cheapest(&costs) {
+            credits[chosen] -= total;
         }
         costs
     }
@@ -129,44 +161,65 @@ impl Balancer {
     /// Drawing by weight keeps an idle pool's shares right; comparing spreads a busy one's load.
     fn least_inflight(&self, usable: &[usize]) -> Costs {
         // Exponential keys order a weighted sample without replacement (Efraimidis and Spirakis).
-        let mut drawn: Costs = usable
-            .iter()
-            .map(|at| {
-                let key = -fastrand::f64().max(f64::MIN_POSITIVE).ln() / self.spec(*at).weight;
-                (*at, self.tier(*at) + key)
-            })
-            .collect();
+        let draw = |member: &Member| {
+            let luck = fastrand::f64().max(f64::MIN_POSITIVE);
+            member.tier() - luck.ln() / member.backend.spec.weight
+        };
+        let mut drawn: Costs = usable.iter().map(|at| (*at, draw(&self.members[*at]))).collect();
         drawn.sort_unstable_by(|left, right| left.1.total_cmp(&right.1));
-        if self.tier(drawn[0].0) == self.tier(drawn[1].0)
-            && self.load(drawn[1].0) < self.load(drawn[0].0)
-        {
-            let second = drawn[1].0;
-            drawn[1].0 = drawn[0].0;
+        let (first, second) = (drawn[0].0, drawn[1].0);
+        let same_tier = self.members[first].tier() == self.members[second].tier();
+        if same_tier && self.load(second) < self.load(first) {
             drawn[0].0 = second;
+            drawn[1].0 = first;
         }
         drawn
     }
 
     #[allow(clippy::cast_precision_loss, reason = "exchanges in flight are far below 2^52")]
     fn load(&self, at: usize) -> f64 {
-        (self.members[at].backend.inflight() + 1) as f64 / self.spec(at).weight
+        let backend = &self.members[at].backend;
+        (backend.inflight() + 1) as f64 / backend.spec.weight
     }
 }
 
-/// The candidates of one selection, cheapest first.
+/// Position and member of the smallest cost.
+fn cheapest(costs: &Costs) -> Option<(usize, usize)> {
+    let (position, (member, _)) =
+        costs.iter().enumerate().min_by(|(_, left), (_, right)| left.1.total_cmp(&right.1))?;
+    Some((position, *member))
+}
+
+/// The candidates of one selection: a client's home, then the rest by their costs, which are
+/// worked out only when they are asked for.
 pub(super) struct Candidates {
     balancer: Arc<Balancer>,
-    costs: Costs,
+    client: u64,
+    home: Option<usize>,
+    next: Next,
+}
+
+#[allow(clippy::large_enum_variant, reason = "lives on the stack for one selection")]
+enum Next {
+    Home(usize),
+    WorkOut,
+    Rest(Costs),
 }
 
 impl BackendIter for Candidates {
     fn next(&mut self) -> Option<&LbBackend> {
-        let (position, _) = self
-            .costs
-            .iter()
-            .enumerate()
-            .min_by(|(_, left), (_, right)| left.1.total_cmp(&right.1))?;
-        let (at, _) = self.costs.swap_remove(position);
-        Some(&self.balancer.members[at].entry)
+        if let Next::Home(home) = self.next {
+            self.next = Next::WorkOut;
+            return Some(&self.balancer.members[home].entry);
+        }
+        if let Next::WorkOut = self.next {
+            let mut rest = self.balancer.costs(self.client);
+            rest.retain(|(member, _)| Some(*member) != self.home);
+            self.next = Next::Rest(rest);
+        }
+        let Next::Rest(rest) = &mut self.next else { return None };
+        let (position, member) = cheapest(rest)?;
+        rest.swap_remove(position);
+        Some(&self.balancer.members[member].entry)
     }
 }

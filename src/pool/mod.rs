@@ -5,11 +5,12 @@ mod backend;
 mod balance;
 mod health;
 mod resolve;
+mod stickiness;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -23,6 +24,7 @@ pub use resolve::Addresses;
 
 use balance::{BalanceConfig, Balancer};
 use health::{CheckedPool, PoolCheck};
+use stickiness::Homes;
 
 use crate::config::{Host, PoolSpec};
 
@@ -40,6 +42,7 @@ pub struct Pool {
     by_identity: HashMap<SocketAddr, Arc<Backend>>,
     balancer: LoadBalancer<Balancer>,
     checks: Arc<Checks>,
+    homes: Arc<Mutex<Homes>>,
 }
 
 /// The part of a pool that outlives a configuration: Pingora's health registry and what it checks.
@@ -90,8 +93,9 @@ impl Pool {
             }
             None => Arc::new(Checks::new(checked)),
         };
-        let balancer = load_balancer(&spec, &backends, &checks.registry)?;
-        Ok(Self { name, spec, backends, by_identity, balancer, checks })
+        let homes = previous.map(|previous| Arc::clone(&previous.homes)).unwrap_or_default();
+        let balancer = load_balancer(&spec, &backends, &checks.registry, &homes)?;
+        Ok(Self { name, spec, backends, by_identity, balancer, checks, homes })
     }
 
     /// `service/model`.
@@ -181,13 +185,18 @@ fn load_balancer(
     spec: &PoolSpec,
     backends: &[Arc<Backend>],
     registry: &Arc<HealthRegistry>,
+    homes: &Arc<Mutex<Homes>>,
 ) -> pingora_core::Result<LoadBalancer<Balancer>> {
     let entries: BTreeSet<LbBackend> = backends
         .iter()
         .map(|backend| LbBackend::new(&backend.identity.to_string()))
         .collect::<pingora_core::Result<_>>()?;
     let view = Backends::new_with_health_registry(Static::new(entries), Arc::clone(registry));
-    let config = BalanceConfig { balance: spec.balance, backends: backends.to_vec() };
+    let config = BalanceConfig {
+        balance: spec.balance,
+        backends: backends.to_vec(),
+        homes: Arc::clone(homes),
+    };
     let balancer = LoadBalancer::from_backends_with_config(view, Some(Arc::new(config)));
     // The discovery is static: the update is ready at its first poll.
     futures_ready(balancer.update())?;

@@ -1,1 +1,17 @@
+//! The built program as its users meet it: real processes, real sockets, real clients.
 
+mod harness;
+
+mod architecture;
+mod balancing;
+mod bodies;
+mod clients;
+mod configuration;
+mod credentials;
+mod exchange;
+mod failover;
+mod health;
+mod hostile;
+mod lifecycle;
+mod status;
+mod streaming;

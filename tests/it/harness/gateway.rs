@@ -1,0 +1,172 @@
+//! The built program in a folder of its own.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::{Upstream, eventually, get};
+
+/// A running gateway. It ends with the test.
+pub(crate) struct Gateway {
+    child: Child,
+    folder: TempDir,
+    log: Arc<Mutex<Vec<String>>>,
+    address: SocketAddr,
+}
+
+impl Gateway {
+    /// Runs the program with this `tollgate.yaml`.
+    #[track_caller]
+    pub(crate) fn start(config: &str) -> Self {
+        Self::start_with(config, &[], &[])
+    }
+
+    /// Runs the program with this `tollgate.yaml`, variables and arguments.
+    #[track_caller]
+    pub(crate) fn start_with(config: &str, variables: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        if !config.is_empty() {
+            std::fs::write(folder.path().join("tollgate.yaml"), config).expect("a file");
+        }
+        Self::start_in(folder, variables, arguments)
+    }
+
+    /// Runs the program in a folder that the test has filled.
+    #[track_caller]
+    pub(crate) fn start_in(
+        folder: TempDir,
+        variables: &[(&str, &str)],
+        arguments: &[&str],
+    ) -> Self {
+        let mut child = program(folder.path(), variables, arguments)
+            .stdout(Stdio::inherit())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let stderr = child.stderr.take().expect("a pipe");
+        std::thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    log.lock().unwrap().push(line);
+                }
+            }
+        });
+        let mut gateway =
+            Self { child, folder, log, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let line = gateway.wait_log("listening on http://");
+        let address = line.rsplit_once("http://").expect("an address in the line").1;
+        gateway.address = address.trim().parse().expect("an address");
+        gateway
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Waits for a log line with this text and returns it.
+    #[track_caller]
+    pub(crate) fn wait_log(&mut self, text: &str) -> String {
+        let mut found = None;
+        let mut ended = None;
+        eventually(&format!("a log line with {text:?}; the log is {:#?}", self.log()), || {
+            found = self.log().into_iter().find(|line| line.contains(text));
+            ended = self.child.try_wait().expect("the child can be asked");
+            found.is_some() || ended.is_some()
+        });
+        found.unwrap_or_else(|| panic!("ended ({ended:?}) without {text:?}: {:#?}", self.log()))
+    }
+
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("the process is there");
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))
+    }
+
+    /// Waits for the end of the process.
+    #[track_caller]
+    pub(crate) fn wait_end(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually("the process ends", || {
+            status = self.child.try_wait().expect("the child can be asked");
+            status.is_some()
+        });
+        status.expect("it ended")
+    }
+
+    /// The most memory that was ever resident, in MiB.
+    pub(crate) fn peak_memory_mib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
+            .expect("the process is there");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a peak");
+        let kib: u64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");
+        kib / 1024
+    }
+
+    /// The status of the backend `id` of `service/model`.
+    #[track_caller]
+    pub(crate) fn backend(&self, pool: &str, id: &str) -> serde_json::Value {
+        let status = get(self.address, "/api/health/status", &[]).json();
+        let (service, model) = pool.split_once('/').expect("service/model");
+        let backends = status["data"][service][model].as_array().expect("a pool").clone();
+        backends.into_iter().find(|backend| backend["id"] == id).expect("a backend")
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_backend(&self, pool: &str, id: &str, status: &str) {
+        eventually(&format!("{pool} {id} is {status}"), || {
+            self.backend(pool, id)["status"] == status
+        });
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the gateway's log:\n{}", self.log().join("\n"));
+        }
+    }
+}
+
+/// A configuration with one service and model, `svc/mdl`, over these upstreams (ids `a`, `b`, ...),
+/// with more top-level lines before it.
+pub(crate) fn config(top: &str, upstreams: &[&Upstream]) -> String {
+    let mut text =
+        format!("listen: 127.0.0.1:0\n{top}\nservices: {{svc: {{models: {{mdl: {{backends: [\n");
+    for (id, upstream) in ('a'..).zip(upstreams) {
+        text.push_str(&format!("  {{id: {id}, url: \"{}\"}},\n", upstream.url()));
+    }
+    text.push_str("]}}}}\n");
+    text
+}
+
+/// Runs the program to its end.
+pub(crate) fn run_program(folder: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
+    program(folder, variables, arguments).output().expect("the program runs")
+}
+
+fn program(folder: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Command {
+    let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_tollgate")));
+    command.current_dir(folder).env_clear().args(arguments).stdin(Stdio::null());
+    command.envs(variables.iter().copied());
+    command
+}
