@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Response};
 
 use crate::config::Snapshot;
-use crate::pool::{Addresses, Names, Pool};
+use crate::pool::{Addresses, Names, Pool, Prober};
 use crate::routing::Router;
 
 /// The runtime that new exchanges take. Swapped as a whole; an exchange keeps the one it began with.
@@ -25,6 +25,7 @@ pub struct Runtime {
     pools: HashMap<String, Arc<Pool>>,
     /// The names that are looked up again and again.
     names: Names,
+    prober: Arc<Prober>,
 }
 
 impl Runtime {
@@ -44,6 +45,7 @@ impl Runtime {
                 }
             }
         }
+        let prober = previous.map(|previous| Arc::clone(&previous.prober)).unwrap_or_default();
         let mut pools = HashMap::new();
         let mut routes = Vec::new();
         for (service, model, spec) in snapshot.pools() {
@@ -53,7 +55,7 @@ impl Runtime {
                 Some(same) if same.spec() == spec => Arc::clone(same),
                 _ => {
                     let before = before.map(Arc::as_ref);
-                    Arc::new(Pool::new(name.clone(), spec.clone(), &mut names, before)?)
+                    Arc::new(Pool::new(name.clone(), spec.clone(), &mut names, &prober, before)?)
                 }
             };
             for backend in pool.backends() {
@@ -63,7 +65,7 @@ impl Runtime {
             routes.push((service.to_owned(), model.to_owned(), Arc::clone(&pool)));
             pools.insert(name, pool);
         }
-        Ok(Self { router: Router::new(routes), pools, names, snapshot })
+        Ok(Self { router: Router::new(routes), pools, names, prober, snapshot })
     }
 
     /// The pool of a service and model.

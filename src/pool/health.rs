@@ -34,14 +34,10 @@ pub(super) struct PoolCheck {
     pub(super) pool: Arc<ArcSwap<CheckedPool>>,
     /// Whether checks of a round are spread over the jitter; not so in the first round.
     pub(super) spread: Arc<AtomicBool>,
-    connector: Connector,
+    pub(super) prober: Arc<Prober>,
 }
 
 impl PoolCheck {
-    pub(super) fn new(pool: Arc<ArcSwap<CheckedPool>>, spread: Arc<AtomicBool>) -> Self {
-        Self { pool, spread, connector: Connector::new(None) }
-    }
-
     fn find(&self, target: &LbBackend) -> Option<Arc<Backend>> {
         self.pool.load().backends.get(&super::identity_of(target)?).cloned()
     }
@@ -52,7 +48,20 @@ impl PoolCheck {
             tokio::time::sleep(spec.interval.mul_f64(spec.jitter * fastrand::f64())).await;
         }
     }
+}
 
+/// Sends the checks of all pools. One for the process: it holds the system's root certificates.
+pub struct Prober {
+    connector: Connector,
+}
+
+impl Default for Prober {
+    fn default() -> Self {
+        Self { connector: Connector::new(None) }
+    }
+}
+
+impl Prober {
     /// Asks the backend, trying its host's other addresses when one cannot be connected to.
     async fn probe(&self, backend: &Backend) -> Result<Duration> {
         let mut addresses_left = backend.addresses.count();
@@ -128,7 +137,7 @@ impl HealthCheck for PoolCheck {
         let Some(backend) = self.find(target) else { return Ok(()) };
         self.wait_jitter().await;
         let timeout = backend.spec.probe.timeout;
-        let result = tokio::time::timeout(timeout, self.probe(&backend))
+        let result = tokio::time::timeout(timeout, self.prober.probe(&backend))
             .await
             .or_err_with(ErrorType::ReadTimedout, || format!("no answer in {timeout:?}"))
             .and_then(|answered| answered);

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub use backend::{Backend, BackendInFlight, Health, HealthState, Live};
+pub use health::Prober;
 pub use resolve::Addresses;
 
 use balance::{BalanceConfig, Balancer};
@@ -63,6 +64,7 @@ impl Pool {
         name: String,
         spec: PoolSpec,
         names: &mut Names,
+        prober: &Arc<Prober>,
         previous: Option<&Pool>,
     ) -> pingora_core::Result<Self> {
         let backends: Vec<Arc<Backend>> = spec
@@ -91,7 +93,7 @@ impl Pool {
                 previous.checks.pool.store(Arc::new(checked));
                 Arc::clone(&previous.checks)
             }
-            None => Arc::new(Checks::new(checked)),
+            None => Arc::new(Checks::new(checked, Arc::clone(prober))),
         };
         let homes = previous.map(|previous| Arc::clone(&previous.homes)).unwrap_or_default();
         let balancer = load_balancer(&spec, &backends, &checks.registry, &homes)?;
@@ -142,7 +144,7 @@ impl Pool {
 }
 
 impl Checks {
-    fn new(checked: CheckedPool) -> Self {
+    fn new(checked: CheckedPool, prober: Arc<Prober>) -> Self {
         let registry = Arc::new(HealthRegistry::with_equivalence(|entry: &LbBackend| {
             identity_of(entry).map_or(0, |identity| match identity {
                 SocketAddr::V6(address) => {
@@ -156,7 +158,8 @@ impl Checks {
         }));
         let pool = Arc::new(ArcSwap::from_pointee(checked));
         let spread = Arc::new(AtomicBool::new(false));
-        registry.set_health_check(Box::new(PoolCheck::new(Arc::clone(&pool), Arc::clone(&spread))));
+        let check = PoolCheck { pool: Arc::clone(&pool), spread: Arc::clone(&spread), prober };
+        registry.set_health_check(Box::new(check));
         Self { registry, pool, spread, suspected: Notify::new() }
     }
 
@@ -216,6 +219,3 @@ fn futures_ready<T>(future: impl Future<Output = T>) -> T {
 fn identity_of(entry: &LbBackend) -> Option<SocketAddr> {
     entry.addr.as_inet().copied()
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,21 +1,19 @@
 //! The composition root: a snapshot becomes a runtime, the runtime becomes Pingora's services.
 
 mod background;
+mod front;
 mod listen;
 mod signals;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use pingora_core::apps::HttpServerOptions;
-use pingora_core::connectors::ConnectorOptions;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::background::background_service;
 use pingora_core::services::listening::Service;
-use pingora_proxy::ProxyServiceBuilder;
+use pingora_proxy::http_proxy;
 use tokio::sync::Notify;
 
 use crate::admin::{Admin, AdminListener, Scope};
@@ -25,6 +23,7 @@ use crate::proxy::Proxy;
 use crate::runtime::{Current, Runtime};
 
 use background::Background;
+use front::Front;
 use listen::{Bound, PreBound};
 use signals::Signals;
 
@@ -106,11 +105,9 @@ impl Gateway {
             lifecycle: Arc::clone(&lifecycle),
             pages: Some(Arc::new(Admin::new(Arc::clone(&lifecycle), scope))),
         };
-        let traffic = ProxyServiceBuilder::new(&server.configuration, proxy)
-            .name("traffic")
-            .server_options(server_options(&current.load().snapshot))
-            .client_options(connector_options(&current.load().snapshot))
-            .build();
+        let idle_timeout = current.load().snapshot.client.idle_timeout;
+        let front = Front::new(http_proxy(&server.configuration, proxy), idle_timeout);
+        let traffic = Service::new("traffic".to_owned(), front);
         server.add_service(PreBound::new(traffic, self.traffic));
         if !self.admin.is_empty() {
             let admin = Admin::new(Arc::clone(&lifecycle), Scope::Everything);
@@ -132,8 +129,13 @@ impl Gateway {
 }
 
 fn server_configuration(snapshot: &Snapshot) -> ServerConf {
+    let backends: usize = snapshot.pools().map(|(_, _, pool)| pool.backends.len()).sum();
+    let idle_connections = snapshot.idle_connections.saturating_mul(backends);
+    let idle_connections = idle_connections.clamp(IDLE_CONNECTIONS_MIN, IDLE_CONNECTIONS_MAX);
     ServerConf {
         threads: snapshot.threads,
+        // Pingora multiplies it with the threads again.
+        upstream_keepalive_pool_size: idle_connections.div_ceil(snapshot.threads),
         max_retries: ATTEMPTS_MAX,
         // The drain is over when Pingora learns that it is to stop.
         grace_period_seconds: Some(0),
@@ -141,17 +143,4 @@ fn server_configuration(snapshot: &Snapshot) -> ServerConf {
         fast_timeout_to_tokio_threshold_seconds: Some(FAST_TIMER_SECONDS_MAX),
         ..ServerConf::default()
     }
-}
-
-fn server_options(snapshot: &Snapshot) -> HttpServerOptions {
-    let mut options = HttpServerOptions::default();
-    options.h2c = true;
-    options.h2_idle_timeout = Some(snapshot.client.idle_timeout.max(Duration::from_secs(1)));
-    options
-}
-
-fn connector_options(snapshot: &Snapshot) -> ConnectorOptions {
-    let backends: usize = snapshot.pools().map(|(_, _, pool)| pool.backends.len()).sum();
-    let wanted = snapshot.idle_connections.saturating_mul(backends);
-    ConnectorOptions::new(wanted.clamp(IDLE_CONNECTIONS_MIN, IDLE_CONNECTIONS_MAX))
 }

@@ -1,1 +1,143 @@
-//! wip
+//! Bad input: a clear status each, never a crash, never a wrong backend.
+
+use crate::harness::{Connection, Gateway, Upstream, config, get, send};
+
+/// The statuses and what the other upstream saw of a raw request.
+#[track_caller]
+fn refused(gateway: &Gateway, request: impl AsRef<[u8]>, statuses: &[u16]) {
+    let request = request.as_ref();
+    let answer = send(gateway.address(), request);
+    let shown = String::from_utf8_lossy(&request[..request.len().min(120)]).into_owned();
+    assert!(statuses.contains(&answer.status), "{} for {shown:?}", answer.status);
+}
+
+#[test]
+fn bad_input_gets_a_clear_status_and_reaches_no_backend() {
+    let upstream = Upstream::named("x");
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    let get_with = |line: &str| format!("GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\n{line}\r\n\r\n");
+    let post_with = |line: &str, body: &str| {
+        format!("POST /svc/mdl/x HTTP/1.1\r\nHost: g\r\n{line}\r\n\r\n{body}")
+    };
+    // Not HTTP at all.
+    refused(&gateway, b"\x00\x01\x02\x03\xff\xfe garbage \r\n\r\n", &[400]);
+    refused(&gateway, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", &[400]);
+    refused(&gateway, "GET\r\n\r\n", &[400]);
+    refused(&gateway, "GET /svc/mdl/x HTTP/9.9\r\nHost: g\r\n\r\n", &[400]);
+    refused(&gateway, "CONNECT g:443 HTTP/1.1\r\nHost: g\r\n\r\n", &[405]);
+    // Headers.
+    refused(&gateway, get_with("No-Colon"), &[400]);
+    refused(&gateway, get_with("Na me: x"), &[400]);
+    refused(&gateway, get_with("X: a\0b"), &[400]);
+    refused(&gateway, get_with("Host: two"), &[400]);
+    refused(&gateway, get_with(&format!("X: {}", "a".repeat(70 * 1024))), &[431]);
+    refused(&gateway, get_with(&format!("X: {}", "a".repeat(1024 * 1024))), &[400, 431]);
+    refused(&gateway, get_with(&"X: 1\r\n".repeat(400)), &[400, 431]);
+    // Targets.
+    refused(
+        &gateway,
+        format!("GET /svc/mdl/{} HTTP/1.1\r\nHost: g\r\n\r\n", "a".repeat(9000)),
+        &[414],
+    );
+    for path in [
+        "/svc/mdl/../x",
+        "/svc/../svc/mdl",
+        "/svc/mdl/%2e%2E/x",
+        "/svc/mdl/..%5cx",
+        "/svc/mdl/%00",
+        "/svc/mdl/./x",
+    ] {
+        refused(&gateway, format!("GET {path} HTTP/1.1\r\nHost: g\r\n\r\n"), &[400]);
+    }
+    refused(&gateway, b"GET /svc/mdl/\x00 HTTP/1.1\r\nHost: g\r\n\r\n", &[400]);
+    refused(&gateway, b"GET /svc/mdl/\xff\xfe HTTP/1.1\r\nHost: g\r\n\r\n", &[400]);
+    refused(&gateway, "GET //svc/mdl/x HTTP/1.1\r\nHost: g\r\n\r\n", &[404]);
+    refused(&gateway, "OPTIONS * HTTP/1.1\r\nHost: g\r\n\r\n", &[404]);
+    refused(&gateway, "GET svc/mdl/x HTTP/1.1\r\nHost: g\r\n\r\n", &[400, 404]);
+    // Framing.
+    refused(&gateway, post_with("Content-Length: -1", "x"), &[400]);
+    refused(&gateway, post_with("Content-Length: 1, 2", "x"), &[400]);
+    refused(&gateway, post_with("Content-Length: 1\r\nContent-Length: 2", "x"), &[400]);
+    refused(&gateway, post_with("Transfer-Encoding: chunked, gzip", "0\r\n\r\n"), &[400]);
+    refused(&gateway, post_with("Transfer-Encoding: xchunked", "0\r\n\r\n"), &[400]);
+    refused(
+        &gateway,
+        "POST /svc/mdl/x HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        &[400],
+    );
+    assert!(upstream.seen().is_empty(), "the backend saw {:?}", upstream.seen());
+    // And it still serves.
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 200);
+}
+
+#[test]
+fn a_body_with_bad_chunks_is_a_400() {
+    let upstream = Upstream::named("x");
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    let head = "POST /svc/mdl/x HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for chunks in ["zz\r\nabc\r\n0\r\n\r\n", "-1\r\n\r\n", "ffffffffffffffffff\r\nabc\r\n"] {
+        refused(&gateway, format!("{head}{chunks}"), &[400]);
+    }
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 200);
+}
+
+#[test]
+fn of_length_and_chunks_in_one_request_the_chunks_count_and_nothing_is_smuggled() {
+    let upstream =
+        Upstream::start(|seen, reply| reply.text(&format!("{} {}", seen.method, seen.target())));
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    let mut connection = Connection::open(gateway.address());
+    connection
+        .write(b"POST /svc/mdl/x HTTP/1.1\r\nHost: g\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /svc/mdl/smuggled HTTP/1.1\r\nHost: g\r\n\r\n")
+        .unwrap();
+    let answer = connection.read(false).unwrap_or_default();
+    assert!(matches!(answer.status, 200 | 400), "{}", answer.status);
+    // RFC 9112, section 6.1: the connection ends after such a request.
+    assert!(connection.is_closed());
+    for seen in upstream.seen() {
+        assert_ne!(seen.target(), "/smuggled");
+        assert!(!(seen.has("content-length") && seen.has("transfer-encoding")), "{seen:?}");
+    }
+}
+
+#[test]
+fn an_absolute_target_is_routed_by_its_path_and_its_authority_chooses_nothing() {
+    let upstream = Upstream::named("here");
+    let other = Upstream::named("there");
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    let there = other.address();
+    let answer = send(
+        gateway.address(),
+        format!("GET http://{there}/svc/mdl/v1/x?a=1 HTTP/1.1\r\nHost: {there}\r\n\r\n"),
+    );
+    assert_eq!((answer.status, answer.text().as_str()), (200, "here"));
+    let seen = upstream.last();
+    assert_eq!(
+        (seen.target(), seen.header("host")),
+        ("/v1/x?a=1".into(), upstream.address().to_string())
+    );
+    assert!(other.seen().is_empty());
+}
+
+#[test]
+fn names_that_no_service_has_are_404_and_say_how_paths_look() {
+    let upstream = Upstream::named("x");
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    for (path, code) in [
+        ("/nope/mdl/x", "service_not_found"),
+        ("/svc/nope/x", "model_not_found"),
+        ("/SVC/mdl/x", "service_not_found"),
+        ("/svc", "not_found"),
+        ("/favicon.ico", "service_not_found"),
+        ("/v1/chat/completions", "not_found"),
+        ("/metrics", "service_not_found"),
+    ] {
+        let answer = get(gateway.address(), path, &[]);
+        assert_eq!(
+            (answer.status, answer.json()["error"]["code"].as_str()),
+            (404, Some(code)),
+            "{path}"
+        );
+    }
+    assert!(upstream.seen().is_empty());
+}

@@ -1,1 +1,152 @@
-//! wip
+//! Starting, reloading and stopping.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{Connection, Gateway, Upstream, config, get, run_program, send_from};
+
+/// An upstream that answers `/fast` at once and everything else when the test lets it.
+fn held() -> (Upstream, std::sync::mpsc::Sender<()>) {
+    let (release, released) = std::sync::mpsc::channel();
+    let released = std::sync::Mutex::new(released);
+    let upstream = Upstream::start(move |seen, reply| {
+        if seen.target == b"/fast" {
+            return reply.text("fast");
+        }
+        reply.begin("text/event-stream");
+        reply.chunk(b"data: first\n\n");
+        let _ = released.lock().unwrap().recv();
+        reply.chunk(b"data: last\n\n");
+        reply.end();
+    });
+    (upstream, release)
+}
+
+fn open_stream(gateway: &Gateway) -> Connection {
+    let mut connection = Connection::open(gateway.address());
+    connection.write(b"GET /svc/mdl/stream HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    assert_eq!(connection.read_head().unwrap().status, 200);
+    assert_eq!(connection.read_chunk().unwrap(), b"data: first\n\n");
+    connection
+}
+
+#[test]
+fn a_drain_finishes_the_stream_refuses_new_traffic_and_says_so_on_ready() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (upstream, release) = held();
+        let mut gateway = Gateway::start(&config("", &[&upstream]));
+        assert_eq!(get(gateway.address(), "/ready", &[]).status, 200);
+        let mut stream = open_stream(&gateway);
+        gateway.signal(signal);
+        gateway.wait_log("draining: 1 exchanges");
+        let ready = get(gateway.address(), "/ready", &[]);
+        assert_eq!((ready.status, &ready.json()["status"]), (503, &"draining".into()));
+        assert_eq!(get(gateway.address(), "/health", &[]).status, 200);
+        let refused = get(gateway.address(), "/svc/mdl/fast", &[]);
+        assert_eq!((refused.status, refused.header("retry-after").as_str()), (503, "1"));
+        assert_eq!(refused.json()["error"]["code"], "draining");
+        release.send(()).unwrap();
+        assert_eq!(stream.read_chunk().unwrap(), b"data: last\n\n");
+        assert_eq!(stream.read_chunk().unwrap(), b"");
+        assert_eq!(gateway.wait_end().code(), Some(0));
+    }
+}
+
+#[test]
+fn an_idle_gateway_stops_at_once() {
+    let upstream = Upstream::named("x");
+    let mut gateway = Gateway::start(&config("", &[&upstream]));
+    // A connection that is kept open is not an exchange.
+    let mut kept = Connection::open(gateway.address());
+    kept.write(b"GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    assert_eq!(kept.read(false).unwrap().status, 200);
+    let started = Instant::now();
+    gateway.signal(Signal::SIGTERM);
+    assert_eq!(gateway.wait_end().code(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert!(kept.is_closed());
+}
+
+#[test]
+fn a_drain_ends_at_the_shutdown_timeout_and_the_cut_stream_does_not_look_complete() {
+    let (upstream, _release) = held();
+    let mut gateway =
+        Gateway::start_with(&config("", &[&upstream]), &[("SHUTDOWN_TIMEOUT", "0.3")], &[]);
+    let mut stream = open_stream(&gateway);
+    gateway.signal(Signal::SIGTERM);
+    assert_eq!(gateway.wait_end().code(), Some(0));
+    gateway.wait_log("1 exchanges are cut");
+    assert_eq!(stream.read_chunk(), None);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let (upstream, _release) = held();
+    let mut gateway = Gateway::start(&config("", &[&upstream]));
+    let _stream = open_stream(&gateway);
+    gateway.signal(Signal::SIGTERM);
+    gateway.wait_log("draining: 1 exchanges");
+    gateway.signal(Signal::SIGINT);
+    assert_eq!(gateway.wait_end().code(), Some(1));
+}
+
+#[test]
+fn a_busy_port_is_a_clear_error_at_once() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = format!(
+        "listen: {address}\nservices: {{s: {{models: {{m: {{backends: [{{id: a, url: http://h}}]}}}}}}}}"
+    );
+    std::fs::write(folder.path().join("tollgate.yaml"), config).unwrap();
+    let started = Instant::now();
+    let output = run_program(folder.path(), &[], &["serve"]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains(&format!("cannot listen on {address}")), "{message}");
+    assert!(message.contains("Address already in use"), "{message}");
+    assert!(started.elapsed() < Duration::from_secs(2));
+    let port = address.port().to_string();
+    let output = run_program(folder.path(), &[], &["demo", "--port", &port]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--port"));
+}
+
+#[test]
+fn host_and_port_variables_override_the_file() {
+    let upstream = Upstream::named("x");
+    let text = config("", &[&upstream]).replace("127.0.0.1:0", "10.255.255.1:1");
+    let gateway = Gateway::start_with(&text, &[("HOST", "127.0.0.1"), ("PORT", "0")], &[]);
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 200);
+}
+
+#[test]
+fn sighup_takes_the_new_configuration_and_keeps_what_stays() {
+    let one = Upstream::named("one");
+    let two = Upstream::named("two");
+    let mut gateway = Gateway::start(&config("health_check: {interval: 1h}", &[&one]));
+    gateway.wait_backend("svc/mdl", "a", "healthy");
+    let checked_at = gateway.backend("svc/mdl", "a")["last_check"].clone();
+    let checks = one.checks();
+    let file = gateway.folder().join("tollgate.yaml");
+    std::fs::write(&file, config("health_check: {interval: 1h}", &[&one, &two])).unwrap();
+    gateway.signal(Signal::SIGHUP);
+    gateway.wait_log("the new configuration is at work");
+    assert_eq!(gateway.backend("svc/mdl", "b")["status"], "unknown");
+    assert_eq!(gateway.backend("svc/mdl", "a")["last_check"], checked_at, "its state was lost");
+    assert_eq!(one.checks(), checks);
+    let clients = (1..=40).map(|last| std::net::IpAddr::from([127, 0, 9, last]));
+    for client in clients {
+        let request = "GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n";
+        assert_eq!(send_from(client, gateway.address(), request).status, 200);
+    }
+    assert!(!two.seen().is_empty(), "the new backend serves");
+    // All or nothing: a file with a mistake changes nothing.
+    std::fs::write(&file, "services: {svc: {modles: {}}}").unwrap();
+    gateway.signal(Signal::SIGHUP);
+    let line = gateway.wait_log("did you mean");
+    assert!(line.contains("modles") && line.contains("models"), "{line}");
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 200);
+}

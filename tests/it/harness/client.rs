@@ -120,6 +120,11 @@ impl Connection {
         Some(data)
     }
 
+    /// The rest of the connection's bytes.
+    pub(crate) fn into_body(self) -> impl Read {
+        self.reader
+    }
+
     /// Whether the other side closes without another byte.
     pub(crate) fn is_closed(&mut self) -> bool {
         let mut rest = Vec::new();

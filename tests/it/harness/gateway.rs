@@ -120,13 +120,13 @@ impl Gateway {
         kib / 1024
     }
 
-    /// The status of the backend `id` of `service/model`.
+    /// The status of the backend `id` of `service/model`; null where there is none.
     #[track_caller]
     pub(crate) fn backend(&self, pool: &str, id: &str) -> serde_json::Value {
         let status = get(self.address, "/api/health/status", &[]).json();
         let (service, model) = pool.split_once('/').expect("service/model");
         let backends = status["data"][service][model].as_array().expect("a pool").clone();
-        backends.into_iter().find(|backend| backend["id"] == id).expect("a backend")
+        backends.into_iter().find(|backend| backend["id"] == id).unwrap_or_default()
     }
 
     #[track_caller]
