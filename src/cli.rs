@@ -113,7 +113,7 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
     let reload = Box::new(move || config::load(&source, &environment()?));
     gateway.run(Some(reload), move || {
         let version = env!("CARGO_PKG_VERSION");
-        log::info!("tollgate {version}: {pools} pools, {backends} backends from {origin}");
+        log::info!("tollgate {version} with {origin} (models: {pools}, backends: {backends})");
         for address in &addresses.traffic {
             log::info!("listening on http://{address}");
         }
@@ -129,7 +129,7 @@ fn check(given: Option<&Path>) -> ExitCode {
         Ok(Found { source, snapshot }) => {
             let backends: usize = snapshot.pools().map(|(_, _, pool)| pool.backends.len()).sum();
             println!(
-                "{}: fine; {} services, {} pools, {backends} backends",
+                "{}: fine (services: {}, models: {}, backends: {backends})",
                 source.path().display(),
                 snapshot.services.len(),
                 snapshot.pools().count(),

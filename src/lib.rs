@@ -1,4 +1,56 @@
-//! wip
+//! Tollgate: the edge proxy in front of a fleet of LLM servers. One small daemon, built on Pingora,
+//! that decides who may pass, which way, and what it costs.
+//!
+//! # The way of a request
+//!
+//! ```text
+//! client -> proxy::admit -> routing -> proxy::select -> pool -> proxy::send -> backend
+//! client <- proxy::receive <------------------------------------------------- backend
+//! ```
+//!
+//! `/{service}/{model}/{path}` leads to the pool of that service and model; the pool chooses one of
+//! its backends; the request goes there as `{url}/{path}` with the backend's credential, and the
+//! answer comes back chunk by chunk as it arrives. [`proxy`] tells the life of an exchange.
+//!
+//! # The code, in the order in which data flows
+//!
+//! Imports point down this list; modules of one line do not know each other (a test says so).
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | [`cli`] | the command line and the exit codes |
+//! | [`demo`] | simulated LLM backends behind a gateway, in one process |
+//! | [`server`] | the composition root: snapshot -> runtime -> Pingora services; signals, sockets |
+//! | [`proxy`], [`admin`] | the data path, a file a step; status pages and dashboard |
+//! | [`runtime`] | everything one exchange needs, behind one `Arc` |
+//! | [`auth`], [`routing`], [`pool`] | who may pass; path to target; backends, balance and health |
+//! | [`telemetry`], [`lifecycle`], [`config`], [`refusal`] | log words; starting to draining; files to snapshot; every "no" |
+//! | [`llm`], [`secret`] | API families; a string that cannot be printed |
+//!
+//! # Words
+//!
+//! - **service / model**: the two names that a request is routed by.
+//! - **backend**: one upstream server with its own URL, weight, credential and health.
+//! - **pool**: the backends of one service and model, behind one Pingora `LoadBalancer`.
+//! - **exchange**: one request with its response; **attempt**: one try of it on one backend.
+//! - **snapshot**: the validated, immutable configuration; **runtime**: the snapshot with the live
+//!   state that outlives it (health, exchanges in flight, clients' homes).
+//! - **refusal**: a "no" said to a client. **drain**: finishing without accepting.
+//!
+//! # What can be relied on
+//!
+//! - An exchange sees one runtime, from its first step to its last.
+//! - What is taken (a place in flight) is given back by `Drop`, so neither a panic nor an abort
+//!   leaks it.
+//! - File types never meet an exchange, and the snapshot has no "not written".
+//! - The request path does not resolve names, read files or hold a body.
+//! - Paths are decided upon and passed on as the bytes that came.
+//! - Routing does not know what a target is, a pool does not know HTTP exchanges, and nothing but
+//!   [`server`], [`proxy`], [`pool`] and the pages' listener knows Pingora.
+//! - Secrets are in no log, error, page or `Debug` text; a query is in no log.
+//! - There is no global state: what a part needs, it is given.
+//! - The network cannot make it panic, and a panic would end one exchange, not the process.
+
 pub mod admin;
 pub mod auth;
 pub mod cli;

@@ -105,11 +105,14 @@ impl serde::de::Error for DecodeError {
             Unexpected::Map => "a mapping",
             _ => "something else",
         };
-        Self::plain(format!("expected {expected}, found {found}"))
+        let expected = in_words(&expected.to_string());
+        let is_scalar = matches!(found, "a number" | "true or false");
+        let quotes = if expected == "text" && is_scalar { "; put it in quotes" } else { "" };
+        Self::plain(format!("expected {expected}, found {found}{quotes}"))
     }
 
     fn invalid_value(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::plain(format!("expected {expected}"))
+        Self::plain(format!("expected {}", in_words(&expected.to_string())))
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
@@ -122,6 +125,20 @@ impl serde::de::Error for DecodeError {
             None => format!("unknown key; known here: {}", expected.join(", ")),
         };
         Self { at_key: true, ..Self::plain(message) }
+    }
+}
+
+/// serde's name of a type as a reader of the file would call it.
+fn in_words(expected: &str) -> String {
+    match expected {
+        "a string" => "text".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "a map" => "a mapping".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "f64" => "a number".to_owned(),
+        "u16" | "u32" | "u64" => "a whole number of 0 or more".to_owned(),
+        text if text.starts_with("struct ") => "a mapping".to_owned(),
+        text => text.to_owned(),
     }
 }
 

@@ -144,6 +144,10 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
         Ok(Node::Null)
     }
 
+    fn visit_none<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
     fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
         Ok(Node::Bool(value))
     }
@@ -186,7 +190,7 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
     }
 }
 
-/// A mapping's key, which must be a string.
+/// A mapping's key.
 struct Key(String);
 
 impl<'de> Deserialize<'de> for Key {
@@ -196,14 +200,15 @@ impl<'de> Deserialize<'de> for Key {
             type Value = Key;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key in text; put it in quotes")
+                f.write_str("a key")
             }
 
             fn visit_str<E>(self, value: &str) -> Result<Key, E> {
                 Ok(Key(value.to_owned()))
             }
         }
-        deserializer.deserialize_any(KeyVisitor)
+        // Not `any`: a key that looks like a number or a boolean is text, as it is in JSON.
+        deserializer.deserialize_str(KeyVisitor)
     }
 }
 

@@ -146,18 +146,38 @@ pub(super) enum FileBalance {
     LeastInflight,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum FileAuthMode {
-    #[serde(rename = "Authorization", alias = "authorization")]
     Authorization,
-    #[serde(rename = "x-api-key", alias = "X-API-Key")]
     XApiKey,
-    #[serde(rename = "api-key")]
     ApiKey,
-    #[serde(rename = "x-goog-api-key")]
     XGoogApiKey,
-    #[serde(rename = "none")]
     None,
+}
+
+impl FileAuthMode {
+    /// Reads a mode; header names are the same in any case.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "authorization" => Some(Self::Authorization),
+            "x-api-key" => Some(Self::XApiKey),
+            "api-key" => Some(Self::ApiKey),
+            "x-goog-api-key" => Some(Self::XGoogApiKey),
+            "none" => Some(Self::None),
+            _ => None,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for FileAuthMode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| {
+            serde::de::Error::custom(
+                "expected Authorization, x-api-key, api-key, x-goog-api-key or none",
+            )
+        })
+    }
 }
 
 /// A secret as written.

@@ -126,3 +126,66 @@ fn report(problems: Vec<Problem>, bytes: &[u8], path: &Path) -> ConfigError {
     lines.dedup();
     ConfigError::new(lines)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn snapshot(text: &str) -> Snapshot {
+        let source = Source::File(PathBuf::from("test.yaml"));
+        read(text.as_bytes(), &source, &Environment::default()).unwrap()
+    }
+
+    const EXAMPLE: &str = include_str!("../../conf/example.yaml");
+
+    #[test]
+    fn the_examples_values_are_the_defaults() {
+        let bare = "services: {google: {models: {gemma-4-26b: {backends: \
+                    [{id: node-1, name: Node 1, url: \"http://10.0.0.10:5000\"}]}}}}";
+        assert_eq!(snapshot(EXAMPLE), snapshot(bare));
+    }
+
+    #[test]
+    fn the_example_has_every_key() {
+        let unknown = "zzzzzzzzzz: 1\nadmin: {zzzzzzzzzz: 1}\ncors: {zzzzzzzzzz: 1}\nlog: {zzzzzzzzzz: 1}\n\
+                       client: {zzzzzzzzzz: 1}\nupstream: {zzzzzzzzzz: 1}\ndeadlines: {zzzzzzzzzz: 1}\n\
+                       dns: {zzzzzzzzzz: 1}\nhealth_check: {zzzzzzzzzz: 1}\nservices: {s: {zzzzzzzzzz: 1, \
+                       models: {m: {zzzzzzzzzz: 1, backends: [{zzzzzzzzzz: 1}]}}}}";
+        let source = Source::File(PathBuf::from("test.yaml"));
+        let error = read(unknown.as_bytes(), &source, &Environment::default()).unwrap_err();
+        let mut keys = 0;
+        for line in error.lines() {
+            let Some((_, known)) = line.split_once("known here: ") else { continue };
+            for key in known.split(" (").next().unwrap_or_default().split(", ") {
+                keys += 1;
+                // The other spelling of `models` is for files that have it already.
+                let is_there = key == "model" || EXAMPLE.contains(&format!("{key}:"));
+                assert!(is_there, "conf/example.yaml lacks {key:?}");
+            }
+        }
+        assert!(keys > 40, "only {keys} keys were looked at");
+    }
+
+    #[test]
+    fn a_bare_backends_json_has_the_defaults_of_the_tools_it_comes_from() {
+        let text = include_str!("../../conf/backends.json");
+        let bare = snapshot(text);
+        assert_eq!(bare.cors, CorsOrigins::Any);
+        assert_eq!(bare.shutdown_timeout.as_secs(), 30);
+        let (_, _, pool) = bare.pools().next().unwrap();
+        assert_eq!(pool.backends[0].silence_deadline.as_secs(), 30);
+        let own = snapshot(&text.replacen('{', "{\"log\": {\"level\": \"info\"},", 1));
+        assert_eq!(own.cors, CorsOrigins::Off);
+        assert_eq!(own.shutdown_timeout.as_secs(), 900);
+    }
+
+    #[test]
+    fn no_secret_is_in_the_debug_text_of_a_configuration() {
+        let text = "{api_key: sk-one, services: {s: {models: {m: {backends: \
+                    [{id: a, url: \"http://u:sk-two@h\"}, {id: b, url: \"http://h\", api_key: sk-three}]}}}}}";
+        let shown = format!("{:?}", snapshot(text));
+        assert!(!shown.contains("sk-") && shown.contains("[secret]"), "{shown}");
+    }
+}

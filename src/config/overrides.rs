@@ -22,15 +22,11 @@ pub(super) fn apply(file: &mut FileConfig, environment: &Environment, problems: 
         file.api_key = Some(FileSecret(Secret::new(key)));
         file.api_key_file = None;
     }
-    match environment.get("BACKEND_AUTH_MODE") {
-        None => {}
-        Some(mode) if mode.eq_ignore_ascii_case("authorization") => {
-            file.auth_mode = Some(FileAuthMode::Authorization);
+    if let Some(mode) = environment.get("BACKEND_AUTH_MODE") {
+        file.auth_mode = FileAuthMode::parse(mode);
+        if file.auth_mode.is_none() {
+            reader.wrong("BACKEND_AUTH_MODE", "expected Authorization or x-api-key");
         }
-        Some(mode) if mode.eq_ignore_ascii_case("x-api-key") => {
-            file.auth_mode = Some(FileAuthMode::XApiKey);
-        }
-        Some(_) => reader.wrong("BACKEND_AUTH_MODE", "expected Authorization or x-api-key"),
     }
     if let Some(span) = reader.positive_seconds("HEALTH_CHECK_INTERVAL") {
         file.health_check.get_or_insert_default().interval = Some(span);

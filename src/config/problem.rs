@@ -140,6 +140,11 @@ impl Problems {
         self.0.push(problem);
     }
 
+    /// Whether the value at `path` was found wrong already, so that more words would confuse.
+    pub(super) fn has(&self, path: &KeyPath) -> bool {
+        self.0.iter().any(|problem| matches!(&problem.place, Place::Value(at) if at == path))
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

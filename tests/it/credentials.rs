@@ -149,6 +149,7 @@ fn keys_can_come_from_files_and_variables_and_are_in_no_output() {
     assert_eq!(get(gateway.address(), path, &["X-API-Key: sk-from-file"]).status, 200);
     assert_eq!(got(&upstream), ["authorization: Bearer sk-from-dotenv"]);
     assert_eq!(get(gateway.address(), path, &["X-API-Key: sk-wrong"]).status, 401);
+    gateway.wait_log("401 (invalid_api_key)");
     let output =
         gateway.log().join("\n") + &get(gateway.address(), "/api/health/status", &[]).text();
     assert!(output.contains("/svc/m0/x"), "the exchange is not in the log: {output}");

@@ -24,7 +24,9 @@ pub(super) fn backend(
             String::new()
         }
         None => {
-            problems.value(&at.key("id"), "is missing; every backend needs an id");
+            if !problems.has(&at.key("id")) {
+                problems.value(&at.key("id"), "is missing; every backend needs an id");
+            }
             String::new()
         }
     };
@@ -42,7 +44,9 @@ pub(super) fn backend(
     let url = match url {
         Ok(url) => Some(url),
         Err(message) => {
-            problems.value(&at.key("url"), message);
+            if !problems.has(&at.key("url")) {
+                problems.value(&at.key("url"), message);
+            }
             None
         }
     };

@@ -6,9 +6,9 @@ mod upstream;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use client::{Answer, Connection, get, post, send, send_from};
+pub(crate) use client::{Connection, get, post, send, send_from};
 pub(crate) use gateway::{Gateway, config, run_program};
-pub(crate) use upstream::{Reply, Seen, Upstream};
+pub(crate) use upstream::{Reply, Upstream};
 
 /// Longest that any fact is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
