@@ -55,7 +55,7 @@ impl Gateway {
             let log = Arc::clone(&log);
             move || {
                 for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                    log.lock().unwrap().push(line);
+                    log.lock().expect("no test panicked with it").push(line);
                 }
             }
         });
@@ -89,7 +89,7 @@ impl Gateway {
     }
 
     pub(crate) fn log(&self) -> Vec<String> {
-        self.log.lock().unwrap().clone()
+        self.log.lock().expect("no test panicked with it").clone()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

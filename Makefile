@@ -1,0 +1,72 @@
+# Tollgate. `make help` lists the targets.
+
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+UNITDIR ?= /etc/systemd/system
+DESTDIR ?=
+CARGO ?= cargo
+
+# Pingora links zlib-ng and zstd, which are built with cmake and a C compiler.
+BUILD_PACKAGES = cmake gcc libc6-dev make
+TEST_PACKAGES = curl python3-venv
+
+.PHONY: help demo build test unit lint openai bench install uninstall deps test-deps clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: deps ## build, then run a proxy with simulated LLM backends (PORT=N for another port)
+	$(CARGO) run -- demo $(if $(PORT),--port $(PORT))
+
+build: deps ## build the optimised program, target/release/tollgate
+	$(CARGO) build --release --locked
+
+test: deps test-deps lint unit ## lint, then run all tests; installs what they need
+
+unit: openai
+	$(CARGO) test --locked
+
+lint: deps
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check licenses bans sources; \
+	else echo "cargo-deny is not installed: licences and sources are not checked"; fi
+
+openai: .venv/installed
+
+.venv/installed: tests/it/requirements.txt
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/it/requirements.txt
+	touch $@
+
+bench: deps ## compare CPU time with nginx and bare Pingora
+	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || \
+	  { test "$$(id -u)" = 0 && apt-get install -y -qq nginx-light; } || \
+	  echo "nginx is not installed; it will be left out"
+	$(CARGO) bench --locked --bench compare
+
+install: build ## install program, unit and configuration (as root; DESTDIR and PREFIX are honoured)
+	install -D -m 755 target/release/tollgate $(DESTDIR)$(PREFIX)/bin/tollgate
+	strip --strip-debug $(DESTDIR)$(PREFIX)/bin/tollgate
+	install -d -m 755 $(DESTDIR)$(UNITDIR)
+	sed 's|/usr/local/bin|$(PREFIX)/bin|g' systemd/tollgate.service > $(DESTDIR)$(UNITDIR)/tollgate.service
+	test -e $(DESTDIR)$(SYSCONFDIR)/tollgate/tollgate.yaml || \
+	  install -D -m 640 conf/minimal.yaml $(DESTDIR)$(SYSCONFDIR)/tollgate/tollgate.yaml
+	install -D -m 644 conf/example.yaml $(DESTDIR)$(SYSCONFDIR)/tollgate/example.yaml
+	@if [ -z "$(DESTDIR)" ]; then sh systemd/create-user.sh; fi
+	@echo "Edit $(SYSCONFDIR)/tollgate/tollgate.yaml, then: systemctl daemon-reload && systemctl enable --now tollgate"
+
+uninstall: ## remove program and unit; the configuration stays
+	rm -f $(DESTDIR)$(PREFIX)/bin/tollgate $(DESTDIR)$(UNITDIR)/tollgate.service
+
+# Installs what is missing where it may, and says what to install where it may not.
+deps:
+	@sh .ci/packages $(BUILD_PACKAGES)
+
+test-deps:
+	@sh .ci/packages $(TEST_PACKAGES)
+
+clean: ## remove what was built
+	$(CARGO) clean
+	rm -rf .venv
