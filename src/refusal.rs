@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::json;
 
 use crate::llm::Dialect;
@@ -108,8 +109,7 @@ impl Refusal {
     }
 
     /// Seconds for a `Retry-After` header, where a later try can succeed.
-    #[must_use]
-    pub fn retry_after_seconds(&self) -> Option<u64> {
+    fn retry_after_seconds(&self) -> Option<u64> {
         match self {
             Self::NoBackend { retry_after, .. } => Some(retry_after.as_secs().max(1)),
             Self::Draining => Some(1),
@@ -117,13 +117,20 @@ impl Refusal {
         }
     }
 
-    /// The `Allow` header's value, where the method was the problem.
+    /// The headers that belong to the status: when to try again, what to do about it.
     #[must_use]
-    pub fn allow(&self) -> Option<&'static str> {
-        match self {
-            Self::MethodNotAllowed { allow } => Some(allow),
-            _ => None,
+    pub fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Some(seconds) = self.retry_after_seconds() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if let Self::MethodNotAllowed { allow } = self {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.status() == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        headers
     }
 
     /// The JSON body in the shape of the client's API family.

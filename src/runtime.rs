@@ -98,9 +98,5 @@ pub struct PageRequest<'a> {
 /// The pages that the gateway answers itself: health, status, dashboard.
 pub trait Pages: Send + Sync {
     /// The answer, or none when the path is not one of the gateway's own.
-    fn answer(
-        &self,
-        runtime: &Runtime,
-        request: &PageRequest<'_>,
-    ) -> Option<Result<Response<Bytes>, crate::refusal::Refusal>>;
+    fn answer(&self, runtime: &Runtime, request: &PageRequest<'_>) -> Option<Response<Bytes>>;
 }

@@ -2,15 +2,26 @@
 
 use pingora_core::{Error, ErrorType};
 
+/// What Pingora attaches to a failed connection, as if it were a cause.
+const NO_CAUSE: &str = "local address";
+
 /// The deepest cause of a failure in a few words: Pingora's own text repeats every layer.
 #[must_use]
 pub fn brief(error: &Error) -> String {
-    let root = error.root_cause();
-    let Some(root) = root.downcast_ref::<Error>() else { return root.to_string() };
-    match (&root.etype, &root.context) {
-        (ErrorType::HTTPStatus(status), _) => format!("status {status}"),
-        (_, Some(context)) => context.as_str().to_owned(),
-        (kind, None) => kind.as_str().to_owned(),
+    let mut innermost = error;
+    let mut context = error.context.as_ref();
+    while let Some(inner) =
+        innermost.cause.as_ref().and_then(|cause| cause.downcast_ref::<Box<Error>>())
+    {
+        innermost = inner;
+        context = inner.context.as_ref().or(context);
+    }
+    let cause = innermost.cause.as_ref().map(ToString::to_string);
+    match (cause.filter(|cause| !cause.starts_with(NO_CAUSE)), &innermost.etype, context) {
+        (Some(cause), _, _) => cause,
+        (None, ErrorType::HTTPStatus(status), _) => format!("status {status}"),
+        (None, kind, Some(context)) => format!("{} ({})", kind.as_str(), context.as_str()),
+        (None, kind, None) => kind.as_str().to_owned(),
     }
 }
 
@@ -27,7 +38,11 @@ mod tests {
         let status = Error::explain(ErrorType::HTTPStatus(503), "not the expected status");
         assert_eq!(brief(&status), "status 503");
         let plain = Error::explain(ErrorType::ReadTimedout, "no answer in 5s");
-        assert_eq!(brief(&plain), "no answer in 5s");
+        assert_eq!(brief(&plain), "ReadTimedout (no answer in 5s)");
         assert_eq!(brief(&Error::new(ErrorType::ConnectionClosed)), "ConnectionClosed");
+        let mut tls = Error::explain(ErrorType::TLSHandshakeFailure, "unknown issuer");
+        tls.set_cause("local address 127.0.0.1:1");
+        let tls = tls.more_context("connecting");
+        assert_eq!(brief(&tls), "TLSHandshakeFailure (unknown issuer)");
     }
 }

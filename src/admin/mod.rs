@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW,
-    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE,
 };
 use http::{HeaderValue, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -53,28 +53,23 @@ impl Admin {
         Self { lifecycle, scope, dashboard: Dashboard::new() }
     }
 
+    /// The page at a path, if there is one.
     fn page(
         &self,
         runtime: &Runtime,
         request: &PageRequest<'_>,
     ) -> Option<Result<Response<Bytes>, Refusal>> {
         let page = match (request.path, self.scope) {
-            ("/health", _) => Ok(self.health()),
+            ("/health", _) => Ok(health()),
             ("/ready", _) => Ok(self.ready()),
             ("/", Scope::Everything) => Ok(self.dashboard.page()),
-            (STATUS, Scope::Everything) => Ok(with_cors(json_page(&status::all(runtime)))),
+            (STATUS, Scope::Everything) => Ok(json_page(&status::all(runtime))),
             (path, Scope::Everything) => {
-                let service = path.strip_prefix(STATUS)?.strip_prefix('/')?;
-                Self::service_status(runtime, request, service).map(with_cors)
+                service_status(runtime, request, path.strip_prefix(STATUS)?.strip_prefix('/')?)
             }
             (_, Scope::Probes) => return None,
         };
         Some(page)
-    }
-
-    fn health(&self) -> Response<Bytes> {
-        let version = env!("CARGO_PKG_VERSION");
-        json_page(&json!({"status": "ok", "service": "tollgate", "version": version}))
     }
 
     fn ready(&self) -> Response<Bytes> {
@@ -88,54 +83,56 @@ impl Admin {
         *page.status_mut() = status;
         page
     }
-
-    fn service_status(
-        runtime: &Runtime,
-        request: &PageRequest<'_>,
-        service: &str,
-    ) -> Result<Response<Bytes>, Refusal> {
-        if request.method != Method::OPTIONS {
-            auth::check(&runtime.snapshot.clients, request.headers)?;
-        }
-        let service = percent_decode_str(service).decode_utf8_lossy();
-        status::one(runtime, &service)
-            .map(|page| json_page(&page))
-            .ok_or_else(|| Refusal::NoService { service: service.into_owned() })
-    }
 }
 
 impl Pages for Admin {
-    fn answer(
-        &self,
-        runtime: &Runtime,
-        request: &PageRequest<'_>,
-    ) -> Option<Result<Response<Bytes>, Refusal>> {
+    fn answer(&self, runtime: &Runtime, request: &PageRequest<'_>) -> Option<Response<Bytes>> {
         let page = self.page(runtime, request)?;
-        match *request.method {
-            Method::GET | Method::HEAD => Some(page),
-            Method::OPTIONS => Some(Ok(preflight())),
-            _ => Some(Err(Refusal::MethodNotAllowed { allow: METHODS })),
-        }
+        let page = match *request.method {
+            Method::GET | Method::HEAD => page.unwrap_or_else(|refusal| refusal_page(&refusal)),
+            Method::OPTIONS => preflight(),
+            _ => refusal_page(&Refusal::MethodNotAllowed { allow: METHODS }),
+        };
+        Some(page)
     }
 }
 
-fn json_page(body: &serde_json::Value) -> Response<Bytes> {
-    let mut page = Response::new(Bytes::from(body.to_string()));
-    page.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    page
+fn health() -> Response<Bytes> {
+    let version = env!("CARGO_PKG_VERSION");
+    json_page(&json!({"status": "ok", "service": "tollgate", "version": version}))
 }
 
-/// Status may be read by pages of any origin: a team's own dashboard is one.
-fn with_cors(mut page: Response<Bytes>) -> Response<Bytes> {
-    page.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+fn service_status(
+    runtime: &Runtime,
+    request: &PageRequest<'_>,
+    service: &str,
+) -> Result<Response<Bytes>, Refusal> {
+    auth::check(&runtime.snapshot.clients, request.headers)?;
+    let service = percent_decode_str(service).decode_utf8_lossy();
+    status::one(runtime, &service)
+        .map(|page| json_page(&page))
+        .ok_or_else(|| Refusal::NoService { service: service.into_owned() })
+}
+
+/// JSON that pages of any origin may read: a team's own dashboard is one.
+fn json_page(body: &serde_json::Value) -> Response<Bytes> {
+    json_text(body.to_string())
+}
+
+fn json_text(body: String) -> Response<Bytes> {
+    let mut page = Response::new(Bytes::from(body));
+    let headers = page.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     page
 }
 
 fn preflight() -> Response<Bytes> {
-    let mut page = with_cors(Response::new(Bytes::new()));
+    let mut page = Response::new(Bytes::new());
     *page.status_mut() = StatusCode::NO_CONTENT;
     let headers = page.headers_mut();
     headers.insert(ALLOW, HeaderValue::from_static(METHODS));
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(METHODS));
     let credentials = "Authorization, X-API-Key, Content-Type";
     headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(credentials));
@@ -157,11 +154,8 @@ impl ServeHttp for AdminListener {
         let runtime = self.current.load_full();
         let path = head.uri.path();
         let request = PageRequest { method: &head.method, path, headers: &head.headers };
-        let answer = self
-            .admin
-            .answer(&runtime, &request)
-            .unwrap_or_else(|| Err(Refusal::NoRoute { path: path.to_owned() }));
-        let mut page = answer.unwrap_or_else(|refusal| refusal_page(&refusal));
+        let nothing = || refusal_page(&Refusal::NoRoute { path: path.to_owned() });
+        let mut page = self.admin.answer(&runtime, &request).unwrap_or_else(nothing);
         page.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         let length = HeaderValue::from(page.body().len());
         page.headers_mut().insert(CONTENT_LENGTH, length);
@@ -170,18 +164,8 @@ impl ServeHttp for AdminListener {
 }
 
 fn refusal_page(refusal: &Refusal) -> Response<Bytes> {
-    let mut page = Response::new(Bytes::from(refusal.body(Dialect::OpenAi, "")));
+    let mut page = json_text(refusal.body(Dialect::OpenAi, ""));
     *page.status_mut() = refusal.status();
-    let headers = page.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(seconds) = refusal.retry_after_seconds() {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-    }
-    if let Some(allow) = refusal.allow() {
-        headers.insert(ALLOW, HeaderValue::from_static(allow));
-    }
-    if refusal.status() == StatusCode::UNAUTHORIZED {
-        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    }
+    page.headers_mut().extend(refusal.headers());
     page
 }

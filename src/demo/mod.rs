@@ -83,7 +83,7 @@ fn greeting(address: SocketAddr) -> String {
     let chat = r#"{"model":"chat","messages":[{"role":"user","content":"Hello"}]}"#;
     let chat_stream =
         r#"{"model":"chat","stream":true,"messages":[{"role":"user","content":"Hello"}]}"#;
-    let claude =
+    let message =
         r#"{"model":"chat","max_tokens":64,"messages":[{"role":"user","content":"Hello"}]}"#;
     format!(
         "
@@ -102,7 +102,7 @@ Paste into another terminal:
   curl -N http://{address}/demo/chat/v1/chat/completions {json} -d '{chat_stream}'
 
   # Anthropic messages
-  curl http://{address}/demo/chat/v1/messages {json} -d '{claude}'
+  curl http://{address}/demo/chat/v1/messages {json} -d '{message}'
 
   # Ollama chat, newline-delimited JSON
   curl -N http://{address}/demo/chat/api/chat {json} -d '{chat}'

@@ -71,8 +71,8 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
     let (path, query) = split_target(head);
     if let (Some(pages), Ok(path)) = (&proxy.pages, std::str::from_utf8(path)) {
         let request = PageRequest { method: &head.method, path, headers: &head.headers };
-        if let Some(answer) = pages.answer(runtime, &request) {
-            return answer.map(Decision::Page);
+        if let Some(page) = pages.answer(runtime, &request) {
+            return Ok(Decision::Page(page));
         }
     }
     if let Some(preflight) = preflight(head, exchange) {

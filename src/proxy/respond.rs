@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER,
-    VARY, WWW_AUTHENTICATE,
+    ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, VARY,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use pingora::http::ResponseHeader;
@@ -29,17 +28,8 @@ pub(super) async fn refuse(
     exchange: &mut Exchange,
     refusal: Refusal,
 ) -> Result<()> {
-    let mut headers = HeaderMap::new();
+    let mut headers = refusal.headers();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(seconds) = refusal.retry_after_seconds() {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-    }
-    if let Some(allow) = refusal.allow() {
-        headers.insert(ALLOW, HeaderValue::from_static(allow));
-    }
-    if refusal.status() == StatusCode::UNAUTHORIZED {
-        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    }
     let body = refusal.body(exchange.arrived.dialect, exchange.request_id());
     let status = refusal.status();
     if refusal == Refusal::Draining {

@@ -32,7 +32,9 @@ fn status_shows_every_backend_without_a_key_and_one_service_with_it() {
     let keys: Vec<&String> = backend.as_object().unwrap().keys().collect();
     assert_eq!(keys, ["id", "name", "url", "status", "response_time_ms", "last_check"]);
     assert_eq!(all.header("access-control-allow-origin"), "*");
-    assert_eq!(get(gateway.address(), "/api/health/status/svc", &[]).status, 401);
+    let refused = get(gateway.address(), "/api/health/status/svc", &[]);
+    assert_eq!((refused.status, refused.header("www-authenticate").as_str()), (401, "Bearer"));
+    assert_eq!(refused.header("access-control-allow-origin"), "*");
     let one = get(gateway.address(), "/api/health/status/svc", &["X-API-Key: sk-1"]);
     assert_eq!(one.json(), get(gateway.address(), "/api/health/status", &[]).json());
     let none = get(gateway.address(), "/api/health/status/nope", &["X-API-Key: sk-1"]);
