@@ -3,13 +3,14 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use log::LevelFilter;
 
 use crate::config::{self, ConfigError, Environment, Snapshot, Source};
-use crate::server::Gateway;
+use crate::server::{Gateway, Reload};
 
 /// Something failed that is not the configuration's fault.
 const FAILED: u8 = 1;
@@ -110,7 +111,7 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
     let origin = source.path().display().to_string();
     let gateway = Gateway::bind(snapshot)?;
     let addresses = gateway.addresses();
-    let reload = Box::new(move || config::load(&source, &environment()?));
+    let reload: Reload = Arc::new(move || config::load(&source, &environment()?));
     gateway.run(Some(reload), move || {
         let version = env!("CARGO_PKG_VERSION");
         log::info!("tollgate {version} with {origin} (models: {pools}, backends: {backends})");
@@ -151,14 +152,15 @@ fn demo(port: u16) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The application log on standard error. Pingora's debug lines hold request heads, and with them
-/// credentials: they stay off whatever the level. On exchanges and health we write our own lines.
+/// The application log on standard error. Of Pingora's own lines only those on listening are let
+/// through: others repeat request heads, and with them credentials. On exchanges and health we write
+/// our own.
 fn start_log(level: LevelFilter) {
     env_logger::Builder::new()
-        .filter_level(LevelFilter::Warn)
+        .filter_level(LevelFilter::Off)
         .filter_module("tollgate", LevelFilter::Trace)
-        .filter_module("pingora_load_balancing", LevelFilter::Off)
-        .filter_module("pingora_proxy", LevelFilter::Off)
+        .filter_module("pingora_core::listeners", LevelFilter::Warn)
+        .filter_module("pingora_core::services", LevelFilter::Warn)
         .format(|out, record| {
             let time = out.timestamp_millis();
             writeln!(out, "{time} {:<5} {}", record.level(), record.args())

@@ -16,12 +16,14 @@ pub enum Phase {
     Draining,
 }
 
-/// The process's phase and its exchanges in flight.
+/// The process's phase, and what keeps it from ending.
 #[derive(Debug, Default)]
 pub struct Lifecycle {
     phase: AtomicU8,
-    inflight: AtomicUsize,
-    idle: Notify,
+    exchanges: Arc<Gauge>,
+    /// Open HTTP/2 connections. The end of an answer may still be in one's buffers when its exchange
+    /// is over.
+    pub http2_connections: Arc<Gauge>,
 }
 
 const STARTING: u8 = 0;
@@ -51,26 +53,52 @@ impl Lifecycle {
 
     /// Counts one exchange in, unless the process is draining.
     #[must_use]
-    pub fn admit(self: &Arc<Self>) -> Option<InFlight> {
+    pub fn admit(&self) -> Option<Counted> {
         // Counted first and looked at second: a drain that begins in between sees the count.
-        self.inflight.fetch_add(1, Ordering::SeqCst);
-        let admitted = InFlight(Arc::clone(self));
+        let admitted = self.exchanges.enter();
         (self.phase() != Phase::Draining).then_some(admitted)
     }
 
     /// Exchanges in flight.
     #[must_use]
     pub fn inflight(&self) -> usize {
-        self.inflight.load(Ordering::SeqCst)
+        self.exchanges.count()
     }
 
     /// Returns once nothing is in flight.
     pub async fn wait_idle(&self) {
+        self.exchanges.wait_empty().await;
+    }
+}
+
+/// A count of things that are going on.
+#[derive(Debug, Default)]
+pub struct Gauge {
+    count: AtomicUsize,
+    empty: Notify,
+}
+
+impl Gauge {
+    /// Counts one in.
+    #[must_use]
+    pub fn enter(self: &Arc<Self>) -> Counted {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        Counted(Arc::clone(self))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
+
+    /// Returns once there are none.
+    pub async fn wait_empty(&self) {
         loop {
-            let notified = self.idle.notified();
+            let notified = self.empty.notified();
             tokio::pin!(notified);
             notified.as_mut().enable();
-            if self.inflight() == 0 {
+            if self.count() == 0 {
                 return;
             }
             notified.await;
@@ -78,14 +106,14 @@ impl Lifecycle {
     }
 }
 
-/// One exchange in flight, counted out when dropped.
+/// One of a count, counted out when dropped.
 #[derive(Debug)]
-pub struct InFlight(Arc<Lifecycle>);
+pub struct Counted(Arc<Gauge>);
 
-impl Drop for InFlight {
+impl Drop for Counted {
     fn drop(&mut self) {
-        if self.0.inflight.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.idle.notify_waiters();
+        if self.0.count.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.empty.notify_waiters();
         }
     }
 }

@@ -1,6 +1,27 @@
-//! Words for the log.
+//! What links a request, its log line and its backend's: request ids and words for the log.
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora_core::{Error, ErrorType};
+
+/// The header that carries a request's id, in both directions.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Longest request id of a client that is kept, in bytes.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// The client's request id, if it is sane, else a new one of 32 hexadecimal digits.
+#[must_use]
+pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let is_sane = |value: &HeaderValue| {
+        let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@~".contains(byte);
+        (1..=REQUEST_ID_BYTES_MAX).contains(&value.len()) && value.as_bytes().iter().all(is_plain)
+    };
+    if let Some(own) = headers.get(REQUEST_ID).filter(|value| is_sane(value)) {
+        return own.clone();
+    }
+    HeaderValue::try_from(format!("{:032x}", fastrand::u128(..)))
+        .expect("hexadecimal digits can stand in a header")
+}
 
 /// What Pingora attaches to a failed connection, as if it were a cause.
 const NO_CAUSE: &str = "local address";

@@ -22,6 +22,7 @@ use crate::lifecycle::{Lifecycle, Phase};
 use crate::llm::Dialect;
 use crate::refusal::Refusal;
 use crate::runtime::{Current, PageRequest, Pages, Runtime};
+use crate::telemetry::{REQUEST_ID, request_id};
 
 use dashboard::Dashboard;
 
@@ -156,9 +157,14 @@ impl ServeHttp for AdminListener {
         let request = PageRequest { method: &head.method, path, headers: &head.headers };
         let nothing = || refusal_page(&Refusal::NoRoute { path: path.to_owned() });
         let mut page = self.admin.answer(&runtime, &request).unwrap_or_else(nothing);
-        page.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         let length = HeaderValue::from(page.body().len());
-        page.headers_mut().insert(CONTENT_LENGTH, length);
+        let has_length = page.status() != StatusCode::NO_CONTENT;
+        let headers = page.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(REQUEST_ID, request_id(&head.headers));
+        if has_length {
+            headers.insert(CONTENT_LENGTH, length);
+        }
         page.map(|body| if head.method == Method::HEAD { Vec::new() } else { body.to_vec() })
     }
 }

@@ -12,10 +12,7 @@ use serde::de::{
 };
 
 use super::document::{Node, Text};
-use super::problem::{KeyPath, Place, Problem, Problems, Step};
-
-/// Most problems reported for one file: a wrong indentation makes hundreds.
-const PROBLEMS_MAX: usize = 50;
+use super::problem::{KeyPath, PROBLEMS_MAX, Place, Problem, Problems, Step};
 
 /// Reads a `T` from the tree. What cannot be read is reported and left out.
 pub(super) fn decode<T: DeserializeOwned + Default>(mut tree: Node, problems: &mut Problems) -> T {

@@ -26,9 +26,11 @@ impl Environment {
             Err(error) => return Err(dot_env_problem(&file, &error)),
         }
         variables.extend(
+            // What is not UTF-8 is kept with replacement characters: a key then fails to match,
+            // where a missing one would let everybody pass.
             std::env::vars_os()
-                .filter_map(|(name, value)| {
-                    Some((name.into_string().ok()?, value.into_string().ok()?))
+                .map(|(name, value)| {
+                    (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
                 })
                 .filter(|(_, value)| !value.is_empty()),
         );

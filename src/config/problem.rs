@@ -116,6 +116,9 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// Most problems that are collected. Who has mended fifty runs the check again.
+pub(super) const PROBLEMS_MAX: usize = 50;
+
 /// The problems found so far.
 #[derive(Debug, Default)]
 pub(super) struct Problems(Vec<Problem>);
@@ -136,13 +139,24 @@ impl Problems {
         self.push(Problem::new(Place::Variable(name.to_owned()), message));
     }
 
+    /// Notes a problem, up to a bound: a templated mistake is in every line of a file.
     pub(super) fn push(&mut self, problem: Problem) {
-        self.0.push(problem);
+        if self.0.len() < PROBLEMS_MAX {
+            self.0.push(problem);
+        }
     }
 
     /// Whether the value at `path` was found wrong already, so that more words would confuse.
     pub(super) fn has(&self, path: &KeyPath) -> bool {
         self.0.iter().any(|problem| matches!(&problem.place, Place::Value(at) if at == path))
+    }
+
+    /// Whether something at or below `path` was found wrong.
+    pub(super) fn has_below(&self, path: &KeyPath) -> bool {
+        self.0.iter().any(|problem| match &problem.place {
+            Place::Key(at) | Place::Value(at) => at.steps().starts_with(path.steps()),
+            Place::File | Place::Position { .. } | Place::Variable(_) => false,
+        })
     }
 
     pub(super) fn is_empty(&self) -> bool {

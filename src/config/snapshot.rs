@@ -141,7 +141,7 @@ pub struct BackendSpec {
     pub credential: Option<Credential>,
     /// How it is checked.
     pub probe: ProbeSpec,
-    /// Longest wait for its connection (TCP, and again TLS).
+    /// Longest wait for its connection, TLS included.
     pub connect_deadline: Duration,
     /// Longest silence before and between its bytes.
     pub silence_deadline: Duration,

@@ -3,31 +3,30 @@
 //! Candidates come each exactly once, backups after all others. Drained backends (weight 0) never
 //! come, and neither do those that are not usable.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use pingora_load_balancing::Backend as LbBackend;
 use pingora_load_balancing::selection::{BackendIter, BackendSelection};
 use smallvec::SmallVec;
 
 use super::backend::Backend;
-use super::stickiness::{Candidate, Homes, client_number, distance};
+use super::stickiness::{Candidate, Clients, client_number, distance};
 use crate::config::Balance;
 
 /// What a selection is built from.
 pub(super) struct BalanceConfig {
     pub(super) balance: Balance,
     pub(super) backends: Vec<Arc<Backend>>,
-    /// The pool's clients; they outlive a configuration.
-    pub(super) homes: Arc<Mutex<Homes>>,
+    pub(super) clients: Arc<Clients>,
 }
 
 /// The selection of one pool.
 pub(super) struct Balancer {
     balance: Balance,
     members: Vec<Member>,
-    homes: Arc<Mutex<Homes>>,
+    clients: Arc<Clients>,
     /// Smooth round robin's credit of each member; unused by the other policies.
     credits: Mutex<Vec<f64>>,
 }
@@ -42,14 +41,7 @@ impl Member {
     fn candidate(&self) -> Candidate {
         Candidate { seed: self.backend.stickiness_seed, weight: self.backend.spec.weight }
     }
-
-    /// Backups cost more than any other candidate.
-    fn tier(&self) -> f64 {
-        if self.backend.spec.backup { BACKUP } else { 0.0 }
-    }
 }
-
-const BACKUP: f64 = 1e12;
 
 impl BackendSelection for Balancer {
     type Iter = Candidates;
@@ -77,11 +69,11 @@ impl BackendSelection for Balancer {
                     ..member.candidate()
                 }
             });
-            locked(&config.homes).change_candidates(candidates.collect());
+            config.clients.change_candidates(candidates.collect());
         }
         let credits = Mutex::new(vec![0.0; members.len()]);
-        let homes = Arc::clone(&config.homes);
-        Self { balance: config.balance, members, homes, credits }
+        let clients = Arc::clone(&config.clients);
+        Self { balance: config.balance, members, clients, credits }
     }
 
     fn build(_: &BTreeSet<LbBackend>) -> Self {
@@ -99,31 +91,36 @@ impl BackendSelection for Balancer {
     }
 }
 
-fn now_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+/// What it costs to choose a member; the cheapest is chosen. Backups cost more than any other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Cost {
+    backup: bool,
+    cost: f64,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // A panic while it was held cannot leave it in a state that is wrong for a selection.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+impl Cost {
+    fn order(&self, other: &Self) -> Ordering {
+        self.backup.cmp(&other.backup).then(self.cost.total_cmp(&other.cost))
+    }
 }
 
 /// Members with their costs.
-type Costs = SmallVec<[(usize, f64); 16]>;
+type Costs = SmallVec<[(usize, Cost); 16]>;
 
 impl Balancer {
-    /// The client's home, where that is usable. A lock, since a new client changes the shares of
-    /// all; it is held for one look-up.
+    /// The client's home, where that is one of ours and usable.
     fn home(&self, client: u64) -> Option<usize> {
-        let home = locked(&self.homes).of(client, now_seconds())?;
-        self.members.get(home)?.backend.is_usable().then_some(home)
+        let seed = self.clients.home(client)?;
+        let is_home = |member: &Member| member.backend.stickiness_seed == seed;
+        let home = self.members.iter().position(is_home)?;
+        self.members[home].backend.is_usable().then_some(home)
     }
 
     fn costs(&self, client: u64) -> Costs {
         let usable: SmallVec<[usize; 16]> =
             (0..self.members.len()).filter(|at| self.members[*at].backend.is_usable()).collect();
         if usable.len() < 2 {
-            return usable.iter().map(|at| (*at, 0.0)).collect();
+            return usable.iter().map(|at| (*at, self.cost(*at, 0.0))).collect();
         }
         match self.balance {
             Balance::Sticky => self.nearest(&usable, client),
@@ -132,25 +129,29 @@ impl Balancer {
         }
     }
 
+    fn cost(&self, at: usize, cost: f64) -> Cost {
+        Cost { backup: self.members[at].backend.spec.backup, cost }
+    }
+
     /// By rendezvous hash: clients of a backend that is down stick to their next choice.
     fn nearest(&self, usable: &[usize], client: u64) -> Costs {
-        let cost = |member: &Member| member.tier() + distance(client, member.candidate());
-        usable.iter().map(|at| (*at, cost(&self.members[*at]))).collect()
+        let cost = |at: usize| self.cost(at, distance(client, self.members[at].candidate()));
+        usable.iter().map(|at| (*at, cost(*at))).collect()
     }
 
     /// Smooth weighted round robin as nginx has it: each usable member earns its weight, the richest
     /// is chosen and pays the sum. A lock, because a pick changes all credits at once; it is held
     /// for a few additions.
     fn round_robin(&self, usable: &[usize]) -> Costs {
-        let mut credits = locked(&self.credits);
-        let members = usable.iter().map(|at| (*at, &self.members[*at]));
-        let first_tier = members.clone().map(|(_, member)| member.tier()).fold(BACKUP, f64::min);
+        let mut credits = self.credits.lock().unwrap_or_else(PoisonError::into_inner);
+        let spec = |at: usize| &self.members[at].backend.spec;
+        let only_backups = usable.iter().all(|at| spec(*at).backup);
         let mut total = 0.0;
-        for (at, member) in members.clone().filter(|(_, member)| member.tier() == first_tier) {
-            credits[at] += member.backend.spec.weight;
-            total += member.backend.spec.weight;
+        for at in usable.iter().filter(|at| spec(**at).backup == only_backups) {
+            credits[*at] += spec(*at).weight;
+            total += spec(*at).weight;
         }
-        let costs: Costs = members.map(|(at, member)| (at, member.tier() - credits[at])).collect();
+        let costs: Costs = usable.iter().map(|at| (*at, self.cost(*at, -credits[*at]))).collect();
         if let Some((_, chosen)) = cheapest(&costs) {
             credits[chosen] -= total;
         }
@@ -161,17 +162,17 @@ impl Balancer {
     /// Drawing by weight keeps an idle pool's shares right; comparing spreads a busy one's load.
     fn least_inflight(&self, usable: &[usize]) -> Costs {
         // Exponential keys order a weighted sample without replacement (Efraimidis and Spirakis).
-        let draw = |member: &Member| {
+        let draw = |at: usize| {
             let luck = fastrand::f64().max(f64::MIN_POSITIVE);
-            member.tier() - luck.ln() / member.backend.spec.weight
+            self.cost(at, -luck.ln() / self.members[at].backend.spec.weight)
         };
-        let mut drawn: Costs = usable.iter().map(|at| (*at, draw(&self.members[*at]))).collect();
-        drawn.sort_unstable_by(|left, right| left.1.total_cmp(&right.1));
-        let (first, second) = (drawn[0].0, drawn[1].0);
-        let same_tier = self.members[first].tier() == self.members[second].tier();
-        if same_tier && self.load(second) < self.load(first) {
-            drawn[0].0 = second;
-            drawn[1].0 = first;
+        let mut drawn: Costs = usable.iter().map(|at| (*at, draw(*at))).collect();
+        drawn.sort_unstable_by(|left, right| left.1.order(&right.1));
+        let (first, second) = (drawn[0], drawn[1]);
+        let same_tier = first.1.backup == second.1.backup;
+        if same_tier && self.load(second.0) < self.load(first.0) {
+            drawn[0].0 = second.0;
+            drawn[1].0 = first.0;
         }
         drawn
     }
@@ -186,7 +187,7 @@ impl Balancer {
 /// Position and member of the smallest cost.
 fn cheapest(costs: &Costs) -> Option<(usize, usize)> {
     let (position, (member, _)) =
-        costs.iter().enumerate().min_by(|(_, left), (_, right)| left.1.total_cmp(&right.1))?;
+        costs.iter().enumerate().min_by(|(_, left), (_, right)| left.1.order(&right.1))?;
     Some((position, *member))
 }
 

@@ -62,26 +62,32 @@ impl Default for Prober {
 }
 
 impl Prober {
-    /// Asks the backend, trying its host's other addresses when one cannot be connected to.
+    /// Asks the backend, trying its host's other addresses when one does not answer.
     async fn probe(&self, backend: &Backend) -> Result<Duration> {
-        let mut addresses_left = backend.addresses.count();
-        loop {
-            let Some(address) = backend.addresses.current() else {
-                let name = backend.addresses.name().unwrap_or_default();
-                return Error::e_explain(
-                    ErrorType::ConnectError,
-                    format!("the address of {name} is not known yet"),
-                );
-            };
+        let addresses = &backend.addresses;
+        if addresses.count() == 0 {
+            let name = addresses.name().unwrap_or_default();
+            let looked_up = addresses.refresh().await;
+            looked_up.or_err_with(ErrorType::ConnectError, || format!("looking up {name}"))?;
+        }
+        let count = u32::try_from(addresses.count().max(1)).unwrap_or(u32::MAX);
+        // A share for each, so that one which swallows packets does not use up all the time.
+        let share = backend.spec.probe.timeout / count;
+        let mut result = Error::e_explain(ErrorType::ConnectError, "no address is known");
+        for _ in 0..count {
+            let Some(address) = addresses.current() else { break };
             let started = Instant::now();
-            match self.ask(backend, address).await {
-                Err(error) if addresses_left > 1 && is_connect_failure(&error.etype) => {
-                    addresses_left -= 1;
-                    backend.addresses.pass_over(address);
-                }
-                result => return result.map(|()| started.elapsed()),
+            result = tokio::time::timeout(share, self.ask(backend, address))
+                .await
+                .or_err_with(ErrorType::ConnectTimedout, || format!("no answer in {share:?}"))
+                .and_then(|answered| answered)
+                .map(|()| started.elapsed());
+            match &result {
+                Err(error) if is_connect_failure(&error.etype) => addresses.pass_over(address),
+                _ => break,
             }
         }
+        result
     }
 
     async fn ask(&self, backend: &Backend, address: SocketAddr) -> Result<()> {

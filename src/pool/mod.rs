@@ -9,8 +9,8 @@ mod stickiness;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -25,12 +25,15 @@ pub use resolve::Addresses;
 
 use balance::{BalanceConfig, Balancer};
 use health::{CheckedPool, PoolCheck};
-use stickiness::Homes;
+use stickiness::Clients;
 
 use crate::config::{Host, PoolSpec};
 
 /// Shortest time between two rounds of checks, however many exchanges ask for one.
 const SUSPICION_GAP: Duration = Duration::from_secs(1);
+
+/// Time between two rounds while the name of a backend is not known: each round looks it up.
+const UNKNOWN_NAME_GAP: Duration = Duration::from_secs(2);
 
 /// Names that are looked up, by host and port: backends on one host share the answer.
 pub type Names = HashMap<(Host, u16), Arc<Addresses>>;
@@ -43,7 +46,7 @@ pub struct Pool {
     by_identity: HashMap<SocketAddr, Arc<Backend>>,
     balancer: LoadBalancer<Balancer>,
     checks: Arc<Checks>,
-    homes: Arc<Mutex<Homes>>,
+    clients: Arc<Clients>,
 }
 
 /// The part of a pool that outlives a configuration: Pingora's health registry and what it checks.
@@ -91,13 +94,15 @@ impl Pool {
         let checks = match previous {
             Some(previous) => {
                 previous.checks.pool.store(Arc::new(checked));
+                // What is new is checked soon, whatever the old interval was.
+                previous.checks.suspected.notify_one();
                 Arc::clone(&previous.checks)
             }
             None => Arc::new(Checks::new(checked, Arc::clone(prober))),
         };
-        let homes = previous.map(|previous| Arc::clone(&previous.homes)).unwrap_or_default();
-        let balancer = load_balancer(&spec, &backends, &checks.registry, &homes)?;
-        Ok(Self { name, spec, backends, by_identity, balancer, checks, homes })
+        let clients = previous.map(|previous| Arc::clone(&previous.clients)).unwrap_or_default();
+        let balancer = load_balancer(&spec, &backends, &checks.registry, &clients)?;
+        Ok(Self { name, spec, backends, by_identity, balancer, checks, clients })
     }
 
     /// `service/model`.
@@ -163,13 +168,20 @@ impl Checks {
         Self { registry, pool, spread, suspected: Notify::new() }
     }
 
+    /// The configured interval, or a shorter one while a backend's name is not known.
+    fn interval(&self) -> Duration {
+        let pool = self.pool.load();
+        let unknown = pool.backends.values().any(|backend| backend.addresses.count() == 0);
+        if unknown { UNKNOWN_NAME_GAP.min(pool.spec.interval) } else { pool.spec.interval }
+    }
+
     /// Checks the backends for as long as it is polled: a first round at once, then one an interval
     /// or when an exchange raised a suspicion.
     pub async fn run(&self) {
         loop {
             let started = Instant::now();
             self.registry.run_health_check(true).await;
-            let interval = self.pool.load().spec.interval;
+            let interval = self.interval();
             tokio::select! {
                 () = tokio::time::sleep_until(started + interval) => {
                     self.spread.store(true, Ordering::Relaxed);
@@ -188,7 +200,7 @@ fn load_balancer(
     spec: &PoolSpec,
     backends: &[Arc<Backend>],
     registry: &Arc<HealthRegistry>,
-    homes: &Arc<Mutex<Homes>>,
+    clients: &Arc<Clients>,
 ) -> pingora_core::Result<LoadBalancer<Balancer>> {
     let entries: BTreeSet<LbBackend> = backends
         .iter()
@@ -198,7 +210,7 @@ fn load_balancer(
     let config = BalanceConfig {
         balance: spec.balance,
         backends: backends.to_vec(),
-        homes: Arc::clone(homes),
+        clients: Arc::clone(clients),
     };
     let balancer = LoadBalancer::from_backends_with_config(view, Some(Arc::new(config)));
     // The discovery is static: the update is ready at its first poll.

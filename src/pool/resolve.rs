@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 
 use crate::config::Host;
 
-/// Longest wait for one look-up. getaddrinfo's own default is 5 s a server, three tries.
+/// Longest wait for one look-up. glibc's own default is 5 s a server and two attempts.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The addresses of one host and port, and which of them is used now.

@@ -7,6 +7,8 @@
 //! "Consistent hashing with bounded loads", 2016).
 
 use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -48,9 +50,42 @@ pub(super) fn distance(client: u64, candidate: Candidate) -> f64 {
     -share.ln() / candidate.weight
 }
 
-/// The clients of a pool and their homes.
+/// The clients of a pool, for all selections that are at work; they outlive a configuration.
+#[derive(Debug)]
+pub(super) struct Clients {
+    began: Instant,
+    homes: Mutex<Homes>,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self { began: Instant::now(), homes: Mutex::default() }
+    }
+}
+
+impl Clients {
+    /// The seed of the backend that is the client's home. A lock, since a new client changes the
+    /// shares of all; it is held for one look-up.
+    pub(super) fn home(&self, client: u64) -> Option<u64> {
+        let mut homes = self.locked();
+        let at = homes.of(client, self.began.elapsed().as_secs())?;
+        Some(homes.candidates[at].seed)
+    }
+
+    /// See [`Homes::change_candidates`].
+    pub(super) fn change_candidates(&self, candidates: Vec<Candidate>) {
+        self.locked().change_candidates(candidates);
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Homes> {
+        // A panic while it was held cannot leave it in a state that is wrong for a selection.
+        self.homes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The clients and their homes.
 #[derive(Debug, Default)]
-pub(super) struct Homes {
+struct Homes {
     candidates: Vec<Candidate>,
     weight_total: f64,
     clients: HashMap<u64, Home>,
@@ -66,9 +101,10 @@ struct Home {
 }
 
 impl Homes {
-    /// The home of `client`, as an index into the candidates; `now` in seconds of any clock. None
-    /// when there is no candidate.
-    pub(super) fn of(&mut self, client: u64, now: u64) -> Option<usize> {
+    /// The home of `client`, as an index into the candidates; `now` in seconds of any clock that
+    /// does not go back. None when there is no candidate, or no room to remember the client: then
+    /// its first choice is as good.
+    fn of(&mut self, client: u64, now: u64) -> Option<usize> {
         if let Some(home) = self.clients.get_mut(&client) {
             home.seen_at = now;
             return Some(home.candidate);
@@ -77,14 +113,14 @@ impl Homes {
             self.sweep(now);
         }
         if self.clients.len() >= CLIENTS_MAX {
-            return self.choices(client).first().copied();
+            return None;
         }
-        self.settle(client, now, self.clients.len() + 1, None)
+        self.settle(client, now, self.clients.len() + 1)
     }
 
     /// The candidates changed. Only those clients move whose home is gone or has too many now, or
-    /// whose first choice is a candidate that is new.
-    pub(super) fn change_candidates(&mut self, candidates: Vec<Candidate>) {
+    /// whose first choice is a candidate that is new and has room.
+    fn change_candidates(&mut self, candidates: Vec<Candidate>) {
         if candidates == self.candidates {
             return;
         }
@@ -95,36 +131,49 @@ impl Homes {
         // In an order that does not depend on the map's.
         clients.sort_unstable_by_key(|(client, _)| *client);
         let total = clients.len();
-        let is_old = |seed: u64| before.iter().any(|candidate| candidate.seed == seed);
-        let (drawn, rest): (Vec<_>, Vec<_>) = clients.into_iter().partition(|(client, _)| {
-            let first = self.choices(*client).first().copied();
-            first.is_some_and(|at| !is_old(self.candidates[at].seed))
-        });
-        for (client, home) in drawn {
-            self.settle(client, home.seen_at, total, None);
-        }
-        for (client, home) in rest {
+        let is_new = |seed: u64| before.iter().all(|candidate| candidate.seed != seed);
+        let mut stay = Vec::new();
+        let mut homeless = Vec::new();
+        for (client, home) in clients {
             let seed = before[home.candidate].seed;
-            let stay = self.candidates.iter().position(|candidate| candidate.seed == seed);
-            self.settle(client, home.seen_at, total, stay);
+            let old = self.candidates.iter().position(|candidate| candidate.seed == seed);
+            let drawn = self.choices(client).first().copied();
+            let drawn = drawn.filter(|at| is_new(self.candidates[*at].seed));
+            match (drawn, old) {
+                (Some(new), _) if self.has_room(new, total) => {
+                    self.house(client, new, home.seen_at)
+                }
+                (_, Some(old)) => stay.push((client, old, home.seen_at)),
+                (_, None) => homeless.push((client, home.seen_at)),
+            }
+        }
+        for (client, old, seen_at) in stay {
+            if self.has_room(old, total) {
+                self.house(client, old, seen_at);
+            } else {
+                homeless.push((client, seen_at));
+            }
+        }
+        for (client, seen_at) in homeless {
+            self.settle(client, seen_at, total);
         }
     }
 
-    /// Gives a client the first that has room of `preferred` and its choices.
-    fn settle(
-        &mut self,
-        client: u64,
-        now: u64,
-        clients: usize,
-        preferred: Option<usize>,
-    ) -> Option<usize> {
-        let candidate = preferred
-            .into_iter()
-            .chain(self.choices(client))
-            .find(|at| self.counts[*at] < self.room(*at, clients))?;
-        self.counts[candidate] += 1;
-        self.clients.insert(client, Home { candidate, seen_at: now });
+    /// Gives a client the first of its choices that has room.
+    fn settle(&mut self, client: u64, now: u64, clients: usize) -> Option<usize> {
+        let choices = self.choices(client);
+        let candidate = choices.into_iter().find(|at| self.has_room(*at, clients))?;
+        self.house(client, candidate, now);
         Some(candidate)
+    }
+
+    fn house(&mut self, client: u64, candidate: usize, seen_at: u64) {
+        self.counts[candidate] += 1;
+        self.clients.insert(client, Home { candidate, seen_at });
+    }
+
+    fn has_room(&self, at: usize, clients: usize) -> bool {
+        self.counts[at] < self.room(at, clients)
     }
 
     /// How many of `clients` a candidate may have. Never 0, and the sum is never below `clients`.
@@ -233,7 +282,7 @@ mod tests {
             .filter(|(before, after)| **after != 3 && before != after)
             .count();
         assert!((190..=232).contains(&drawn), "{drawn}");
-        assert!(others_moved <= 27, "{others_moved} of 900 moved without need");
+        assert!(others_moved <= 9, "{others_moved} of 900 moved without need");
     }
 
     #[test]
@@ -247,13 +296,14 @@ mod tests {
             .zip(&after)
             .filter(|(before, after)| **before != 2 && before != after)
             .count();
-        assert!(moved <= 27, "{moved} moved without need");
+        assert_eq!(moved, 0, "{moved} moved without need");
     }
 
     #[test]
     fn memory_is_bounded_and_idle_clients_are_forgotten() {
         let mut homes = homes(&[(11, 1.0), (22, 1.0)]);
-        settled(&mut homes, 3 * CLIENTS_MAX as u64);
+        settled(&mut homes, CLIENTS_MAX as u64);
+        assert_eq!(homes.of(client_number(b"one too many"), 0), None);
         assert_eq!(homes.clients.len(), CLIENTS_MAX);
         homes.of(client_number(b"new"), IDLE_SECONDS + SWEEP_SECONDS);
         assert_eq!(homes.clients.len(), 1);

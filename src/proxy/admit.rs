@@ -1,7 +1,6 @@
 //! May this request pass, and which way: bounds, the gateway's own pages, key, route.
 
-use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,16 +15,14 @@ use pingora_core::Result;
 use pingora_proxy::Session;
 
 use super::exchange::{Admitted, Client, Exchange};
-use super::{Proxy, REQUEST_ID, X_FORWARDED_FOR, respond};
+use super::{Proxy, X_FORWARDED_FOR, body, respond};
 use crate::auth;
 use crate::config::{ClientBounds, CorsOrigins};
 use crate::llm::Dialect;
 use crate::refusal::Refusal;
 use crate::routing::Miss;
 use crate::runtime::PageRequest;
-
-/// Longest request id of a client that is kept, in bytes.
-const REQUEST_ID_BYTES_MAX: usize = 128;
+use crate::telemetry;
 
 /// What becomes of a request.
 enum Decision {
@@ -43,8 +40,15 @@ pub(super) async fn admit(
     match decide(proxy, session, exchange) {
         Ok(Decision::Forward(admitted)) => {
             exchange.admitted = Some(admitted);
-            if respond::waits_for_continue(session) {
+            if respond::waits_for_continue(session, exchange) {
+                let kept = session.get_keepalive().is_some();
                 session.write_continue_response().await?;
+                exchange.arrived.continued = true;
+                if kept {
+                    // Pingora gives the connection up for any head that goes out before the body
+                    // has come in.
+                    body::keep_alive(session, &exchange.arrived.runtime.snapshot.client);
+                }
             }
             Ok(false)
         }
@@ -57,7 +61,7 @@ pub(super) async fn admit(
 fn arrive(session: &Session, exchange: &mut Exchange) {
     let head = session.req_header();
     let arrived = &mut exchange.arrived;
-    arrived.request_id = request_id(&head.headers);
+    arrived.request_id = telemetry::request_id(&head.headers);
     arrived.dialect = Dialect::of_path(split_target(head).0);
     arrived.is_http_10 = head.version == http::Version::HTTP_10;
     arrived.cors_origin = cors_origin(&arrived.runtime.snapshot.cors, &head.headers);
@@ -131,24 +135,6 @@ fn check_bounds(head: &RequestHeader, bounds: &ClientBounds) -> Result<(), Refus
     Ok(())
 }
 
-/// The client's request id, if it is sane, else a new one.
-fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let is_sane = |value: &HeaderValue| {
-        !value.is_empty()
-            && value.len() <= REQUEST_ID_BYTES_MAX
-            && value
-                .as_bytes()
-                .iter()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@~".contains(byte))
-    };
-    if let Some(own) = headers.get(REQUEST_ID).filter(|value| is_sane(value)) {
-        return own.clone();
-    }
-    let mut text = String::with_capacity(32);
-    let _ = write!(text, "{:032x}", fastrand::u128(..));
-    HeaderValue::try_from(text).expect("hexadecimal digits can stand in a header")
-}
-
 /// The origin to allow, where the request comes from a browser on one that may talk to us.
 fn cors_origin(origins: &CorsOrigins, headers: &HeaderMap) -> Option<HeaderValue> {
     let origin = headers.get(ORIGIN)?;
@@ -192,13 +178,42 @@ fn client(session: &Session, trusted: &[IpNet]) -> Client {
         for value in values {
             for hop in value.to_str().unwrap_or_default().split(',') {
                 // What stands left of something unreadable cannot be believed.
-                match hop.trim().parse::<IpAddr>() {
-                    Ok(address) => hops.push(address.to_canonical()),
-                    Err(_) => hops.clear(),
+                match forwarded_address(hop.trim()) {
+                    Some(address) => hops.push(address.to_canonical()),
+                    None => hops.clear(),
                 }
             }
         }
         hops.iter().rev().find(|hop| !is_trusted(**hop)).or(hops.first()).copied()
     });
     Client { peer, address: forwarded.flatten().or(peer), peer_is_trusted }
+}
+
+/// Reads an address of `X-Forwarded-For`; some load balancers write the port too.
+fn forwarded_address(hop: &str) -> Option<IpAddr> {
+    let bare = hop.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(hop);
+    let with_port = |_| hop.parse::<SocketAddr>().map(|address| address.ip());
+    bare.parse().or_else(with_port).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forwarded_addresses_are_read_with_and_without_a_port() {
+        let read = |hop| forwarded_address(hop).map(|address| address.to_string());
+        for (hop, address) in [
+            ("203.0.113.7", "203.0.113.7"),
+            ("203.0.113.7:4711", "203.0.113.7"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("[2001:db8::1]", "2001:db8::1"),
+            ("[2001:db8::1]:4711", "2001:db8::1"),
+        ] {
+            assert_eq!(read(hop).as_deref(), Some(address), "{hop}");
+        }
+        for hop in ["", "unknown", "_hidden", "1.2.3", "203.0.113.7:http"] {
+            assert_eq!(read(hop), None, "{hop}");
+        }
+    }
 }

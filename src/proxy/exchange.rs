@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use smallvec::SmallVec;
 
-use crate::lifecycle::InFlight;
+use crate::lifecycle::Counted;
 use crate::llm::Dialect;
 use crate::pool::{Backend, BackendInFlight, Pool};
 use crate::refusal::Refusal;
@@ -31,6 +31,8 @@ pub(super) struct Arrived {
     /// The `Access-Control-Allow-Origin` to send, where the client's origin may talk to us.
     pub(super) cors_origin: Option<HeaderValue>,
     pub(super) is_http_10: bool,
+    /// Whether the client was told to go on with its body.
+    pub(super) continued: bool,
 }
 
 /// What is known when the exchange may pass.
@@ -39,7 +41,7 @@ pub(super) struct Admitted {
     pub(super) client: Client,
     /// The request target for a backend without a base path: tail and query, raw.
     pub(super) target: Box<[u8]>,
-    pub(super) _inflight: InFlight,
+    pub(super) _inflight: Counted,
 }
 
 /// Where a request comes from.
@@ -62,8 +64,8 @@ pub(super) struct Attempts {
     unreachable: SmallVec<[(SocketAddr, usize); 2]>,
     /// Backends that are not asked again.
     given_up: SmallVec<[SocketAddr; 2]>,
-    /// Times that a kept connection turned out to be dead.
-    pub(super) stale_connections: u8,
+    /// Whether a kept connection turned out to be dead: the next attempt makes a new one.
+    pub(super) needs_new_connection: bool,
     /// What a client is told if no backend is left.
     pub(super) failure: Option<Refusal>,
 }
@@ -72,6 +74,7 @@ pub(super) struct Attempts {
 pub(super) struct Attempt {
     pub(super) backend: Arc<Backend>,
     pub(super) address: SocketAddr,
+    pub(super) began: Instant,
     pub(super) _inflight: BackendInFlight,
 }
 
@@ -92,6 +95,7 @@ impl Exchange {
                 dialect: Dialect::OpenAi,
                 cors_origin: None,
                 is_http_10: false,
+                continued: false,
             },
             admitted: None,
             attempts: Attempts::default(),
@@ -138,7 +142,7 @@ impl Attempts {
     }
 
     /// The current attempt's backend is not asked again.
-    pub(super) fn give_up(&mut self) {
+    fn give_up(&mut self) {
         if let Some(attempt) = &self.current {
             self.given_up.push(attempt.backend.identity);
         }

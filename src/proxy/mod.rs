@@ -39,7 +39,6 @@ pub use exchange::Exchange;
 use crate::lifecycle::Lifecycle;
 use crate::runtime::{Current, Pages};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -80,10 +79,10 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         exchange: &mut Exchange,
     ) -> Result<Box<HttpPeer>> {
-        select::select(exchange)
+        select::select(session, exchange)
     }
 
     async fn upstream_request_filter(

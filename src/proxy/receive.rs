@@ -7,8 +7,9 @@ use pingora_core::Result;
 use pingora_proxy::Session;
 
 use super::exchange::Exchange;
-use super::{Proxy, REQUEST_ID, respond};
+use super::{Proxy, respond};
 use crate::lifecycle::Phase;
+use crate::telemetry::REQUEST_ID;
 
 /// Headers that speak of the connection to the backend (RFC 9110, section 7.6.1). `Connection` and
 /// `Transfer-Encoding` are Pingora's to write.

@@ -8,12 +8,12 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use pingora::http::ResponseHeader;
-use pingora_core::Result;
+use pingora_core::{Error, Result};
 use pingora_proxy::Session;
 
-use super::REQUEST_ID;
 use super::exchange::Exchange;
 use crate::refusal::Refusal;
+use crate::telemetry::REQUEST_ID;
 
 /// How long a refused client may go on sending before its connection is cut. Closing at once would
 /// reset the connection, and the client could lose the answer (RFC 9112, section 9.6).
@@ -74,14 +74,24 @@ async fn send(
         head.insert_header(CONTENT_LENGTH, body.len())?;
     }
     let no_body = is_head || body.is_empty();
-    session.write_response_header(Box::new(head), no_body).await?;
-    if !no_body {
-        session.write_response_body(Some(body), true).await?;
-    }
+    let write = async {
+        session.write_response_header(Box::new(head), no_body).await?;
+        if no_body { Ok(()) } else { session.write_response_body(Some(body), true).await }
+    };
+    // Who cannot be written to is gone; that is not a failure of ours.
+    write.await.map_err(Error::into_down)?;
     if unread {
-        linger(session).await;
+        linger(session, exchange).await;
     }
     Ok(())
+}
+
+/// Whether a final response has begun: nothing else can be told to the client.
+pub(super) fn is_answered(session: &Session) -> bool {
+    let is_final = |head: &ResponseHeader| {
+        !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
+    };
+    session.response_written().is_some_and(is_final)
 }
 
 /// Lets a browser on an allowed origin read the answer.
@@ -97,8 +107,8 @@ pub(super) fn allow_origin(head: &mut ResponseHeader, exchange: &Exchange) -> Re
 }
 
 /// Reads on, bounded in time and bytes, so that the client gets to read its answer.
-async fn linger(session: &mut Session) {
-    if waits_for_continue(session) {
+async fn linger(session: &mut Session, exchange: &Exchange) {
+    if waits_for_continue(session, exchange) {
         return;
     }
     let _ = tokio::time::timeout(LINGER, async {
@@ -114,9 +124,10 @@ async fn linger(session: &mut Session) {
 }
 
 /// Whether the client holds its body back until it is told to go on.
-pub(super) fn waits_for_continue(session: &Session) -> bool {
+pub(super) fn waits_for_continue(session: &Session, exchange: &Exchange) -> bool {
     let head = session.req_header();
-    head.version == http::Version::HTTP_11
+    !exchange.arrived.continued
+        && head.version == http::Version::HTTP_11
         && head
             .headers
             .get(http::header::EXPECT)

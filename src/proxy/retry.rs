@@ -1,15 +1,18 @@
 //! After a failed attempt: is there another one, and what is a client told if not.
 
+use std::time::Duration;
+
 use pingora_core::{Error, ErrorSource, ErrorType};
 use pingora_proxy::Session;
 
-use super::exchange::Exchange;
+use super::exchange::{Attempt, Exchange};
+use super::respond;
 use crate::refusal::Refusal;
 use crate::telemetry::brief;
 
-/// Times that a kept connection may turn out to be dead before the backend is given up: after its
-/// restart every kept one is, and each try finds the next.
-const STALE_CONNECTIONS_MAX: u8 = 3;
+/// A kept connection that breaks within this time of being used was dead before. One that breaks
+/// later may have carried the request to a backend that is at work on it, or died of it.
+const STALE_WITHIN: Duration = Duration::from_secs(1);
 
 /// No connection: nothing was sent, so another address or backend is tried, whatever the method.
 /// Whether one is left, the selection finds out.
@@ -25,34 +28,33 @@ pub(super) fn after_connect_failure(exchange: &mut Exchange, mut error: Box<Erro
     error
 }
 
-/// The connection broke after the request, or a part of it, was sent. Only a kept connection that
-/// the backend had closed in the meantime is tried again: it never saw the request.
+/// The connection broke after the request, or a part of it, was sent. Tried again only where the
+/// backend had closed a kept connection in the meantime, so that it did not see the request; that
+/// try makes a new connection.
 pub(super) fn after_broken_exchange(
     session: &Session,
     exchange: &mut Exchange,
     mut error: Box<Error>,
     connection_was_kept: bool,
 ) -> Box<Error> {
-    let nothing_came_back = session.response_written().is_none();
-    let is_stale = connection_was_kept
-        && nothing_came_back
-        && error.esource == ErrorSource::Upstream
-        && matches!(
-            error.etype,
-            ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
-        )
+    let broke = matches!(
+        error.etype,
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
+    );
+    let at_once = |attempt: &Attempt| attempt.began.elapsed() < STALE_WITHIN;
+    let is_stale = error.esource == ErrorSource::Upstream
+        && connection_was_kept
+        && broke
+        && exchange.attempts.current.as_ref().is_some_and(at_once)
+        && !respond::is_answered(session)
         && !session.as_ref().retry_buffer_truncated();
     if error.esource == ErrorSource::Upstream {
         note_failure(exchange, &error);
-        if is_stale {
-            exchange.attempts.stale_connections += 1;
-            if exchange.attempts.stale_connections >= STALE_CONNECTIONS_MAX {
-                exchange.attempts.give_up();
-            }
-        } else {
+        if !is_stale {
             log_attempt(exchange, &error);
         }
     }
+    exchange.attempts.needs_new_connection |= is_stale;
     error.set_retry(is_stale);
     error
 }

@@ -2,11 +2,13 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result};
+use pingora_proxy::Session;
 
+use super::body;
 use super::exchange::{Attempt, Exchange};
 use crate::refusal::Refusal;
 
@@ -15,7 +17,7 @@ use crate::refusal::Refusal;
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 /// Chooses the backend of the next attempt.
-pub(super) fn select(exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
+pub(super) fn select(session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
     let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
     let pool = &admitted.pool;
     let attempts = &mut exchange.attempts;
@@ -32,9 +34,19 @@ pub(super) fn select(exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
             .get_or_insert(Refusal::NoBackend { pool: pool.name().to_owned(), retry_after });
         return Error::e_explain(ErrorType::HTTPStatus(503), "no usable backend");
     };
-    let peer = Box::new(backend.peer_at(address));
+    let mut peer = Box::new(backend.peer_at(address));
+    if attempts.needs_new_connection {
+        // Kept connections are shared within a group only.
+        peer.group_key = fastrand::u64(1..);
+    }
+    body::bound_upload(session, &exchange.arrived.runtime.snapshot.client, &backend.spec);
     let inflight = backend.begin();
-    attempts.current = Some(Attempt { backend: Arc::clone(backend), address, _inflight: inflight });
+    attempts.current = Some(Attempt {
+        backend: Arc::clone(backend),
+        address,
+        began: Instant::now(),
+        _inflight: inflight,
+    });
     Ok(peer)
 }
 

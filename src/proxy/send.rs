@@ -5,11 +5,13 @@ use http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
 use pingora_core::Result;
 use pingora_proxy::Session;
+use smallvec::SmallVec;
 
 use super::exchange::{Admitted, Exchange};
-use super::{REQUEST_ID, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
+use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
 use crate::auth::CREDENTIAL_HEADERS;
 use crate::config::{BackendSpec, ClientKeys};
+use crate::telemetry::REQUEST_ID;
 
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
@@ -65,10 +67,10 @@ fn forward_headers(
 ) -> Result<()> {
     let client = &admitted.client;
     if !client.peer_is_trusted {
-        for header in
-            [&X_FORWARDED_FOR, &X_FORWARDED_HOST, &X_FORWARDED_PROTO, &X_REAL_IP, &FORWARDED]
-        {
-            request.remove_header(header);
+        let claims: SmallVec<[HeaderName; 4]> =
+            request.headers.keys().filter(|name| is_claim(name)).cloned().collect();
+        for claim in &claims {
+            request.remove_header(claim);
         }
     }
     if let Some(peer) = client.peer {
@@ -92,6 +94,11 @@ fn forward_headers(
         request.insert_header(X_FORWARDED_PROTO, if is_tls { "https" } else { "http" })?;
     }
     Ok(())
+}
+
+/// Whether a header says where a request came from.
+fn is_claim(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-forwarded-") || *name == FORWARDED || *name == X_REAL_IP
 }
 
 /// The host that the client asked: the authority of HTTP/2, else the `Host` header.

@@ -16,10 +16,7 @@ pub(super) async fn fail(
     exchange: &mut Exchange,
     error: &Error,
 ) -> FailToProxy {
-    let refusal = match session.response_written() {
-        Some(head) if !head.status.is_informational() => None,
-        _ => refusal(exchange, error),
-    };
+    let refusal = if respond::is_answered(session) { None } else { refusal(exchange, error) };
     let mut error_code = 0;
     session.set_keepalive(None);
     if let Some(refusal) = refusal {

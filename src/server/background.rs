@@ -14,31 +14,27 @@ use tokio::task::JoinSet;
 use crate::pool::{Addresses, Checks};
 use crate::runtime::{Current, Runtime};
 
-/// Longest that start-up waits for names; what is not known by then is looked up meanwhile.
+/// Longest that a start or reload waits for names; what is not known by then is looked up meanwhile.
 const FIRST_LOOKUP_WAIT: Duration = Duration::from_secs(1);
 
-/// A name that is not known at all is tried again this soon.
-const UNKNOWN_RETRY: Duration = Duration::from_secs(2);
-
-/// Looks all names up, so that the first request finds its backend's address.
-pub(super) fn resolve_first(runtime: &Runtime) -> Result<()> {
-    let mut names = runtime.names().peekable();
-    if names.peek().is_none() {
-        return Ok(());
+/// Looks up the names that are not known yet, so that the first request finds its backend's address.
+pub(super) async fn resolve(runtime: &Runtime) {
+    let mut lookups = JoinSet::new();
+    for addresses in runtime.names().filter(|addresses| addresses.count() == 0) {
+        let addresses = Arc::clone(addresses);
+        lookups.spawn(async move { addresses.refresh().await });
     }
+    let all = async { while lookups.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(FIRST_LOOKUP_WAIT, all).await;
+}
+
+/// [`resolve`], before there is a runtime to do it on.
+pub(super) fn resolve_at_start(runtime: &Runtime) -> Result<()> {
     let executor = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start looking up names")?;
-    executor.block_on(async {
-        let mut lookups = JoinSet::new();
-        for addresses in names {
-            let addresses = Arc::clone(addresses);
-            lookups.spawn(async move { addresses.refresh().await });
-        }
-        let all = async { while lookups.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(FIRST_LOOKUP_WAIT, all).await;
-    });
+    executor.block_on(resolve(runtime));
     // A look-up that hangs keeps its thread; it must not keep the start.
     executor.shutdown_background();
     Ok(())
@@ -69,7 +65,7 @@ impl BackgroundService for Background {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let mut tasks = Tasks::default();
         loop {
-            tasks.follow(&self.current.load_full());
+            tasks.follow(&self.current);
             tokio::select! {
                 () = self.changed.notified() => {}
                 _ = shutdown.changed() => return,
@@ -80,7 +76,8 @@ impl BackgroundService for Background {
 
 impl Tasks {
     /// Starts what the runtime brings and ends what it no longer has.
-    fn follow(&mut self, runtime: &Runtime) {
+    fn follow(&mut self, current: &Arc<Current>) {
+        let runtime = current.load_full();
         let checks: HashMap<usize, &Arc<Checks>> = runtime
             .pools()
             .map(|pool| (Arc::as_ptr(pool.checks()) as usize, pool.checks()))
@@ -98,10 +95,10 @@ impl Tasks {
         end_missing(&mut self.names, |id| names.contains_key(id));
         for (id, addresses) in names {
             let tasks = &mut self.tasks;
-            let interval = runtime.snapshot.dns_refresh;
+            let current = Arc::clone(current);
             self.names
                 .entry(id)
-                .or_insert_with(|| tasks.spawn(keep_resolved(Arc::clone(addresses), interval)));
+                .or_insert_with(|| tasks.spawn(keep_resolved(Arc::clone(addresses), current)));
         }
         while self.tasks.try_join_next().is_some() {}
     }
@@ -121,12 +118,12 @@ fn end_missing(
 }
 
 /// Looks one name up again and again. A failure is logged when it begins and when it ends.
-async fn keep_resolved(addresses: Arc<Addresses>, interval: Duration) {
+async fn keep_resolved(addresses: Arc<Addresses>, current: Arc<Current>) {
     let name = addresses.name().unwrap_or_default().to_owned();
     let mut failing = false;
     loop {
-        let unknown = addresses.count() == 0;
-        tokio::time::sleep(if unknown { UNKNOWN_RETRY.min(interval) } else { interval }).await;
+        let interval = current.load().snapshot.dns_refresh;
+        tokio::time::sleep(interval).await;
         match addresses.refresh().await {
             Ok(()) if failing => {
                 failing = false;

@@ -13,17 +13,20 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 
+use crate::lifecycle::Lifecycle;
 use crate::proxy::Proxy;
 
 /// The beginnings of a connection that are looked at, one after the other: each goes on only if the
 /// one before it matched, so no HTTP/1 request is waited for longer than its method's second letter.
-const PREFACE_STEPS: [&[u8]; 4] = [b"P", b"PR", b"PRI ", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"];
+const PREFACE_STEPS: [&[u8]; 5] =
+    [b"P", b"PR", b"PRI *", b"PRI * HTTP/2.0\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"];
 
 /// Takes connections and hands them to the proxy as what they speak.
 pub(super) struct Front {
     http1: Arc<Version>,
     http2: Arc<Version>,
     first_bytes_timeout: Duration,
+    lifecycle: Arc<Lifecycle>,
 }
 
 /// The proxy, told how to read a connection.
@@ -34,7 +37,11 @@ struct Version {
 
 impl Front {
     /// `idle_timeout` bounds the wait for a connection's first bytes, and idle HTTP/2 connections.
-    pub(super) fn new(proxy: HttpProxy<Proxy>, idle_timeout: Duration) -> Self {
+    pub(super) fn new(
+        proxy: HttpProxy<Proxy>,
+        idle_timeout: Duration,
+        lifecycle: Arc<Lifecycle>,
+    ) -> Self {
         let proxy = Arc::new(proxy);
         let mut http2 = HttpServerOptions::default();
         http2.h2c = true;
@@ -44,13 +51,14 @@ impl Front {
             http1: version(HttpServerOptions::default()),
             http2: version(http2),
             first_bytes_timeout: idle_timeout,
+            lifecycle,
         }
     }
 }
 
 /// Looks at a connection's first bytes and puts them back. None: it ended before they came.
 async fn speaks_http2(stream: &mut Stream) -> Option<bool> {
-    let mut buffer = [0; PREFACE_STEPS[3].len()];
+    let mut buffer = [0; PREFACE_STEPS[4].len()];
     for step in PREFACE_STEPS {
         let seen = &mut buffer[..step.len()];
         if !stream.try_peek(seen).await.ok()? || seen != step {
@@ -68,8 +76,12 @@ impl ServerApp for Front {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let look = tokio::time::timeout(self.first_bytes_timeout, speaks_http2(&mut stream));
-        let version = if look.await.ok()?? { &self.http2 } else { &self.http1 };
-        version.process_new(stream, shutdown).await
+        if look.await.ok()?? {
+            let _open = self.lifecycle.http2_connections.enter();
+            self.http2.process_new(stream, shutdown).await
+        } else {
+            self.http1.process_new(stream, shutdown).await
+        }
     }
 
     async fn cleanup(&self) {

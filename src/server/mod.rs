@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use pingora_core::server::configuration::ServerConf;
-use pingora_core::server::{RunArgs, Server};
+use pingora_core::server::{ExecutionPhase, RunArgs, Server};
 use pingora_core::services::background::background_service;
 use pingora_core::services::listening::Service;
 use pingora_proxy::http_proxy;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 use crate::admin::{Admin, AdminListener, Scope};
 use crate::config::{ConfigError, Snapshot};
@@ -36,12 +36,15 @@ const IDLE_CONNECTIONS_MIN: usize = 128;
 /// Attempts that Pingora allows one exchange. Ours end by themselves, when every backend was asked.
 const ATTEMPTS_MAX: usize = 4096;
 
+/// Longest wait for the last bytes of HTTP/2 answers after the drain.
+const FLUSH_SECONDS_MAX: u64 = 2;
+
 /// Above this many seconds a deadline runs on tokio's timer: Pingora's own keeps each of them until
 /// it ends, also of exchanges that are long over.
 const FAST_TIMER_SECONDS_MAX: u64 = 60;
 
 /// Reads the configuration again.
-pub type Reload = Box<dyn Fn() -> Result<Snapshot, ConfigError> + Send + Sync>;
+pub type Reload = Arc<dyn Fn() -> Result<Snapshot, ConfigError> + Send + Sync>;
 
 /// Where a started gateway listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +97,7 @@ impl Gateway {
         let shutdown_timeout = self.snapshot.shutdown_timeout;
         let runtime = Runtime::new(self.snapshot, None).context("cannot build the pools")?;
         let current = Arc::new(Current::from_pointee(runtime));
-        background::resolve_first(&current.load_full())?;
+        background::resolve_at_start(&current.load_full())?;
         let configuration = server_configuration(&current.load().snapshot);
         let mut server = Server::new_with_opt_and_conf(None, configuration);
         server.bootstrap();
@@ -106,7 +109,8 @@ impl Gateway {
             pages: Some(Arc::new(Admin::new(Arc::clone(&lifecycle), scope))),
         };
         let idle_timeout = current.load().snapshot.client.idle_timeout;
-        let front = Front::new(http_proxy(&server.configuration, proxy), idle_timeout);
+        let proxy = http_proxy(&server.configuration, proxy);
+        let front = Front::new(proxy, idle_timeout, Arc::clone(&lifecycle));
         let traffic = Service::new("traffic".to_owned(), front);
         server.add_service(PreBound::new(traffic, self.traffic));
         if !self.admin.is_empty() {
@@ -122,6 +126,7 @@ impl Gateway {
         background.threads = Some(1);
         server.add_service(background);
 
+        end_when_flushed(server.watch_execution_phase(), Arc::clone(&lifecycle))?;
         let signals = Signals::new(lifecycle, current, changed, shutdown_timeout, reload, started);
         server.run(RunArgs { shutdown_signal: Box::new(signals) });
         Ok(())
@@ -137,10 +142,33 @@ fn server_configuration(snapshot: &Snapshot) -> ServerConf {
         // Pingora multiplies it with the threads again.
         upstream_keepalive_pool_size: idle_connections.div_ceil(snapshot.threads),
         max_retries: ATTEMPTS_MAX,
-        // The drain is over when Pingora learns that it is to stop.
-        grace_period_seconds: Some(0),
+        // The drain is over when Pingora learns that it is to stop; see `end_when_flushed`.
+        grace_period_seconds: Some(FLUSH_SECONDS_MAX),
         graceful_shutdown_timeout_seconds: Some(0),
         fast_timeout_to_tokio_threshold_seconds: Some(FAST_TIMER_SECONDS_MAX),
         ..ServerConf::default()
     }
+}
+
+/// Ends the process when the drain is over and HTTP/2 connections have sent what they hold: Pingora
+/// would sleep its whole grace period.
+fn end_when_flushed(
+    mut phases: broadcast::Receiver<ExecutionPhase>,
+    lifecycle: Arc<Lifecycle>,
+) -> Result<()> {
+    let executor = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .context("cannot start watching for the end")?;
+    std::thread::Builder::new()
+        .name("end".to_owned())
+        .spawn(move || {
+            while let Ok(phase) = phases.blocking_recv() {
+                if matches!(phase, ExecutionPhase::ShutdownGracePeriod) {
+                    executor.block_on(lifecycle.http2_connections.wait_empty());
+                    std::process::exit(0);
+                }
+            }
+        })
+        .context("cannot start watching for the end")?;
+    Ok(())
 }

@@ -9,7 +9,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
-use super::Reload;
+use super::{Reload, background};
 use crate::config::Snapshot;
 use crate::lifecycle::Lifecycle;
 use crate::runtime::{Current, Runtime};
@@ -44,31 +44,28 @@ impl<F: Fn() + Send + Sync> Signals<F> {
     }
 
     /// All or nothing: a configuration with problems leaves the old one at work.
-    fn reload(&self) {
-        let Some(reload) = &self.reload else { return };
+    async fn reload(&self) {
+        let Some(reload) = self.reload.clone() else { return };
         let before = self.current.load_full();
-        let next = match reload() {
-            Ok(snapshot) => snapshot,
-            Err(error) => {
-                let problems = error.lines().join("\n  ");
-                log::error!("the new configuration is not used, the old one stays:\n  {problems}");
-                return;
-            }
+        // Files are read and a large configuration is checked: not on this thread.
+        let next = match tokio::task::spawn_blocking(move || reload()).await {
+            Ok(Ok(snapshot)) => snapshot,
+            Ok(Err(error)) => return not_used(&error.lines().join("\n  ")),
+            Err(error) => return not_used(&error.to_string()),
         };
-        for key in needs_restart(&before.snapshot, &next) {
-            log::warn!("{key} has changed; that takes a restart");
-        }
+        let restart = needs_restart(&before.snapshot, &next);
         let level = next.log_level;
-        match Runtime::new(next, Some(&before)) {
-            Ok(runtime) => {
-                self.current.store(Arc::new(runtime));
-                self.changed.notify_one();
-                log::set_max_level(level);
-                log::info!("the new configuration is at work");
-            }
-            Err(error) => {
-                log::error!("the new configuration is not used, the old one stays: {error}")
-            }
+        let runtime = match Runtime::new(next, Some(&before)) {
+            Ok(runtime) => runtime,
+            Err(error) => return not_used(&error.to_string()),
+        };
+        background::resolve(&runtime).await;
+        self.current.store(Arc::new(runtime));
+        self.changed.notify_one();
+        log::set_max_level(level);
+        log::info!("the new configuration is at work");
+        for key in restart {
+            log::warn!("{key} has changed; that takes a restart");
         }
     }
 
@@ -98,6 +95,10 @@ impl<F: Fn() + Send + Sync> Signals<F> {
     }
 }
 
+fn not_used(why: &str) {
+    log::error!("the new configuration is not used, the old one stays:\n  {why}");
+}
+
 /// Keys whose change has no effect until the process starts anew.
 fn needs_restart(before: &Snapshot, next: &Snapshot) -> Vec<&'static str> {
     let keys = [
@@ -105,6 +106,7 @@ fn needs_restart(before: &Snapshot, next: &Snapshot) -> Vec<&'static str> {
         ("admin.listen", before.admin_listen != next.admin_listen),
         ("threads", before.threads != next.threads),
         ("upstream.idle_connections", before.idle_connections != next.idle_connections),
+        ("client.idle_timeout", before.client.idle_timeout != next.client.idle_timeout),
         ("shutdown_timeout", before.shutdown_timeout != next.shutdown_timeout),
     ];
     keys.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
@@ -129,7 +131,7 @@ impl<F: Fn() + Send + Sync> ShutdownSignalWatch for Signals<F> {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = hangup.recv() => self.reload(),
+                _ = hangup.recv() => self.reload().await,
             }
         }
         self.drain(&mut terminate, &mut interrupt).await;

@@ -189,7 +189,11 @@ fn expect_100_continue_is_answered_once_the_request_is_admitted() {
     connection.write(head("sk-1").as_bytes()).unwrap();
     assert_eq!(connection.read(true).unwrap().status, 100);
     connection.write(b"body").unwrap();
-    assert_eq!(connection.read(false).unwrap().text(), "done");
+    let answer = connection.read(false).unwrap();
+    assert_eq!(
+        (answer.text().as_str(), answer.header("connection").as_str()),
+        ("done", "keep-alive")
+    );
     assert_eq!(upstream.last().body, b"body");
     assert!(!upstream.last().has("expect"));
     let mut connection = Connection::open(gateway.address());
@@ -218,4 +222,43 @@ fn a_refusal_reaches_a_client_that_is_still_sending() {
     let answer = post(gateway.address(), "/svc/mdl/x", &[], &"x".repeat(3 * 1024 * 1024));
     assert_eq!((answer.status, answer.complete), (401, true));
     assert_eq!(answer.header("connection"), "close");
+}
+
+#[test]
+fn requests_that_are_sent_ahead_are_answered_in_order() {
+    let upstream = Upstream::start(|seen, reply| {
+        if seen.target == b"/slow" {
+            std::thread::park_timeout(std::time::Duration::from_millis(200));
+        }
+        reply.text(&seen.target());
+    });
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    let mut connection = Connection::open(gateway.address());
+    let post = |path: &str| {
+        format!("POST /svc/mdl{path} HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\n\r\n{{}}")
+    };
+    connection.write(post("/slow").as_bytes()).unwrap();
+    crate::harness::eventually("the first is at the backend", || !upstream.seen().is_empty());
+    connection.write((post("/second") + &post("/third")).as_bytes()).unwrap();
+    for path in ["/slow", "/second", "/third"] {
+        assert_eq!(connection.read(false).unwrap().text(), path);
+    }
+}
+
+#[test]
+fn a_refusal_reaches_a_client_that_was_told_to_go_on() {
+    let mut upstream = Upstream::named("x");
+    let gateway = Gateway::start(&config("health_check: {interval: 1h}", &[&upstream]));
+    gateway.wait_backend("svc/mdl", "a", "healthy");
+    upstream.kill();
+    let mut connection = Connection::open(gateway.address());
+    let length = 3 * 1024 * 1024;
+    let head = format!(
+        "POST /svc/mdl/x HTTP/1.1\r\nHost: g\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n\r\n"
+    );
+    connection.write(head.as_bytes()).unwrap();
+    assert_eq!(connection.read(true).unwrap().status, 100);
+    let _ = connection.write(&vec![b'x'; length]);
+    let answer = connection.read(false).unwrap();
+    assert_eq!((answer.status, answer.complete), (503, true));
 }

@@ -111,6 +111,36 @@ fn every_address_of_a_name_is_tried() {
 }
 
 #[test]
+fn an_address_that_swallows_checks_does_not_hide_the_next_one() {
+    let upstream = Upstream::named("found");
+    let port = upstream.address().port();
+    let hole = TcpListener::bind(("::1", port)).expect("the same port on ::1");
+    let gateway = Gateway::start(&format!(
+        "listen: 127.0.0.1:0\nhealth_check: {{timeout: 1s}}\nservices: {{svc: {{models: {{mdl: {{backends: [{{id: a, url: \"http://localhost:{port}\"}}]}}}}}}}}"
+    ));
+    gateway.wait_backend("svc/mdl", "a", "healthy");
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).text(), "found");
+    drop(hole);
+}
+
+#[test]
+fn a_request_that_a_backend_was_at_work_on_is_not_sent_again() {
+    let upstream = Upstream::start(|seen, reply| {
+        if seen.target == b"/crash" {
+            std::thread::park_timeout(std::time::Duration::from_millis(1200));
+            return reply.cut();
+        }
+        reply.text("ok");
+    });
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    // The connection is kept, as it is under load.
+    assert_eq!(get(gateway.address(), "/svc/mdl/warm", &[]).status, 200);
+    assert_eq!(post(gateway.address(), "/svc/mdl/crash", &[], "{}").status, 502);
+    let crashes = upstream.seen().iter().filter(|seen| seen.target == b"/crash").count();
+    assert_eq!(crashes, 1);
+}
+
+#[test]
 fn a_name_that_does_not_resolve_costs_its_backend_and_nothing_else() {
     let live = Upstream::named("live");
     let url = live.url();

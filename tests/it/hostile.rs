@@ -141,3 +141,55 @@ fn names_that_no_service_has_are_404_and_say_how_paths_look() {
     }
     assert!(upstream.seen().is_empty());
 }
+
+#[test]
+fn a_client_that_stalls_in_its_body_gets_a_408() {
+    let upstream = Upstream::named("x");
+    let gateway = Gateway::start(&config("client: {body_timeout: 300ms}", &[&upstream]));
+    let answer = send(
+        gateway.address(),
+        "POST /svc/mdl/x HTTP/1.1\r\nHost: g\r\nContent-Length: 10\r\n\r\nhalf",
+    );
+    assert_eq!(
+        (answer.status, answer.json()["error"]["code"].as_str()),
+        (408, Some("body_timeout"))
+    );
+    assert!(upstream.seen().is_empty(), "the backend took half a request for a whole one");
+}
+
+#[test]
+fn a_slow_answer_is_not_taken_for_a_slow_body() {
+    let upstream = Upstream::start(|_, reply| {
+        std::thread::park_timeout(std::time::Duration::from_millis(700));
+        reply.text("late");
+    });
+    let gateway = Gateway::start(&config("client: {body_timeout: 200ms}", &[&upstream]));
+    let answer = crate::harness::post(gateway.address(), "/svc/mdl/x", &[], "body");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "late"));
+}
+
+#[test]
+fn a_connection_that_says_nothing_is_closed() {
+    let upstream = Upstream::named("x");
+    let gateway = Gateway::start(&config("client: {idle_timeout: 1s}", &[&upstream]));
+    assert!(Connection::open(gateway.address()).is_closed(), "without a first byte");
+    let mut beginning = Connection::open(gateway.address());
+    beginning.write(b"P").unwrap();
+    assert!(beginning.is_closed(), "after what may become HTTP/2");
+    let mut kept = Connection::open(gateway.address());
+    kept.write(b"GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    assert_eq!(kept.read(false).unwrap().status, 200);
+    assert!(kept.is_closed(), "between two requests");
+}
+
+#[test]
+fn a_request_shorter_than_an_http_2_preface_is_answered() {
+    let upstream = Upstream::named("x");
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    let answer = send(gateway.address(), "GET /health HTTP/1.0\r\n\r\n");
+    assert_eq!(answer.status, 200);
+    for method in ["PUT", "PRI", "PROPFIND"] {
+        let answer = send(gateway.address(), format!("{method} / HTTP/1.0\r\n\r\n"));
+        assert!(matches!(answer.status, 400 | 405), "{method}: {}", answer.status);
+    }
+}

@@ -134,3 +134,23 @@ fn cors_for_traffic_is_off_unless_configured() {
         ""
     );
 }
+
+#[test]
+fn a_malformed_request_to_the_admin_address_leaves_no_credential_in_the_log() {
+    let upstream = Upstream::named("x");
+    let mut gateway = Gateway::start(&config(
+        "api_key: sk-1\nlog: {level: debug}\nadmin: {listen: 127.0.0.1:0}",
+        &[&upstream],
+    ));
+    let line = gateway.wait_log("status and dashboard on");
+    let admin = line.rsplit_once("http://").unwrap().1.parse().unwrap();
+    let bad = "GET /api/health/status/svc?key=sk-query HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer sk-1\r\nBroken Line\r\n\r\n";
+    assert!(matches!(send(admin, bad).status, 0 | 400));
+    assert!(matches!(send(gateway.address(), bad).status, 400));
+    let answer = get(admin, "/api/health/status/svc", &["X-API-Key: sk-1", "X-Request-ID: r-1"]);
+    assert_eq!((answer.status, answer.header("x-request-id").as_str()), (200, "r-1"));
+    get(gateway.address(), "/svc/mdl/x", &["X-API-Key: sk-1"]);
+    gateway.wait_log("/svc/mdl/x -> 200");
+    let log = gateway.log().join("\n");
+    assert!(!log.contains("sk-"), "{log}");
+}

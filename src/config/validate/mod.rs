@@ -45,6 +45,10 @@ pub(super) fn validate(
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     let global_key =
         secret((file.api_key.as_ref(), file.api_key_file.as_deref()), &root, &folder, problems);
+    if file.api_key.is_some() && global_key.is_none() && file.api_key_file.is_none() {
+        problems
+            .value(&root.key("api_key"), "is empty; set a key, or remove it to let everybody pass");
+    }
     let deadlines = file.deadlines.as_ref();
     let deadline = |value: Option<Span>, key, default, problems: &mut Problems| {
         positive(value, &root.key("deadlines").key(key), default, problems)

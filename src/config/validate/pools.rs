@@ -74,7 +74,7 @@ pub(super) fn services(
     let inherited = Inherited { balance: Balance::Sticky, health: FileHealthCheck::default() }
         .under(file.balance, file.health_check.as_ref());
     let Some(written) = &file.services else {
-        if problems.is_empty() {
+        if !problems.has_below(&path) {
             problems.value(&root, "\"services\" is missing; it says which backends there are");
         }
         return services;
@@ -129,7 +129,7 @@ fn service_models(
             }
         }
     }
-    if models.is_empty() && problems.is_empty() {
+    if models.is_empty() && !problems.has_below(at) {
         problems.value(at, "needs at least one model under \"models\"");
     }
     models
@@ -153,7 +153,7 @@ fn pool(
     for (index, backend) in written.iter().enumerate() {
         let at = at.key("backends").index(index);
         let Some(backend) = backend else {
-            if problems.is_empty() {
+            if !problems.has_below(&at) {
                 problems.value(&at, "expected a backend, found nothing");
             }
             continue;
@@ -168,7 +168,7 @@ fn pool(
         services.any_key |= own_key;
         backends.extend(backend);
     }
-    if written.is_empty() && problems.is_empty() {
+    if written.is_empty() && !problems.has_below(at) {
         problems.value(at, "needs at least one backend under \"backends\"");
     }
     let complete = backends.len() == written.len() && !backends.is_empty();
