@@ -127,7 +127,7 @@ impl Gateway {
         server.add_service(background);
 
         end_when_flushed(server.watch_execution_phase(), Arc::clone(&lifecycle))?;
-        let signals = Signals::new(lifecycle, current, changed, shutdown_timeout, reload, started);
+        let signals = Signals { lifecycle, current, changed, shutdown_timeout, reload, started };
         server.run(RunArgs { shutdown_signal: Box::new(signals) });
         Ok(())
     }

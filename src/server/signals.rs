@@ -17,26 +17,15 @@ use crate::runtime::{Current, Runtime};
 /// Watches for signals in Pingora's stead: its own watch would sleep a fixed time on SIGTERM, and
 /// die of SIGHUP.
 pub(super) struct Signals<F> {
-    lifecycle: Arc<Lifecycle>,
-    current: Arc<Current>,
-    changed: Arc<Notify>,
-    shutdown_timeout: Duration,
-    reload: Option<Reload>,
-    started: F,
+    pub(super) lifecycle: Arc<Lifecycle>,
+    pub(super) current: Arc<Current>,
+    pub(super) changed: Arc<Notify>,
+    pub(super) shutdown_timeout: Duration,
+    pub(super) reload: Option<Reload>,
+    pub(super) started: F,
 }
 
 impl<F: Fn() + Send + Sync> Signals<F> {
-    pub(super) fn new(
-        lifecycle: Arc<Lifecycle>,
-        current: Arc<Current>,
-        changed: Arc<Notify>,
-        shutdown_timeout: Duration,
-        reload: Option<Reload>,
-        started: F,
-    ) -> Self {
-        Self { lifecycle, current, changed, shutdown_timeout, reload, started }
-    }
-
     fn start(&self) {
         self.lifecycle.ready();
         notify_supervisor(NotifyState::Ready);

@@ -17,14 +17,9 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// All values of a header, joined; empty when it is not there.
     pub(crate) fn header(&self, name: &str) -> String {
-        let values: Vec<&str> = self
-            .headers
-            .iter()
-            .filter(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
-            .collect();
-        values.join("|")
+        super::header(&self.headers, name)
     }
 
     pub(crate) fn text(&self) -> String {

@@ -23,3 +23,10 @@ pub(crate) fn eventually(what: &str, mut fact: impl FnMut() -> bool) -> Duration
     }
     started.elapsed()
 }
+
+/// All values of a header, joined; empty when it is not there.
+fn header(headers: &[(String, String)], name: &str) -> String {
+    let is_it = |(known, _): &&(String, String)| known.eq_ignore_ascii_case(name);
+    let values: Vec<&str> = headers.iter().filter(is_it).map(|(_, value)| value.as_str()).collect();
+    values.join("|")
+}

@@ -32,13 +32,7 @@ impl Seen {
 
     /// All values of a header, joined; empty when it is not there.
     pub(crate) fn header(&self, name: &str) -> String {
-        let values: Vec<&str> = self
-            .headers
-            .iter()
-            .filter(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
-            .collect();
-        values.join("|")
+        super::header(&self.headers, name)
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
