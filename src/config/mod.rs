@@ -224,6 +224,19 @@ mod tests {
     }
 
     #[test]
+    fn no_text_makes_it_panic() {
+        let key = "(services|models|backends|id|url|weight|listen|health_check|interval|api_key)";
+        let value =
+            "([0-9.-]{1,6}|[a-z:/]{0,9}|\\[\\]|\\{\\}|~|\"\\$\\{[A-Z:-]{0,5}\\}\"|http://h)";
+        let line = format!("( {{0,10}}|- ){key}: {value}\n");
+        let text = proptest::string::string_regex(&format!("({line}){{0,8}}")).unwrap();
+        proptest::proptest!(|(text in text)| {
+            let source = Source::File(PathBuf::from("test.yaml"));
+            let _ = read(text.as_bytes(), &source, &Environment::default());
+        });
+    }
+
+    #[test]
     fn no_secret_is_in_the_debug_text_of_a_configuration() {
         let text = "{api_key: sk-one, services: {s: {models: {m: {backends: \
                     [{id: a, url: \"http://u:sk-two@h\"}, {id: b, url: \"http://h\", api_key: sk-three}]}}}}}";

@@ -24,6 +24,10 @@ use crate::routing::Miss;
 use crate::runtime::PageRequest;
 use crate::telemetry;
 
+/// The methods of LLM APIs. Others are forwarded too, but for two: Pingora refuses CONNECT, and the
+/// answer to a TRACE would show the client the backend's credential (RFC 9110, section 9.3.8).
+const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
+
 /// What becomes of a request.
 enum Decision {
     Forward(Admitted),
@@ -81,6 +85,9 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
     }
     if let Some(preflight) = preflight(head, exchange) {
         return Ok(Decision::Page(preflight));
+    }
+    if head.method == Method::TRACE {
+        return Err(Refusal::MethodNotAllowed { allow: METHODS });
     }
     let inflight = proxy.lifecycle.admit().ok_or(Refusal::Draining)?;
     auth::check(&snapshot.clients, &head.headers)?;
@@ -155,7 +162,7 @@ fn preflight(head: &RequestHeader, exchange: &Exchange) -> Option<Response<Bytes
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
-    let methods = HeaderValue::from_static("GET, POST, PUT, DELETE, PATCH, HEAD, OPTIONS");
+    let methods = HeaderValue::from_static(METHODS);
     headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods);
     // A wildcard would not cover Authorization (Fetch standard, 3.3.4): the wish is repeated.
     if let Some(wanted) = head.headers.get(ACCESS_CONTROL_REQUEST_HEADERS) {

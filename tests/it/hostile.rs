@@ -24,6 +24,7 @@ fn bad_input_gets_a_clear_status_and_reaches_no_backend() {
     refused(&gateway, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", &[400]);
     refused(&gateway, "GET\r\n\r\n", &[400]);
     refused(&gateway, "GET /svc/mdl/x HTTP/9.9\r\nHost: g\r\n\r\n", &[400]);
+    refused(&gateway, "TRACE /svc/mdl/x HTTP/1.1\r\nHost: g\r\n\r\n", &[405]);
     refused(&gateway, "CONNECT g:443 HTTP/1.1\r\nHost: g\r\n\r\n", &[405]);
     // Headers.
     refused(&gateway, get_with("No-Colon"), &[400]);
