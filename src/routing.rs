@@ -8,6 +8,9 @@ use std::collections::HashMap;
 
 use percent_encoding::percent_decode;
 
+/// How often a path is decoded to see whether it hides something.
+const DECODINGS_MAX: usize = 4;
+
 /// Services and their models, each leading to a `T`.
 #[derive(Debug)]
 pub struct Router<T> {
@@ -125,15 +128,27 @@ fn check_unambiguous(path: &[u8]) -> Result<(), Miss> {
     if !suspicious && !path.contains(&b'\\') {
         return Ok(());
     }
-    let plain: Cow<'_, [u8]> = percent_decode(path).into();
+    let mut plain: Cow<'_, [u8]> = percent_decode(path).into();
     if plain.contains(&0) {
         return Err(Miss::Unsafe("the path holds a NUL"));
     }
-    // Decoded once more, since some servers decode twice.
-    let twice: Cow<'_, [u8]> = percent_decode(&plain).into();
-    let has_dots = twice
+    // Never in UTF-8 (RFC 3629): an overlong form of a dot or a slash, for decoders that take it.
+    if plain.iter().any(|byte| matches!(byte, 0xc0 | 0xc1)) {
+        return Err(Miss::Unsafe("the path is not UTF-8"));
+    }
+    // Some servers decode more than once.
+    for _ in 0..DECODINGS_MAX {
+        if !plain.contains(&b'%') {
+            break;
+        }
+        plain = percent_decode(&plain).collect::<Vec<u8>>().into();
+    }
+    // Some take what follows a semicolon for a parameter of the segment.
+    let name = |segment: &[u8]| segment.split(|byte| *byte == b';').next().map(<[u8]>::to_vec);
+    let has_dots = plain
         .split(|byte| matches!(byte, b'/' | b'\\'))
-        .any(|segment| segment == b"." || segment == b"..");
+        .filter_map(name)
+        .any(|name| name == b"." || name == b"..");
     if has_dots {
         return Err(Miss::Unsafe("the path holds a \".\" or \"..\" segment"));
     }
@@ -203,6 +218,10 @@ mod tests {
             "/google/gemma/..\\x",
             "/google/gemma/a%5c..%5cx",
             "/google/gemma/%00",
+            "/google/gemma/..;/x",
+            "/google/gemma/%2e%2e;a=1/x",
+            "/google/gemma/%c0%ae%c0%ae/x",
+            "/google/gemma/%25252e%25252e/x",
         ] {
             let router = router();
             assert!(matches!(router.route(path.as_bytes()), Err(Miss::Unsafe(_))), "{path}");

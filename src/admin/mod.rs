@@ -5,24 +5,20 @@ mod status;
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW,
-    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE,
+    CONTENT_TYPE,
 };
 use http::{HeaderValue, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
-use pingora_core::apps::http_app::ServeHttp;
-use pingora_core::protocols::http::ServerSession;
 use serde_json::json;
 
 use crate::auth;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::llm::Dialect;
 use crate::refusal::Refusal;
-use crate::runtime::{Current, PageRequest, Pages, Runtime};
-use crate::telemetry::{REQUEST_ID, request_id};
+use crate::runtime::{PageRequest, Pages, Runtime};
 
 use dashboard::Dashboard;
 
@@ -138,35 +134,6 @@ fn preflight() -> Response<Bytes> {
     let credentials = "Authorization, X-API-Key, Content-Type";
     headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(credentials));
     page
-}
-
-/// The pages on an address of their own.
-pub struct AdminListener {
-    /// The pages.
-    pub admin: Admin,
-    /// The runtime they show.
-    pub current: Arc<Current>,
-}
-
-#[async_trait]
-impl ServeHttp for AdminListener {
-    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
-        let head = session.req_header();
-        let runtime = self.current.load_full();
-        let path = head.uri.path();
-        let request = PageRequest { method: &head.method, path, headers: &head.headers };
-        let nothing = || refusal_page(&Refusal::NoRoute { path: path.to_owned() });
-        let mut page = self.admin.answer(&runtime, &request).unwrap_or_else(nothing);
-        let length = HeaderValue::from(page.body().len());
-        let has_length = page.status() != StatusCode::NO_CONTENT;
-        let headers = page.headers_mut();
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(REQUEST_ID, request_id(&head.headers));
-        if has_length {
-            headers.insert(CONTENT_LENGTH, length);
-        }
-        page.map(|body| if head.method == Method::HEAD { Vec::new() } else { body.to_vec() })
-    }
 }
 
 fn refusal_page(refusal: &Refusal) -> Response<Bytes> {

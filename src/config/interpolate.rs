@@ -65,7 +65,8 @@ fn value_of(reference: &str, environment: &Environment) -> Result<String, String
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
         && !name.starts_with(|first: char| first.is_ascii_digit());
     if !is_name {
-        return Err(format!("\"${{{name}}}\" is not a variable's name"));
+        // Not repeated: somebody may have put the secret itself there.
+        return Err("what stands in ${...} is not a variable's name".to_owned());
     }
     match (environment.get(name), default) {
         (Some(value), _) => Ok(value.to_owned()),

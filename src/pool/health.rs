@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora::http::RequestHeader;
 use pingora_core::connectors::http::Connector;
+use pingora_core::protocols::http::client::HttpSession;
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_load_balancing::Backend as LbBackend;
 use pingora_load_balancing::health_check::HealthCheck;
@@ -21,6 +22,9 @@ use crate::telemetry::brief;
 
 /// Most of an answer's body that is read, so that the connection ends cleanly for the backend.
 const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Most interim responses (1xx) before the final one.
+const INTERIM_RESPONSES_MAX: usize = 8;
 
 /// What is checked now. It outlives configurations: Pingora takes one check for a registry's life.
 pub(super) struct CheckedPool {
@@ -96,8 +100,7 @@ impl Prober {
         session.set_read_timeout(Some(backend.spec.probe.timeout));
         session.write_request_header(Box::new(request(backend)?)).await?;
         session.finish_request_body().await?;
-        session.read_response_header().await?;
-        let status = session.response_header().map_or(0, |head| head.status.as_u16());
+        let status = final_status(&mut session).await?;
         let mut body_bytes = 0;
         while body_bytes < BODY_BYTES_MAX {
             match session.read_response_body().await {
@@ -112,6 +115,20 @@ impl Prober {
             Error::e_explain(ErrorType::HTTPStatus(status), "not the expected status")
         }
     }
+}
+
+/// Reads response heads up to the final one. 101 is none of ours: nobody asked for it.
+async fn final_status(session: &mut HttpSession) -> Result<u16> {
+    for _ in 0..=INTERIM_RESPONSES_MAX {
+        session.read_response_header().await?;
+        let status = session.response_header().map_or(0, |head| head.status.as_u16());
+        match status {
+            101 => return Error::e_explain(ErrorType::HTTPStatus(101), "not asked for"),
+            100..=199 => {}
+            status => return Ok(status),
+        }
+    }
+    Error::e_explain(ErrorType::InvalidHTTPHeader, "interim responses without end")
 }
 
 fn is_connect_failure(error: &ErrorType) -> bool {

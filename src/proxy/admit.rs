@@ -6,16 +6,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE,
-    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN,
+    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, HOST, ORIGIN, TRANSFER_ENCODING,
 };
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use ipnet::IpNet;
 use pingora::http::RequestHeader;
 use pingora_core::Result;
 use pingora_proxy::Session;
 
 use super::exchange::{Admitted, Client, Exchange};
-use super::{Proxy, X_FORWARDED_FOR, body, respond};
+use super::{Proxy, Serves, X_FORWARDED_FOR, body, respond};
 use crate::auth;
 use crate::config::{ClientBounds, CorsOrigins};
 use crate::llm::Dialect;
@@ -44,6 +44,8 @@ pub(super) async fn admit(
     match decide(proxy, session, exchange) {
         Ok(Decision::Forward(admitted)) => {
             exchange.admitted = Some(admitted);
+            // HTTP/1.0 knows no interim responses (RFC 9110, section 15.2).
+            session.set_ignore_info_resp(exchange.arrived.is_http_10);
             if respond::waits_for_continue(session, exchange) {
                 let kept = session.get_keepalive().is_some();
                 session.write_continue_response().await?;
@@ -67,7 +69,7 @@ fn arrive(session: &Session, exchange: &mut Exchange) {
     let arrived = &mut exchange.arrived;
     arrived.request_id = telemetry::request_id(&head.headers);
     arrived.dialect = Dialect::of_path(split_target(head).0);
-    arrived.is_http_10 = head.version == http::Version::HTTP_10;
+    arrived.is_http_10 = head.version == Version::HTTP_10;
     arrived.cors_origin = cors_origin(&arrived.runtime.snapshot.cors, &head.headers);
 }
 
@@ -76,12 +78,16 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
     let runtime = &exchange.arrived.runtime;
     let snapshot = &runtime.snapshot;
     check_bounds(head, &snapshot.client)?;
+    check_head(head)?;
     let (path, query) = split_target(head);
-    if let (Some(pages), Ok(path)) = (&proxy.pages, std::str::from_utf8(path)) {
+    if let Ok(path) = std::str::from_utf8(path) {
         let request = PageRequest { method: &head.method, path, headers: &head.headers };
-        if let Some(page) = pages.answer(runtime, &request) {
+        if let Some(page) = proxy.pages.answer(runtime, &request) {
             return Ok(Decision::Page(page));
         }
+    }
+    if proxy.serves == Serves::Pages {
+        return Err(refusal_of(Miss::NoRoute, path));
     }
     if let Some(preflight) = preflight(head, exchange) {
         return Ok(Decision::Page(preflight));
@@ -93,10 +99,12 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
     auth::check(&snapshot.clients, &head.headers)?;
     let route = runtime.router.route(path).map_err(|miss| refusal_of(miss, path))?;
     let target = [route.tail, query].concat().into_boxed_slice();
+    let prefix = path[..path.len() - route.tail.len()].into();
     Ok(Decision::Forward(Admitted {
         pool: Arc::clone(route.target),
         client: client(session, &snapshot.trusted_proxies),
         target,
+        prefix,
         _inflight: inflight,
     }))
 }
@@ -142,6 +150,24 @@ fn check_bounds(head: &RequestHeader, bounds: &ClientBounds) -> Result<(), Refus
     Ok(())
 }
 
+/// Refuses what Pingora lets pass and a server must not (RFC 9112, sections 3.2 and 6.1).
+fn check_head(head: &RequestHeader) -> Result<(), Refusal> {
+    let bad = |reason| Err(Refusal::BadRequest { reason });
+    let is_host = |byte: &u8| byte.is_ascii_alphanumeric() || b".-_:[]%~".contains(byte);
+    match head.headers.get(HOST) {
+        None if head.version == Version::HTTP_11 => return bad("the Host header is missing"),
+        Some(host) if !host.as_bytes().iter().all(is_host) => {
+            return bad("the Host header is not a host");
+        }
+        _ => {}
+    }
+    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
+    if codings.any(|value| !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
+        return bad("chunked is the only transfer coding that is taken");
+    }
+    Ok(())
+}
+
 /// The origin to allow, where the request comes from a browser on one that may talk to us.
 fn cors_origin(origins: &CorsOrigins, headers: &HeaderMap) -> Option<HeaderValue> {
     let origin = headers.get(ORIGIN)?;
@@ -155,12 +181,18 @@ fn cors_origin(origins: &CorsOrigins, headers: &HeaderMap) -> Option<HeaderValue
 /// The answer to a browser that asks whether it may send a request of another origin. Other
 /// `OPTIONS` requests are traffic.
 fn preflight(head: &RequestHeader, exchange: &Exchange) -> Option<Response<Bytes>> {
-    exchange.arrived.cors_origin.as_ref()?;
-    if head.method != Method::OPTIONS || !head.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
+    let asks = head.method == Method::OPTIONS
+        && head.headers.contains_key(ORIGIN)
+        && head.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+    if !asks || exchange.arrived.runtime.snapshot.cors == CorsOrigins::Off {
         return None;
     }
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::NO_CONTENT;
+    if exchange.arrived.cors_origin.is_none() {
+        // Without a word of permission the browser refuses.
+        return Some(response);
+    }
     let headers = response.headers_mut();
     let methods = HeaderValue::from_static(METHODS);
     headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods);

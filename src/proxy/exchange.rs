@@ -41,6 +41,8 @@ pub(super) struct Admitted {
     pub(super) client: Client,
     /// The request target for a backend without a base path: tail and query, raw.
     pub(super) target: Box<[u8]>,
+    /// The client's raw path up to the tail: what stands for the backend's base path.
+    pub(super) prefix: Box<[u8]>,
     pub(super) _inflight: Counted,
 }
 

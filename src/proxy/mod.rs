@@ -49,8 +49,19 @@ pub struct Proxy {
     pub current: Arc<Current>,
     /// Says when to refuse, and counts.
     pub lifecycle: Arc<Lifecycle>,
-    /// The gateway's own pages on the traffic address; none where they have an address of their own.
-    pub pages: Option<Arc<dyn Pages>>,
+    /// The gateway's own pages.
+    pub pages: Arc<dyn Pages>,
+    /// Whether there is traffic here, or just pages.
+    pub serves: Serves,
+}
+
+/// What an address is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serves {
+    /// The gateway's own pages, and everything else is traffic.
+    PagesAndTraffic,
+    /// The gateway's own pages only.
+    Pages,
 }
 
 #[async_trait]
@@ -103,6 +114,15 @@ impl ProxyHttp for Proxy {
     ) -> Result<()> {
         body::pass(chunk, end_of_stream);
         Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _exchange: &mut Exchange,
+    ) -> Result<()> {
+        receive::check_switch(session, response)
     }
 
     async fn response_filter(

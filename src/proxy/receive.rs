@@ -1,13 +1,15 @@
 //! The response head as a client gets it.
 
-use http::header::{CONNECTION, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LOCATION, LOCATION, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderName, StatusCode, Version};
 use pingora::http::ResponseHeader;
-use pingora_core::Result;
+use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
+use smallvec::SmallVec;
 
 use super::exchange::Exchange;
 use super::{Proxy, respond};
+use crate::config::{BackendUrl, CorsOrigins};
 use crate::lifecycle::Phase;
 use crate::telemetry::REQUEST_ID;
 
@@ -15,13 +17,6 @@ use crate::telemetry::REQUEST_ID;
 /// `Transfer-Encoding` are Pingora's to write.
 const HOP_BY_HOP: [HeaderName; 2] =
     [HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection")];
-
-/// Headers by which a backend would overrule the gateway's own CORS answer.
-const CORS: [HeaderName; 3] = [
-    http::header::ACCESS_CONTROL_ALLOW_ORIGIN,
-    http::header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
-    http::header::ACCESS_CONTROL_EXPOSE_HEADERS,
-];
 
 /// Rewrites a backend's response head for the client.
 pub(super) fn receive(
@@ -36,23 +31,75 @@ pub(super) fn receive(
     exchange.observed.first_byte.get_or_insert_with(|| exchange.arrived.at.elapsed());
     hop_by_hop(response);
     response.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;
-    if exchange.arrived.cors_origin.is_some() {
-        for header in &CORS {
-            response.remove_header(header);
-        }
-        respond::allow_origin(response, exchange)?;
-    }
+    cors(response, exchange)?;
+    location(response, exchange)?;
     if exchange.arrived.is_http_10 {
         // HTTP/1.0 knows no chunks: the body ends with the connection.
         if response.remove_header(&TRANSFER_ENCODING).is_some() {
             session.set_keepalive(None);
         }
         response.set_version(Version::HTTP_10);
+    } else {
+        // The backend's own version is the business of its connection.
+        response.set_version(Version::HTTP_11);
     }
     if proxy.lifecycle.phase() == Phase::Draining {
         session.set_keepalive(None);
     }
     Ok(())
+}
+
+/// A switch of protocols that the client did not ask for would be a tunnel past every rule.
+pub(super) fn check_switch(session: &Session, response: &ResponseHeader) -> Result<()> {
+    if response.status == StatusCode::SWITCHING_PROTOCOLS && !session.is_upgrade_req() {
+        let error = Error::explain(ErrorType::InvalidHTTPHeader, "101 that nobody asked for");
+        return Err(error.into_up());
+    }
+    Ok(())
+}
+
+/// Where the gateway answers for CORS, a backend's own answer would overrule it.
+fn cors(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
+    if exchange.arrived.runtime.snapshot.cors == CorsOrigins::Off {
+        return Ok(());
+    }
+    let is_cors = |name: &&HeaderName| name.as_str().starts_with("access-control-");
+    let own: SmallVec<[HeaderName; 4]> = response.headers.keys().filter(is_cors).cloned().collect();
+    for header in &own {
+        response.remove_header(header);
+    }
+    respond::allow_origin(response, exchange)
+}
+
+/// A redirect to the backend itself is turned into one to its pool: clients may not be able to
+/// reach the backend, and need not know its address.
+fn location(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
+    let (Some(admitted), Some(attempt)) = (&exchange.admitted, &exchange.attempts.current) else {
+        return Ok(());
+    };
+    for header in [LOCATION, CONTENT_LOCATION] {
+        let Some(value) = response.headers.get(&header) else { continue };
+        let url = &attempt.backend.spec.url;
+        if let Some(path) = path_at_backend(value.as_bytes(), url) {
+            let moved = [&admitted.prefix, path].concat();
+            response.insert_header(header, moved)?;
+        }
+    }
+    Ok(())
+}
+
+/// The path below the base path, if a location names the backend or is a path of it.
+fn path_at_backend<'l>(location: &'l [u8], url: &BackendUrl) -> Option<&'l [u8]> {
+    let path = match location.strip_prefix(b"/") {
+        Some(rest) if !rest.starts_with(b"/") => location,
+        _ => {
+            let rest = location.strip_prefix(b"http")?;
+            let rest = rest.strip_prefix(b"s").unwrap_or(rest).strip_prefix(b"://")?;
+            rest.strip_prefix(url.authority.as_bytes())?
+        }
+    };
+    let below = path.strip_prefix(url.base_path.as_bytes())?;
+    (below.is_empty() || matches!(below[0], b'/' | b'?' | b'#')).then_some(below)
 }
 
 fn hop_by_hop(response: &mut ResponseHeader) {
@@ -71,5 +118,41 @@ fn hop_by_hop(response: &mut ResponseHeader) {
     }
     if response.status != StatusCode::SWITCHING_PROTOCOLS {
         response.remove_header(&UPGRADE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Host;
+
+    #[test]
+    fn a_location_at_the_backend_is_told_from_others() {
+        let url = BackendUrl {
+            tls: false,
+            host: Host::Name("h".into()),
+            port: 5000,
+            base_path: "/base".into(),
+            authority: http::HeaderValue::from_static("h:5000"),
+            shown: String::new(),
+        };
+        let below = |location: &'static str| {
+            path_at_backend(location.as_bytes(), &url).map(|path| String::from_utf8_lossy(path))
+        };
+        assert_eq!(below("http://h:5000/base/v1/x/?a=1").as_deref(), Some("/v1/x/?a=1"));
+        assert_eq!(below("https://h:5000/base").as_deref(), Some(""));
+        assert_eq!(below("/base/v1/x/").as_deref(), Some("/v1/x/"));
+        for other in [
+            "http://h:50001/base/x",
+            "http://other/base/x",
+            "//h:5000/base",
+            "x/y",
+            "",
+            "http://h:5000/basement",
+            "/elsewhere",
+            "ftp://h:5000/base",
+        ] {
+            assert_eq!(below(other), None, "{other}");
+        }
     }
 }

@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, VARY,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONTENT_LENGTH,
+    CONTENT_TYPE, VARY,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora_core::{Error, Result};
 use pingora_proxy::Session;
 
 use super::exchange::Exchange;
+use crate::config::CorsOrigins;
 use crate::refusal::Refusal;
 use crate::telemetry::REQUEST_ID;
 
@@ -94,14 +96,14 @@ pub(super) fn is_answered(session: &Session) -> bool {
     session.response_written().is_some_and(is_final)
 }
 
-/// Lets a browser on an allowed origin read the answer.
+/// Lets a browser on an allowed origin read the answer, and caches know what it depends on.
 pub(super) fn allow_origin(head: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
-    const EXPOSE: HeaderName = http::header::ACCESS_CONTROL_EXPOSE_HEADERS;
-    let Some(origin) = &exchange.arrived.cors_origin else { return Ok(()) };
-    head.insert_header(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone())?;
-    head.insert_header(EXPOSE, "*")?;
-    if origin != "*" {
+    if let CorsOrigins::Listed(_) = exchange.arrived.runtime.snapshot.cors {
         head.append_header(VARY, "Origin")?;
+    }
+    if let Some(origin) = &exchange.arrived.cors_origin {
+        head.insert_header(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone())?;
+        head.insert_header(ACCESS_CONTROL_EXPOSE_HEADERS, "*")?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The request as a backend gets it: target, `Host`, credential, forwarded headers.
 
-use http::header::{EXPECT, FORWARDED, HOST};
+use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST};
 use http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
 use pingora_core::Result;
@@ -30,6 +30,7 @@ pub(super) fn send(
     request.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;
     // Answered already, see `admit`.
     request.remove_header(&EXPECT);
+    join_pieces(request)?;
     credential(request, &exchange.arrived.runtime.snapshot.clients, spec)
 }
 
@@ -48,9 +49,7 @@ fn target(request: &mut RequestHeader, admitted: &Admitted, spec: &BackendSpec) 
 /// The client's credential goes no further once the gateway has keys; the backend's own is set.
 fn credential(request: &mut RequestHeader, keys: &ClientKeys, spec: &BackendSpec) -> Result<()> {
     if *keys != ClientKeys::Untouched {
-        for header in &CREDENTIAL_HEADERS {
-            request.remove_header(header);
-        }
+        remove_where(request, |name| CREDENTIAL_HEADERS.iter().any(|known| is_same(name, known)));
     }
     if let Some(credential) = &spec.credential {
         request.insert_header(credential.header.clone(), credential.value.clone())?;
@@ -67,11 +66,7 @@ fn forward_headers(
 ) -> Result<()> {
     let client = &admitted.client;
     if !client.peer_is_trusted {
-        let claims: SmallVec<[HeaderName; 4]> =
-            request.headers.keys().filter(|name| is_claim(name)).cloned().collect();
-        for claim in &claims {
-            request.remove_header(claim);
-        }
+        remove_where(request, is_claim);
     }
     if let Some(peer) = client.peer {
         let seen: Vec<&str> = request
@@ -98,7 +93,49 @@ fn forward_headers(
 
 /// Whether a header says where a request came from.
 fn is_claim(name: &HeaderName) -> bool {
-    name.as_str().starts_with("x-forwarded-") || *name == FORWARDED || *name == X_REAL_IP
+    begins_like(name, "x-forwarded-") || *name == FORWARDED || is_same(name, &X_REAL_IP)
+}
+
+/// Whether a backend could take one header for the other.
+fn is_same(name: &HeaderName, known: &HeaderName) -> bool {
+    name.as_str().len() == known.as_str().len() && begins_like(name, known.as_str())
+}
+
+/// Whether a name has a beginning, dashes or underscores: CGI and WSGI do not tell them apart.
+fn begins_like(name: &HeaderName, beginning: &str) -> bool {
+    let same = |(own, known): (u8, u8)| own == known || (own == b'_' && known == b'-');
+    let name = name.as_str();
+    name.len() >= beginning.len() && name.bytes().zip(beginning.bytes()).all(same)
+}
+
+fn remove_where(request: &mut RequestHeader, is_it: impl Fn(&HeaderName) -> bool) {
+    let names: SmallVec<[HeaderName; 4]> =
+        request.headers.keys().filter(|name| is_it(name)).cloned().collect();
+    for name in &names {
+        request.remove_header(name);
+    }
+}
+
+/// Puts headers that came in several pieces together, as HTTP/1.1 has them: one length (equal ones
+/// were checked by Pingora; RFC 9110, section 8.6), one line of cookies (RFC 9113, section 8.2.3).
+fn join_pieces(request: &mut RequestHeader) -> Result<()> {
+    let length = request.headers.get(CONTENT_LENGTH);
+    if let Some(first) =
+        length.and_then(|length| length.as_bytes().split(|byte| *byte == b',').next())
+    {
+        let first = first.trim_ascii().to_vec();
+        let is_one = request.headers.get_all(CONTENT_LENGTH).iter().eq([first.as_slice()]);
+        if !is_one {
+            request.insert_header(CONTENT_LENGTH, first)?;
+        }
+    }
+    let mut cookies = request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
+    if let (Some(first), Some(second)) = (cookies.next(), cookies.next()) {
+        let all: Vec<&[u8]> = [first, second].into_iter().chain(cookies).collect();
+        let joined = all.join(&b"; "[..]);
+        request.insert_header(COOKIE, joined)?;
+    }
+    Ok(())
 }
 
 /// The host that the client asked: the authority of HTTP/2, else the `Host` header.

@@ -59,7 +59,7 @@ pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>)
         level,
         "{} {} -> {status}{}{}; pool {}, backend {}, first byte {:.1} ms, {:.1} ms in all, request {}",
         session.req_header().method,
-        String::from_utf8_lossy(super::admit::split_target(session.req_header()).0),
+        String::from_utf8_lossy(super::admit::split_target(session.req_header()).0).escape_debug(),
         refusal.map(|refusal| format!(" ({})", refusal.code())).unwrap_or_default(),
         error.map(|error| format!(", {}", brief(error))).unwrap_or_default(),
         exchange.pool_name(),

@@ -16,10 +16,10 @@ use pingora_core::services::listening::Service;
 use pingora_proxy::http_proxy;
 use tokio::sync::{Notify, broadcast};
 
-use crate::admin::{Admin, AdminListener, Scope};
+use crate::admin::{Admin, Scope};
 use crate::config::{ConfigError, Snapshot};
 use crate::lifecycle::Lifecycle;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Serves};
 use crate::runtime::{Current, Runtime};
 
 use background::Background;
@@ -36,8 +36,9 @@ const IDLE_CONNECTIONS_MIN: usize = 128;
 /// Attempts that Pingora allows one exchange. Ours end by themselves, when every backend was asked.
 const ATTEMPTS_MAX: usize = 4096;
 
-/// Longest wait for the last bytes of HTTP/2 answers after the drain.
-const FLUSH_SECONDS_MAX: u64 = 2;
+/// Longest wait, after the drain, for HTTP/2 connections to send their last bytes and to part; only
+/// a client that has stopped to answer takes that long.
+const FLUSH_SECONDS_MAX: u64 = 5;
 
 /// Above this many seconds a deadline runs on tokio's timer: Pingora's own keeps each of them until
 /// it ends, also of exchanges that are long over.
@@ -102,23 +103,27 @@ impl Gateway {
         let mut server = Server::new_with_opt_and_conf(None, configuration);
         server.bootstrap();
 
-        let scope = if self.admin.is_empty() { Scope::Everything } else { Scope::Probes };
-        let proxy = Proxy {
-            current: Arc::clone(&current),
-            lifecycle: Arc::clone(&lifecycle),
-            pages: Some(Arc::new(Admin::new(Arc::clone(&lifecycle), scope))),
+        let add = |server: &mut Server, name: &str, sockets, scope, serves| {
+            let proxy = Proxy {
+                current: Arc::clone(&current),
+                lifecycle: Arc::clone(&lifecycle),
+                pages: Arc::new(Admin::new(Arc::clone(&lifecycle), scope)),
+                serves,
+            };
+            let proxy = http_proxy(&server.configuration, proxy);
+            let idle_timeout = current.load().snapshot.client.idle_timeout;
+            let front = Front::new(proxy, idle_timeout, Arc::clone(&lifecycle));
+            let mut service = Service::new(name.to_owned(), front);
+            if serves == Serves::Pages {
+                service.threads = Some(1);
+            }
+            server.add_service(PreBound::new(service, sockets));
         };
-        let idle_timeout = current.load().snapshot.client.idle_timeout;
-        let proxy = http_proxy(&server.configuration, proxy);
-        let front = Front::new(proxy, idle_timeout, Arc::clone(&lifecycle));
-        let traffic = Service::new("traffic".to_owned(), front);
-        server.add_service(PreBound::new(traffic, self.traffic));
-        if !self.admin.is_empty() {
-            let admin = Admin::new(Arc::clone(&lifecycle), Scope::Everything);
-            let app = AdminListener { admin, current: Arc::clone(&current) };
-            let mut service = Service::new("admin".to_owned(), app);
-            service.threads = Some(1);
-            server.add_service(PreBound::new(service, self.admin));
+        if self.admin.is_empty() {
+            add(&mut server, "traffic", self.traffic, Scope::Everything, Serves::PagesAndTraffic);
+        } else {
+            add(&mut server, "traffic", self.traffic, Scope::Probes, Serves::PagesAndTraffic);
+            add(&mut server, "admin", self.admin, Scope::Everything, Serves::Pages);
         }
         let changed = Arc::new(Notify::new());
         let background = Background::new(Arc::clone(&current), Arc::clone(&changed));

@@ -92,6 +92,16 @@ fn the_global_key_is_asked_of_clients_and_given_to_backends_without_one() {
 }
 
 #[test]
+fn a_credential_that_some_backends_would_read_behind_underscores_is_dropped_too() {
+    let upstream = Upstream::named("x");
+    let gateway = gateway("api_key: sk-right", &upstream, &["weight: 1"]);
+    let headers = ["X-API-Key: sk-right", "X_API_KEY: sk-client", "x_forwarded_for: 1.2.3.4"];
+    assert_eq!(get(gateway.address(), "/svc/m0/x", &headers).status, 200);
+    let seen = upstream.last();
+    assert!(!seen.has("x_api_key") && !seen.has("x_forwarded_for"), "{seen:?}");
+}
+
+#[test]
 fn a_missing_or_wrong_key_is_a_401_in_the_clients_dialect() {
     let upstream = Upstream::named("x");
     let gateway = gateway("api_key: sk-right", &upstream, &["weight: 1"]);

@@ -262,3 +262,50 @@ fn a_refusal_reaches_a_client_that_was_told_to_go_on() {
     let answer = connection.read(false).unwrap();
     assert_eq!((answer.status, answer.complete), (503, true));
 }
+
+#[test]
+fn a_redirect_to_the_backend_becomes_one_to_its_pool() {
+    let upstream = Upstream::start(|seen, reply| {
+        let own = format!("http://{}/base/v1/models/", seen.header("host"));
+        let location = match seen.target.ends_with(b"/away") {
+            true => "https://elsewhere.example/x",
+            false => own.as_str(),
+        };
+        reply.send(307, &[("Location", location)], b"");
+    });
+    let url = upstream.url();
+    let gateway = Gateway::start(&format!(
+        "listen: 127.0.0.1:0\nservices: {{svc: {{models: {{a/b: {{backends: [{{id: a, url: \"{url}/base\"}}]}}}}}}}}"
+    ));
+    let location = |path| get(gateway.address(), path, &[]).header("location");
+    assert_eq!(location("/svc/a%2Fb/v1/models"), "/svc/a%2Fb/v1/models/");
+    assert_eq!(location("/svc/a/b/away"), "https://elsewhere.example/x");
+}
+
+#[test]
+fn a_switch_of_protocols_that_nobody_asked_for_is_a_502() {
+    let upstream = Upstream::start(|_, reply| {
+        reply.raw(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nRAW",
+        );
+    });
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 502);
+}
+
+#[test]
+fn lengths_and_cookies_in_pieces_are_put_together() {
+    let upstream = Upstream::named("x");
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    let answer = send(
+        gateway.address(),
+        "POST /svc/mdl/x HTTP/1.1\r\nHost: g\r\nCookie: a=1\r\nCookie: b=2\r\nContent-Length: 3, 3\r\n\r\nabc",
+    );
+    assert_eq!(answer.status, 200);
+    let seen = upstream.last();
+    assert_eq!(
+        (seen.header("content-length"), seen.header("cookie")),
+        ("3".into(), "a=1; b=2".into())
+    );
+    assert_eq!(seen.body, b"abc");
+}

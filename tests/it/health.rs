@@ -159,3 +159,24 @@ fn two_backends_on_one_address_are_two_backends() {
     gateway.wait_backend("svc/mdl", "b", "healthy");
     assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).text(), "Bearer good");
 }
+
+#[test]
+fn interim_responses_come_before_the_one_that_counts() {
+    let upstream = Upstream::start(|seen, reply| match seen.target() {
+        target if target == "/early" => {
+            reply.raw(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n");
+            reply.text("ok");
+        }
+        target if target == "/switch" => reply.raw(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"),
+        _ => (0..20).for_each(|_| reply.raw(b"HTTP/1.1 102 Processing\r\n\r\n")),
+    });
+    let url = upstream.url();
+    let backend = |id: &str| {
+        format!("{{id: {id}, url: \"{url}\", health_check: {{path: /{id}, timeout: 1s}}}}")
+    };
+    let backends = [backend("early"), backend("switch"), backend("endless")].join(", ");
+    let gateway = Gateway::start(&pool("", &backends));
+    gateway.wait_backend("svc/mdl", "early", "healthy");
+    gateway.wait_backend("svc/mdl", "switch", "unhealthy");
+    gateway.wait_backend("svc/mdl", "endless", "unhealthy");
+}

@@ -31,6 +31,8 @@ fn bad_input_gets_a_clear_status_and_reaches_no_backend() {
     refused(&gateway, get_with("Na me: x"), &[400]);
     refused(&gateway, get_with("X: a\0b"), &[400]);
     refused(&gateway, get_with("Host: two"), &[400]);
+    refused(&gateway, "GET /svc/mdl/x HTTP/1.1\r\n\r\n", &[400]);
+    refused(&gateway, "GET /svc/mdl/x HTTP/1.1\r\nHost: a b/../?\r\n\r\n", &[400]);
     refused(&gateway, get_with(&format!("X: {}", "a".repeat(70 * 1024))), &[431]);
     refused(&gateway, get_with(&format!("X: {}", "a".repeat(1024 * 1024))), &[400, 431]);
     refused(&gateway, get_with(&"X: 1\r\n".repeat(400)), &[400, 431]);
@@ -59,6 +61,7 @@ fn bad_input_gets_a_clear_status_and_reaches_no_backend() {
     refused(&gateway, post_with("Content-Length: -1", "x"), &[400]);
     refused(&gateway, post_with("Content-Length: 1, 2", "x"), &[400]);
     refused(&gateway, post_with("Content-Length: 1\r\nContent-Length: 2", "x"), &[400]);
+    refused(&gateway, post_with("Transfer-Encoding: gzip, chunked", "0\r\n\r\n"), &[400]);
     refused(&gateway, post_with("Transfer-Encoding: chunked, gzip", "0\r\n\r\n"), &[400]);
     refused(&gateway, post_with("Transfer-Encoding: xchunked", "0\r\n\r\n"), &[400]);
     refused(

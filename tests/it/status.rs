@@ -86,6 +86,10 @@ fn with_an_admin_address_the_traffic_address_shows_health_and_ready_only() {
         assert_eq!(get(admin, path, &[]).status, own, "admin {path}");
     }
     assert_eq!(post(admin, "/health", &[], "").status, 405);
+    // The same guards as for traffic.
+    assert_eq!(send(admin, "garbage\r\n\r\n").status, 400);
+    let large = format!("GET /health HTTP/1.1\r\nHost: g\r\nX: {}\r\n\r\n", "a".repeat(70_000));
+    assert_eq!(send(admin, large).status, 431);
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod backend;
 mod pools;
 mod url;
 
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -153,13 +154,7 @@ fn secret(
         (Some(FileSecret(secret)), None) => secret.expose().to_owned(),
         (None, Some(name)) => {
             let path = folder.join(name);
-            let size = std::fs::metadata(&path).map(|metadata| metadata.len());
-            match size.and_then(|bytes| {
-                if bytes > SECRET_BYTES_MAX {
-                    return Err(std::io::Error::other("too large for a key"));
-                }
-                std::fs::read_to_string(&path)
-            }) {
+            match read_secret(&path) {
                 Ok(text) => text,
                 Err(error) => {
                     problems.value(&key_path, format!("cannot read {}: {error}", path.display()));
@@ -173,6 +168,15 @@ fn secret(
         problems.value(&key_path, "the file is empty");
     }
     (!text.is_empty()).then(|| Secret::new(text))
+}
+
+fn read_secret(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(SECRET_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > SECRET_BYTES_MAX {
+        return Err(std::io::Error::other("too large for a key"));
+    }
+    Ok(text)
 }
 
 fn positive(

@@ -115,7 +115,7 @@ struct Shared {
     connections: Mutex<Vec<TcpStream>>,
 }
 
-/// The upstream. It answers `GET /health` itself and gives every other request to the script.
+/// The upstream. It answers health checks at `.../health` itself and gives every other request to the script.
 pub(crate) struct Upstream {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -226,7 +226,7 @@ fn serve(stream: TcpStream, shared: &Shared) {
         if is_check {
             shared.checks.fetch_add(1, Ordering::SeqCst);
         }
-        if is_check && seen.target == b"/health" {
+        if is_check && seen.target.ends_with(b"/health") {
             let status = if shared.healthy.load(Ordering::SeqCst) { 200 } else { 503 };
             reply.send(status, &[], b"{}");
             continue;
