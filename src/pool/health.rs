@@ -180,7 +180,12 @@ impl HealthCheck for PoolCheck {
                 log::info!("backend {id} of {pool} ({}) is healthy again", url.shown);
             } else {
                 let failure = backend.live.health.failure().unwrap_or_default();
-                log::warn!("backend {id} of {pool} ({}) is unhealthy: {failure}", url.shown);
+                let hint = if failure.starts_with("status 40") {
+                    "; set health_check.path to one that it answers, such as /v1/models"
+                } else {
+                    ""
+                };
+                log::warn!("backend {id} of {pool} ({}) is unhealthy: {failure}{hint}", url.shown);
             }
         }
     }

@@ -119,15 +119,12 @@ fn remove_where(request: &mut RequestHeader, is_it: impl Fn(&HeaderName) -> bool
 /// Puts headers that came in several pieces together, as HTTP/1.1 has them: one length (equal ones
 /// were checked by Pingora; RFC 9110, section 8.6), one line of cookies (RFC 9113, section 8.2.3).
 fn join_pieces(request: &mut RequestHeader) -> Result<()> {
-    let length = request.headers.get(CONTENT_LENGTH);
-    if let Some(first) =
-        length.and_then(|length| length.as_bytes().split(|byte| *byte == b',').next())
-    {
-        let first = first.trim_ascii().to_vec();
-        let is_one = request.headers.get_all(CONTENT_LENGTH).iter().eq([first.as_slice()]);
-        if !is_one {
-            request.insert_header(CONTENT_LENGTH, first)?;
-        }
+    let mut lengths = request.headers.get_all(CONTENT_LENGTH).iter();
+    let first = lengths.next().map(HeaderValue::as_bytes).unwrap_or_default();
+    if lengths.next().is_some() || first.contains(&b',') {
+        let length = first.split(|byte| *byte == b',').next().unwrap_or_default();
+        let length = length.trim_ascii().to_vec();
+        request.insert_header(CONTENT_LENGTH, length)?;
     }
     let mut cookies = request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
     if let (Some(first), Some(second)) = (cookies.next(), cookies.next()) {
