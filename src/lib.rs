@@ -45,8 +45,8 @@
 //! - File types never meet an exchange, and the snapshot has no "not written".
 //! - The request path does not resolve names, read files or hold a body.
 //! - Paths are decided upon and passed on as the bytes that came.
-//! - Routing does not know what a target is, a pool does not know HTTP exchanges, and nothing but
-//!   [`server`], [`proxy`], [`pool`] and the pages' listener knows Pingora.
+//! - Routing does not know what a target is, and a pool does not know HTTP exchanges. Configuration,
+//!   keys, routing, refusals and pages do not know Pingora.
 //! - Secrets are in no log, error, page or `Debug` text; a query is in no log.
 //! - There is no global state: what a part needs, it is given.
 //! - The network cannot make it panic, and a panic would end one exchange, not the process.
