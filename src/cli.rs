@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use log::LevelFilter;
 
-use crate::config::{self, ConfigError, Environment, Snapshot, Source};
+use crate::config::{self, ConfigError, DefaultsOf, Environment, Snapshot, Source};
 use crate::server::{Gateway, Reload};
 
 /// Something failed that is not the configuration's fault.
@@ -18,32 +18,31 @@ const FAILED: u8 = 1;
 /// The configuration is wrong or missing (`EX_CONFIG` of sysexits.h).
 const BAD_CONFIGURATION: u8 = 78;
 
-/// Edge proxy in front of LLM fleets: who may pass, which way, and what it costs.
+/// Edge proxy in front of LLM fleets.
 #[derive(Parser)]
-#[command(name = "tollgate", version, args_conflicts_with_subcommands = true)]
+#[command(name = "tollgate", version, after_help = AFTER_HELP)]
 struct CommandLine {
     #[command(subcommand)]
     command: Option<Command>,
-    #[command(flatten)]
-    config: ConfigArgs,
+    /// Configuration file, YAML or JSON
+    #[arg(short, long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
 enum Command {
     /// Serve traffic (also what happens without a command)
-    Serve(ConfigArgs),
+    Serve,
     /// Validate the configuration and print every problem
-    Check(ConfigArgs),
+    Check,
     /// Run a proxy with simulated LLM backends, all in this process
     Demo(DemoArgs),
 }
 
-#[derive(Args)]
-struct ConfigArgs {
-    /// Configuration file, YAML or JSON
-    #[arg(short, long, value_name = "FILE")]
-    config: Option<PathBuf>,
-}
+const AFTER_HELP: &str = "\
+Without -c the configuration is the first of: $TOLLGATE_CONFIG, $BACKENDS_CONFIG_PATH,
+./tollgate.yaml, ./config/backends.json, /etc/tollgate/tollgate.yaml.
+Exit codes: 0 fine, 1 failed, 2 wrong usage, 78 bad configuration.";
 
 #[derive(Args)]
 struct DemoArgs {
@@ -56,9 +55,10 @@ struct DemoArgs {
 #[must_use]
 pub fn run() -> ExitCode {
     let command_line = CommandLine::parse();
-    let done = match command_line.command.unwrap_or(Command::Serve(command_line.config)) {
-        Command::Serve(args) => serve(args.config.as_deref()),
-        Command::Check(args) => Ok(check(args.config.as_deref())),
+    let config = command_line.config.as_deref();
+    let done = match command_line.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve(config),
+        Command::Check => Ok(check(config)),
         Command::Demo(args) => demo(args.port),
     };
     done.unwrap_or_else(|error| {
@@ -87,7 +87,8 @@ fn environment() -> Result<Environment, ConfigError> {
 }
 
 const NO_CONFIGURATION: &str = "\
-no configuration: none was given with -c, and there is no tollgate.yaml or config/backends.json here
+no configuration: there is none given with -c or in TOLLGATE_CONFIG or BACKENDS_CONFIG_PATH, and no
+tollgate.yaml or config/backends.json here, or /etc/tollgate/tollgate.yaml
 Write a tollgate.yaml:
 
   services:
@@ -109,12 +110,16 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
     let pools = snapshot.pools().count();
     let backends: usize = snapshot.pools().map(|(_, _, pool)| pool.backends.len()).sum();
     let origin = source.path().display().to_string();
-    let gateway = Gateway::bind(snapshot)?;
+    let defaults = defaults_note(&snapshot);
+    let gateway = Gateway::bind(snapshot)
+        .context("choose another address with \"listen\", \"admin.listen\" or PORT")?;
     let addresses = gateway.addresses();
     let reload: Reload = Arc::new(move || config::load(&source, &environment()?));
     gateway.run(Some(reload), move || {
         let version = env!("CARGO_PKG_VERSION");
-        log::info!("tollgate {version} with {origin} (models: {pools}, backends: {backends})");
+        log::info!(
+            "tollgate {version} with {origin} (models: {pools}, backends: {backends}{defaults})"
+        );
         for address in &addresses.traffic {
             log::info!("listening on http://{address}");
         }
@@ -130,14 +135,23 @@ fn check(given: Option<&Path>) -> ExitCode {
         Ok(Found { source, snapshot }) => {
             let backends: usize = snapshot.pools().map(|(_, _, pool)| pool.backends.len()).sum();
             println!(
-                "{}: fine (services: {}, models: {}, backends: {backends})",
+                "{}: fine (services: {}, models: {}, backends: {backends}{})",
                 source.path().display(),
                 snapshot.services.len(),
                 snapshot.pools().count(),
+                defaults_note(&snapshot),
             );
             ExitCode::SUCCESS
         }
         Err(error) => refuse_configuration(&error),
+    }
+}
+
+/// Says so where the defaults are not those of the documentation.
+fn defaults_note(snapshot: &Snapshot) -> &'static str {
+    match snapshot.defaults_of {
+        DefaultsOf::Tollgate => "",
+        DefaultsOf::BackendsJson => "; with the defaults of a backends.json",
     }
 }
 

@@ -144,7 +144,7 @@ fn nearest(field: &str, known: &'static [&'static str]) -> Option<&'static str> 
     known
         .iter()
         .map(|candidate| (strsim::normalized_damerau_levenshtein(field, candidate), *candidate))
-        .filter(|(similarity, _)| *similarity >= 0.5)
+        .filter(|(similarity, _)| *similarity > 0.6)
         .max_by(|left, right| left.0.total_cmp(&right.0))
         .map(|(_, candidate)| candidate)
 }

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use super::snapshot::DefaultsOf;
+
 /// Services cannot have these names: they are paths of our own.
 pub(super) const RESERVED_SERVICES: [&str; 6] =
     ["v1", "health", "ready", "api", "metrics", "stats"];
 
 /// Defaults that depend on where the configuration comes from.
 pub(super) struct Defaults {
+    pub(super) of: DefaultsOf,
     /// Whether every origin may send traffic.
     pub(super) cors_any: bool,
     pub(super) connect_deadline: Duration,
@@ -18,6 +21,7 @@ pub(super) struct Defaults {
 
 /// For a file written for Tollgate.
 pub(super) const FILE: Defaults = Defaults {
+    of: DefaultsOf::Tollgate,
     cors_any: false,
     // A LAN or a nearby region answers a SYN within 1 s even when one is lost.
     connect_deadline: Duration::from_secs(3),
@@ -30,6 +34,7 @@ pub(super) const FILE: Defaults = Defaults {
 
 /// For a `backends.json` or variables written for the tools that Tollgate replaces: their defaults.
 pub(super) const ENVIRONMENT: Defaults = Defaults {
+    of: DefaultsOf::BackendsJson,
     cors_any: true,
     connect_deadline: Duration::from_secs(30),
     silence_deadline: Duration::from_secs(30),

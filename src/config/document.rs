@@ -2,9 +2,9 @@
 //!
 //! The only file that knows `serde_yaml`: YAML and JSON (a subset of it) are read by the same parser.
 
+use std::collections::HashSet;
 use std::fmt;
 
-use serde::Deserialize;
 use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
@@ -97,6 +97,10 @@ fn syntax_problem(error: &serde_yaml::Error) -> Problem {
     let message = match message.as_str() {
         "repetition limit exceeded" => "aliases expand to too much; write the parts out".to_owned(),
         "recursion limit exceeded" => "nested too deeply".to_owned(),
+        "found character that cannot start any token" => {
+            "a character that cannot stand here; YAML is indented with spaces, not tabs".to_owned()
+        }
+        "did not find expected node content" => "expected a value here".to_owned(),
         _ => message,
     };
     match error.location() {
@@ -178,11 +182,8 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
         let mut entries: Vec<(String, Node)> = Vec::new();
-        let mut seen = std::collections::HashSet::new();
-        while let Some(Key(key)) = map.next_key::<Key>()? {
-            if !seen.insert(key.clone()) {
-                return Err(A::Error::custom(format!("the key {key:?} stands here twice")));
-            }
+        let mut seen = HashSet::new();
+        while let Some(key) = map.next_key_seed(KeySeed { seen: &mut seen })? {
             let node = map.next_value_seed(NodeSeed { nodes_left: self.nodes_left })?;
             entries.push((key, node));
         }
@@ -190,25 +191,33 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
     }
 }
 
-/// A mapping's key.
-struct Key(String);
+/// Reads a mapping's key, which may stand there once.
+struct KeySeed<'a> {
+    seen: &'a mut HashSet<String>,
+}
 
-impl<'de> Deserialize<'de> for Key {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct KeyVisitor;
-        impl Visitor<'_> for KeyVisitor {
-            type Value = Key;
+impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
+    type Value = String;
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key")
-            }
-
-            fn visit_str<E>(self, value: &str) -> Result<Key, E> {
-                Ok(Key(value.to_owned()))
-            }
-        }
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
         // Not `any`: a key that looks like a number or a boolean is text, as it is in JSON.
-        deserializer.deserialize_str(KeyVisitor)
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for KeySeed<'_> {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<String, E> {
+        if self.seen.insert(key.to_owned()) {
+            Ok(key.to_owned())
+        } else {
+            Err(E::custom(format!("the key {key:?} stands here twice")))
+        }
     }
 }
 

@@ -53,7 +53,7 @@ fn dot_env_problem(file: &Path, error: &dotenvy::Error) -> String {
     // The parser's message repeats the line, which may hold a secret: only its kind is shown.
     match error {
         dotenvy::Error::Io(error) => format!("cannot read {}: {error}", file.display()),
-        _ => format!("{}: a line is not NAME=value", file.display()),
+        _ => format!("{}: a line is not NAME=value (quote values with spaces)", file.display()),
     }
 }
 

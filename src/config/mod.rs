@@ -24,7 +24,7 @@ pub use environment::Environment;
 pub use problem::ConfigError;
 pub use snapshot::{
     BackendSpec, BackendUrl, Balance, ClientBounds, ClientKeys, CorsOrigins, Credential,
-    HealthSpec, Host, PoolSpec, ProbeSpec, Service, Snapshot,
+    DefaultsOf, HealthSpec, Host, PoolSpec, ProbeSpec, Service, Snapshot,
 };
 pub use source::{Source, find_source};
 

@@ -25,7 +25,10 @@ pub(super) fn apply(file: &mut FileConfig, environment: &Environment, problems: 
     if let Some(mode) = environment.get("BACKEND_AUTH_MODE") {
         file.auth_mode = FileAuthMode::parse(mode);
         if file.auth_mode.is_none() {
-            reader.wrong("BACKEND_AUTH_MODE", "expected Authorization or x-api-key");
+            reader.wrong(
+                "BACKEND_AUTH_MODE",
+                "expected Authorization, x-api-key, api-key, x-goog-api-key or none",
+            );
         }
     }
     if let Some(span) = reader.positive_seconds("HEALTH_CHECK_INTERVAL") {

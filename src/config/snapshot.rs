@@ -12,6 +12,8 @@ use crate::secret::{KeyHash, Secret};
 /// What an exchange can rely on. Nothing in it changes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
+    /// Whose defaults hold where nothing is written.
+    pub defaults_of: DefaultsOf,
     /// Addresses that take traffic.
     pub listen: Vec<SocketAddr>,
     /// Addresses for status, dashboard and metrics; empty: the traffic addresses serve them.
@@ -45,6 +47,15 @@ impl Snapshot {
             models.models.iter().map(move |(model, pool)| (service.as_str(), model.as_str(), pool))
         })
     }
+}
+
+/// Whose defaults hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultsOf {
+    /// Tollgate's own.
+    Tollgate,
+    /// Those of the tools that a `backends.json` comes from.
+    BackendsJson,
 }
 
 /// Whose credentials are accepted.

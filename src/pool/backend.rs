@@ -1,7 +1,7 @@
 //! One backend at run time: its identity, its live state, and the peer that is dialled.
 
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -35,6 +35,7 @@ pub struct Live {
     /// What the health checks found.
     pub health: Health,
     inflight: AtomicUsize,
+    suspected: AtomicBool,
 }
 
 impl Backend {
@@ -58,6 +59,22 @@ impl Backend {
     #[must_use]
     pub fn is_usable(&self) -> bool {
         self.live.health.state() != HealthState::Unhealthy && self.addresses.count() > 0
+    }
+
+    /// An exchange could not reach it: until its next check it is asked after all others.
+    pub(super) fn suspect(&self) {
+        self.live.suspected.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is asked after all others.
+    #[must_use]
+    pub fn is_suspected(&self) -> bool {
+        self.live.suspected.load(Ordering::Relaxed)
+    }
+
+    /// Its check is done, whatever came out.
+    pub(super) fn clear_suspicion(&self) {
+        self.live.suspected.store(false, Ordering::Relaxed);
     }
 
     /// The peer at `address`.

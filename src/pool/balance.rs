@@ -91,16 +91,24 @@ impl BackendSelection for Balancer {
     }
 }
 
-/// What it costs to choose a member; the cheapest is chosen. Backups cost more than any other.
+/// What it costs to choose a member; the cheapest is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Cost {
-    backup: bool,
+    tier: Tier,
     cost: f64,
+}
+
+/// Members of a higher tier come after all of a lower one: backups after the others, and suspects
+/// after backups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Tier {
+    suspected: bool,
+    backup: bool,
 }
 
 impl Cost {
     fn order(&self, other: &Self) -> Ordering {
-        self.backup.cmp(&other.backup).then(self.cost.total_cmp(&other.cost))
+        self.tier.cmp(&other.tier).then(self.cost.total_cmp(&other.cost))
     }
 }
 
@@ -113,7 +121,8 @@ impl Balancer {
         let seed = self.clients.home(client)?;
         let is_home = |member: &Member| member.backend.stickiness_seed == seed;
         let home = self.members.iter().position(is_home)?;
-        self.members[home].backend.is_usable().then_some(home)
+        let backend = &self.members[home].backend;
+        (backend.is_usable() && !backend.is_suspected()).then_some(home)
     }
 
     fn costs(&self, client: u64) -> Costs {
@@ -130,7 +139,12 @@ impl Balancer {
     }
 
     fn cost(&self, at: usize, cost: f64) -> Cost {
-        Cost { backup: self.members[at].backend.spec.backup, cost }
+        Cost { tier: self.tier(at), cost }
+    }
+
+    fn tier(&self, at: usize) -> Tier {
+        let backend = &self.members[at].backend;
+        Tier { suspected: backend.is_suspected(), backup: backend.spec.backup }
     }
 
     /// By rendezvous hash: clients of a backend that is down stick to their next choice.
@@ -145,13 +159,16 @@ impl Balancer {
     fn round_robin(&self, usable: &[usize]) -> Costs {
         let mut credits = self.credits.lock().unwrap_or_else(PoisonError::into_inner);
         let spec = |at: usize| &self.members[at].backend.spec;
-        let only_backups = usable.iter().all(|at| spec(*at).backup);
+        let tiers: SmallVec<[Tier; 16]> = usable.iter().map(|at| self.tier(*at)).collect();
+        let first_tier = tiers.iter().min();
         let mut total = 0.0;
-        for at in usable.iter().filter(|at| spec(**at).backup == only_backups) {
+        for (at, _) in usable.iter().zip(&tiers).filter(|(_, tier)| Some(*tier) == first_tier) {
             credits[*at] += spec(*at).weight;
             total += spec(*at).weight;
         }
-        let costs: Costs = usable.iter().map(|at| (*at, self.cost(*at, -credits[*at]))).collect();
+        let with_cost =
+            |(at, tier): (&usize, &Tier)| (*at, Cost { tier: *tier, cost: -credits[*at] });
+        let costs: Costs = usable.iter().zip(&tiers).map(with_cost).collect();
         if let Some((_, chosen)) = cheapest(&costs) {
             credits[chosen] -= total;
         }
@@ -169,7 +186,7 @@ impl Balancer {
         let mut drawn: Costs = usable.iter().map(|at| (*at, draw(*at))).collect();
         drawn.sort_unstable_by(|left, right| left.1.order(&right.1));
         let (first, second) = (drawn[0], drawn[1]);
-        let same_tier = first.1.backup == second.1.backup;
+        let same_tier = first.1.tier == second.1.tier;
         if same_tier && self.load(second.0) < self.load(first.0) {
             drawn[0].0 = second.0;
             drawn[1].0 = first.0;

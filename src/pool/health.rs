@@ -136,9 +136,27 @@ fn is_connect_failure(error: &ErrorType) -> bool {
     matches!(error, ConnectError | ConnectNoRoute | ConnectRefused | ConnectTimedout)
 }
 
+/// Why a check failed, in words that say what to do about it.
+fn why(backend: &Backend, error: &Error) -> String {
+    let ErrorType::HTTPStatus(status) = error.root_etype() else { return brief(error) };
+    let probe = &backend.spec.probe;
+    let expected: Vec<String> = probe.expect_status.iter().map(ToString::to_string).collect();
+    let expected = expected.join(" or ");
+    let hint = match status {
+        401..=405 => "; health_check.path can name one that it answers, such as /v1/models",
+        _ => "",
+    };
+    format!("{} {} answered {status}, expected {expected}{hint}", probe.method, target(backend))
+}
+
+/// Where a check goes: below the base path, as all requests do.
+fn target(backend: &Backend) -> String {
+    format!("{}{}", backend.spec.url.base_path, backend.spec.probe.path)
+}
+
 fn request(backend: &Backend) -> Result<RequestHeader> {
     let probe = &backend.spec.probe;
-    let target = format!("{}{}", backend.spec.url.base_path, probe.path);
+    let target = target(backend);
     let mut request = RequestHeader::build(probe.method.clone(), target.as_bytes(), Some(8))?;
     request.insert_header("Host", backend.spec.url.authority.clone())?;
     request.insert_header("User-Agent", concat!("tollgate/", env!("CARGO_PKG_VERSION")))?;
@@ -164,7 +182,8 @@ impl HealthCheck for PoolCheck {
             .await
             .or_err_with(ErrorType::ReadTimedout, || format!("no answer in {timeout:?}"))
             .and_then(|answered| answered);
-        backend.live.health.checked(result.as_ref().copied().map_err(|error| brief(error)));
+        backend.live.health.checked(result.as_ref().copied().map_err(|error| why(&backend, error)));
+        backend.clear_suspicion();
         if result.is_ok() {
             backend.live.health.first_pass();
         }
@@ -180,12 +199,7 @@ impl HealthCheck for PoolCheck {
                 log::info!("backend {id} of {pool} ({}) is healthy again", url.shown);
             } else {
                 let failure = backend.live.health.failure().unwrap_or_default();
-                let hint = if failure.starts_with("status 40") {
-                    "; set health_check.path to one that it answers, such as /v1/models"
-                } else {
-                    ""
-                };
-                log::warn!("backend {id} of {pool} ({}) is unhealthy: {failure}{hint}", url.shown);
+                log::warn!("backend {id} of {pool} ({}) is unhealthy: {failure}", url.shown);
             }
         }
     }

@@ -136,8 +136,9 @@ impl Pool {
         self.by_identity.get(&identity_of(entry)?)
     }
 
-    /// An exchange met a backend that could not be reached: check the pool soon.
-    pub fn suspect(&self) {
+    /// An exchange could not reach the backend: it is checked soon, and till then asked last.
+    pub fn suspect(&self, backend: &Backend) {
+        backend.suspect();
         self.checks.suspected.notify_one();
     }
 

@@ -19,10 +19,10 @@ const STALE_WITHIN: Duration = Duration::from_secs(1);
 pub(super) fn after_connect_failure(exchange: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
     note_failure(exchange, &error);
     log_attempt(exchange, &error);
-    exchange.attempts.unreachable();
-    if let Some(admitted) = &exchange.admitted {
-        admitted.pool.suspect();
+    if let (Some(admitted), Some(attempt)) = (&exchange.admitted, &exchange.attempts.current) {
+        admitted.pool.suspect(&attempt.backend);
     }
+    exchange.attempts.unreachable();
     error.as_up();
     error.set_retry(true);
     error

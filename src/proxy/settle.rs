@@ -55,16 +55,20 @@ pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>)
         return;
     }
     let attempt = exchange.attempts.current.as_ref();
+    // That no backend is left is all there is to say; each attempt has its own line.
+    let is_told = matches!(refusal, Some(Refusal::NoBackend { .. }));
+    let first_byte =
+        exchange.observed.first_byte.map(|time| format!("{:.1} ms", milliseconds(time)));
     log::log!(
         level,
-        "{} {} -> {status}{}{}; pool {}, backend {}, first byte {:.1} ms, {:.1} ms in all, request {}",
+        "{} {} -> {status}{}{}; pool {}, backend {}, first byte {}, {:.1} ms in all, request {}",
         session.req_header().method,
         String::from_utf8_lossy(super::admit::split_target(session.req_header()).0).escape_debug(),
         refusal.map(|refusal| format!(" ({})", refusal.code())).unwrap_or_default(),
-        error.map(|error| format!(", {}", brief(error))).unwrap_or_default(),
+        error.filter(|_| !is_told).map(|error| format!(", {}", brief(error))).unwrap_or_default(),
         exchange.pool_name(),
         attempt.map_or("-", |attempt| attempt.backend.spec.id.as_str()),
-        milliseconds(exchange.observed.first_byte.unwrap_or_default()),
+        first_byte.as_deref().unwrap_or("-"),
         milliseconds(exchange.arrived.at.elapsed()),
         exchange.request_id(),
     );

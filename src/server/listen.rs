@@ -18,9 +18,8 @@ pub(super) struct Bound {
 
 impl Bound {
     pub(super) fn bind(address: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind(address).with_context(|| {
-            format!("cannot listen on {address}; set another address with \"listen\" or PORT")
-        })?;
+        let listener =
+            TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
         listener.set_nonblocking(true).context("cannot make the socket non-blocking")?;
         let address = listener.local_addr().context("the socket has no address")?;
         Ok(Self { address, socket: listener.into() })

@@ -44,6 +44,8 @@ impl<F: Fn() + Send + Sync> Signals<F> {
         };
         let restart = needs_restart(&before.snapshot, &next);
         let level = next.log_level;
+        let models = next.pools().count();
+        let backends: usize = next.pools().map(|(_, _, pool)| pool.backends.len()).sum();
         let runtime = match Runtime::new(next, Some(&before)) {
             Ok(runtime) => runtime,
             Err(error) => return not_used(&error.to_string()),
@@ -52,9 +54,9 @@ impl<F: Fn() + Send + Sync> Signals<F> {
         self.current.store(Arc::new(runtime));
         self.changed.notify_one();
         log::set_max_level(level);
-        log::info!("the new configuration is at work");
-        for key in restart {
-            log::warn!("{key} has changed; that takes a restart");
+        log::info!("the new configuration is at work (models: {models}, backends: {backends})");
+        if !restart.is_empty() {
+            log::warn!("these changes take a restart: {}", restart.join(", "));
         }
     }
 
@@ -65,13 +67,13 @@ impl<F: Fn() + Send + Sync> Signals<F> {
         let inflight = self.lifecycle.inflight();
         if inflight > 0 {
             let seconds = self.shutdown_timeout.as_secs_f64();
-            log::info!("draining: {inflight} exchanges in flight get at most {seconds} s");
+            log::info!("draining for at most {seconds} s; exchanges in flight: {inflight}");
         }
         tokio::select! {
             biased;
             () = self.lifecycle.wait_idle() => log::info!("drained, nothing was cut"),
             () = tokio::time::sleep(self.shutdown_timeout) => {
-                log::warn!("the drain took too long: {} exchanges are cut", self.lifecycle.inflight());
+                log::warn!("the drain took too long; exchanges cut: {}", self.lifecycle.inflight());
             }
             _ = terminate.recv() => self.end_at_once(),
             _ = interrupt.recv() => self.end_at_once(),
@@ -79,7 +81,7 @@ impl<F: Fn() + Send + Sync> Signals<F> {
     }
 
     fn end_at_once(&self) {
-        log::warn!("second signal: {} exchanges are cut", self.lifecycle.inflight());
+        log::warn!("second signal; exchanges cut: {}", self.lifecycle.inflight());
         std::process::exit(1);
     }
 }

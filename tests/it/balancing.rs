@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::harness::{Gateway, Upstream, get, send_from};
+use crate::harness::{Gateway, Upstream, eventually, get, send_from};
 
 const CLIENTS: usize = 200;
 
@@ -129,6 +129,10 @@ fn least_inflight_passes_over_a_busy_backend() {
         held.push(connection);
     }
     for _ in 0..50 {
+        // The exchange before may still be in flight when its answer has been read.
+        eventually("only the busy one is in flight", || {
+            get(gateway.address(), "/ready", &[]).json()["in_flight"] == 1
+        });
         assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).text(), "free");
     }
 }
@@ -151,6 +155,7 @@ fn a_drained_backend_gets_nothing_and_a_backup_only_when_no_other_can_serve() {
             let answer = get(gateway.address(), "/svc/mdl/x", &[&client(number)]);
             assert_eq!((answer.status, answer.text().as_str()), (200, "spare"), "{balance}");
         }
+        gateway.wait_backend("svc/mdl", "b", "unhealthy");
         main.restart();
         gateway.wait_backend("svc/mdl", "b", "healthy");
         assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).text(), "main", "{balance}");

@@ -57,7 +57,10 @@ fn the_shipped_configurations_are_fine() {
     for (file, summary) in [
         ("conf/minimal.yaml", "services: 1, models: 1, backends: 2"),
         ("conf/example.yaml", "services: 1, models: 1, backends: 1"),
-        ("conf/backends.json", "services: 1, models: 1, backends: 2"),
+        (
+            "conf/backends.json",
+            "services: 1, models: 1, backends: 2; with the defaults of a backends.json",
+        ),
     ] {
         let (code, text) = run(&root(), &[], &["check", "-c", file]);
         assert_eq!((code, text.as_str()), (0, format!("{file}: fine ({summary})\n").as_str()));
@@ -85,6 +88,11 @@ fn help_version_and_wrong_usage_are_as_people_expect() {
     assert_eq!(code, 0);
     for command in ["serve", "check", "demo", "-c"] {
         assert!(text.contains(command), "{command} is not in {text}");
+    }
+    let example = root().join("conf/example.yaml");
+    let example = example.to_str().unwrap();
+    for arguments in [["check", "-c", example], ["-c", example, "check"]] {
+        assert_eq!(run(folder.path(), &[], &arguments).0, 0, "{arguments:?}");
     }
     for wrong in [&["frobnicate"][..], &["check", "--fast"], &["-c"]] {
         assert_eq!(run(folder.path(), &[], wrong).0, 2, "{wrong:?}");

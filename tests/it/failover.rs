@@ -22,6 +22,23 @@ fn a_backend_that_refuses_connections_is_passed_over_for_every_method() {
 }
 
 #[test]
+fn a_backend_that_could_not_be_reached_is_asked_last_until_its_next_check() {
+    let mut dead = Upstream::named("dead");
+    let live = Upstream::named("live");
+    // Checks are an hour apart, and after a failure a second.
+    let settings = "balance: round_robin\nhealth_check: {interval: 1h, unhealthy_after: 100}";
+    let gateway = Gateway::start(&config(settings, &[&dead, &live]));
+    gateway.wait_backend("svc/mdl", "a", "healthy");
+    gateway.wait_backend("svc/mdl", "b", "healthy");
+    dead.kill();
+    for _ in 0..10 {
+        assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).text(), "live");
+    }
+    let failures = gateway.log().iter().filter(|line| line.contains("backend a of")).count();
+    assert!((1..=3).contains(&failures), "{failures} of 10 requests tried the dead one first");
+}
+
+#[test]
 fn with_no_backend_left_the_answer_is_503_with_retry_after_and_names_no_address() {
     let mut only = Upstream::named("x");
     let gateway = Gateway::start(&config("health_check: {interval: 7s}", &[&only]));

@@ -40,7 +40,7 @@ fn a_drain_finishes_the_stream_refuses_new_traffic_and_says_so_on_ready() {
         assert_eq!(get(gateway.address(), "/ready", &[]).status, 200);
         let mut stream = open_stream(&gateway);
         gateway.signal(signal);
-        gateway.wait_log("draining: 1 exchanges");
+        gateway.wait_log("exchanges in flight: 1");
         let ready = get(gateway.address(), "/ready", &[]);
         assert_eq!((ready.status, &ready.json()["status"]), (503, &"draining".into()));
         assert_eq!(get(gateway.address(), "/health", &[]).status, 200);
@@ -77,7 +77,7 @@ fn a_drain_ends_at_the_shutdown_timeout_and_the_cut_stream_does_not_look_complet
     let mut stream = open_stream(&gateway);
     gateway.signal(Signal::SIGTERM);
     assert_eq!(gateway.wait_end().code(), Some(0));
-    gateway.wait_log("1 exchanges are cut");
+    gateway.wait_log("exchanges cut: 1");
     assert_eq!(stream.read_chunk(), None);
 }
 
@@ -87,7 +87,7 @@ fn a_second_signal_ends_it_at_once() {
     let mut gateway = Gateway::start(&config("", &[&upstream]));
     let _stream = open_stream(&gateway);
     gateway.signal(Signal::SIGTERM);
-    gateway.wait_log("draining: 1 exchanges");
+    gateway.wait_log("exchanges in flight: 1");
     gateway.signal(Signal::SIGINT);
     assert_eq!(gateway.wait_end().code(), Some(1));
 }

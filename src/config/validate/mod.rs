@@ -95,7 +95,8 @@ fn snapshot(
         None => ClientKeys::Untouched,
     };
     let admin = file.admin.as_ref().and_then(|admin| admin.listen.as_ref());
-    Snapshot {
+    let snapshot = Snapshot {
+        defaults_of: context.defaults.of,
         listen: match &file.listen {
             Some(written) => addresses(written, &root.key("listen"), problems),
             None => listen_address(defaults::LISTEN_HOST).into_iter().collect(),
@@ -124,7 +125,12 @@ fn snapshot(
             problems,
         ),
         services: services.by_name,
+    };
+    let taken = |own: &&SocketAddr| own.port() != 0 && snapshot.listen.contains(own);
+    if let Some(twice) = snapshot.admin_listen.iter().find(taken) {
+        problems.value(&root.key("admin").key("listen"), format!("{twice} takes traffic already"));
     }
+    snapshot
 }
 
 fn auth_mode(written: FileAuthMode) -> AuthMode {
