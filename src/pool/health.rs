@@ -76,16 +76,12 @@ impl Prober {
         }
         let count = u32::try_from(addresses.count().max(1)).unwrap_or(u32::MAX);
         // A share for each, so that one which swallows packets does not use up all the time.
-        let share = backend.spec.probe.timeout / count;
+        let connect = backend.spec.connect_deadline.min(backend.spec.probe.timeout / count);
         let mut result = Error::e_explain(ErrorType::ConnectError, "no address is known");
         for _ in 0..count {
             let Some(address) = addresses.current() else { break };
             let started = Instant::now();
-            result = tokio::time::timeout(share, self.ask(backend, address))
-                .await
-                .or_err_with(ErrorType::ConnectTimedout, || format!("no answer in {share:?}"))
-                .and_then(|answered| answered)
-                .map(|()| started.elapsed());
+            result = self.ask(backend, address, connect).await.map(|()| started.elapsed());
             match &result {
                 Err(error) if is_connect_failure(&error.etype) => addresses.pass_over(address),
                 _ => break,
@@ -94,8 +90,10 @@ impl Prober {
         result
     }
 
-    async fn ask(&self, backend: &Backend, address: SocketAddr) -> Result<()> {
-        let peer = backend.peer_at(address);
+    async fn ask(&self, backend: &Backend, address: SocketAddr, connect: Duration) -> Result<()> {
+        let mut peer = backend.peer_at(address);
+        peer.options.connection_timeout = Some(connect);
+        peer.options.total_connection_timeout = Some(connect);
         let (mut session, _) = self.connector.get_http_session(&peer).await?;
         session.set_read_timeout(Some(backend.spec.probe.timeout));
         session.write_request_header(Box::new(request(backend)?)).await?;
@@ -178,10 +176,14 @@ impl HealthCheck for PoolCheck {
         let Some(backend) = self.find(target) else { return Ok(()) };
         self.wait_jitter().await;
         let timeout = backend.spec.probe.timeout;
-        let result = tokio::time::timeout(timeout, self.prober.probe(&backend))
-            .await
-            .or_err_with(ErrorType::ReadTimedout, || format!("no answer in {timeout:?}"))
-            .and_then(|answered| answered);
+        let result = match tokio::time::timeout(timeout, self.prober.probe(&backend)).await {
+            Ok(result) => result,
+            Err(_) => {
+                // Another address of its name may do better in the next round.
+                backend.addresses.current().inspect(|silent| backend.addresses.pass_over(*silent));
+                Error::e_explain(ErrorType::ReadTimedout, format!("no answer in {timeout:?}"))
+            }
+        };
         backend.live.health.checked(result.as_ref().copied().map_err(|error| why(&backend, error)));
         backend.clear_suspicion();
         if result.is_ok() {

@@ -133,7 +133,7 @@ fn an_address_that_swallows_checks_does_not_hide_the_next_one() {
     let port = upstream.address().port();
     let hole = TcpListener::bind(("::1", port)).expect("the same port on ::1");
     let gateway = Gateway::start(&format!(
-        "listen: 127.0.0.1:0\nhealth_check: {{timeout: 1s}}\nservices: {{svc: {{models: {{mdl: {{backends: [{{id: a, url: \"http://localhost:{port}\"}}]}}}}}}}}"
+        "listen: 127.0.0.1:0\nhealth_check: {{timeout: 500ms, interval: 500ms}}\nservices: {{svc: {{models: {{mdl: {{backends: [{{id: a, url: \"http://localhost:{port}\"}}]}}}}}}}}"
     ));
     gateway.wait_backend("svc/mdl", "a", "healthy");
     assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).text(), "found");
