@@ -51,6 +51,10 @@ pub(super) const CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// A client that sends nothing for a minute in the middle of a body is gone; nginx's default.
 pub(super) const CLIENT_BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A client that takes less than 64 KiB a minute is slower than any text is read; nginx's default
+/// for a stalled one is 60 s too.
+pub(super) const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// What most servers take as a request line.
 pub(super) const URL_BYTES_MAX: usize = 8 * 1024;
 

@@ -56,6 +56,7 @@ pub(super) struct FileLog {
 pub(super) struct FileClient {
     pub(super) idle_timeout: Option<Span>,
     pub(super) body_timeout: Option<Span>,
+    pub(super) write_timeout: Option<Span>,
     pub(super) url_bytes_max: Option<Size>,
     pub(super) head_bytes_max: Option<Size>,
 }

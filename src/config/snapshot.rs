@@ -87,6 +87,8 @@ pub struct ClientBounds {
     pub idle_timeout: Duration,
     /// How long a client may be silent while it sends a body.
     pub body_timeout: Duration,
+    /// How long a client may take for a piece of its answer (at most 64 KiB).
+    pub write_timeout: Duration,
     /// Largest request target, in bytes.
     pub url_bytes_max: usize,
     /// Largest request head (names and values of all headers), in bytes.

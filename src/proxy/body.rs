@@ -6,11 +6,12 @@ use pingora_proxy::Session;
 use super::exchange::Exchange;
 use crate::config::{BackendSpec, ClientBounds};
 
-/// Bounds a client's silence, and lets it send its next request while this one is answered.
-/// Pingora's own bounds are: while a body is sent 60 s, between requests none.
+/// Bounds how long a client may send or take nothing, and lets it send its next request while this one is answered.
+/// Pingora's own bounds are: while a body is sent 60 s, between requests and on writing none.
 pub(super) fn bound_client(session: &mut Session, exchange: &Exchange) {
     let bounds = &exchange.arrived.runtime.snapshot.client;
     session.set_read_timeout(Some(bounds.body_timeout));
+    session.set_write_timeout(Some(bounds.write_timeout));
     session.set_pipelining_enabled(true);
     if session.get_keepalive().is_some() {
         keep_alive(session, bounds);

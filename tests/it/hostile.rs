@@ -197,3 +197,23 @@ fn a_request_shorter_than_an_http_2_preface_is_answered() {
         assert!(matches!(answer.status, 400 | 405), "{method}: {}", answer.status);
     }
 }
+
+#[test]
+fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
+    let (gone, is_gone) = std::sync::mpsc::channel();
+    let gone = std::sync::Mutex::new(gone);
+    let upstream = Upstream::start(move |_, reply| {
+        reply.begin("application/octet-stream");
+        let piece = vec![b'x'; 64 * 1024];
+        while reply.chunk(&piece) {}
+        let _ = gone.lock().unwrap().send(());
+    });
+    let gateway = Gateway::start(&config("client: {write_timeout: 500ms}", &[&upstream]));
+    let mut connection = Connection::open(gateway.address());
+    connection.write(b"GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    // The client reads nothing; the backend has endlessly much to say.
+    is_gone.recv_timeout(crate::harness::PATIENCE).expect("the backend is let go");
+    crate::harness::eventually("nothing is in flight", || {
+        get(gateway.address(), "/ready", &[]).json()["in_flight"] == 0
+    });
+}

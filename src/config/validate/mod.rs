@@ -342,6 +342,12 @@ fn client_bounds(file: &FileConfig, problems: &mut Problems) -> ClientBounds {
             defaults::CLIENT_IDLE_TIMEOUT,
             problems,
         ),
+        write_timeout: positive(
+            client.and_then(|client| client.write_timeout),
+            &path.key("write_timeout"),
+            defaults::CLIENT_WRITE_TIMEOUT,
+            problems,
+        ),
         body_timeout: positive(
             client.and_then(|client| client.body_timeout),
             &path.key("body_timeout"),
