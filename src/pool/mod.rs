@@ -232,3 +232,64 @@ fn futures_ready<T>(future: impl Future<Output = T>) -> T {
 fn identity_of(entry: &LbBackend) -> Option<SocketAddr> {
     entry.addr.as_inet().copied()
 }
+
+/// A pool of one backend, `http://two:PORT`, whose name has these addresses.
+#[cfg(test)]
+pub(crate) fn pool_of_name(known: &[SocketAddr]) -> Pool {
+    let text = format!(
+        "services: {{s: {{models: {{m: {{backends: [{{id: a, url: \"http://two:{}\"}}]}}}}}}}}",
+        known[0].port()
+    );
+    let source = crate::config::Source::File("test.yaml".into());
+    let environment = crate::config::Environment::default();
+    let snapshot = crate::config::read(text.as_bytes(), &source, &environment).unwrap();
+    let spec = snapshot.pools().next().unwrap().2.clone();
+    let host = (Host::Name("two".to_owned()), known[0].port());
+    let mut names = Names::from([(host, Arc::new(Addresses::of_name("two", known)))]);
+    Pool::new("s/m".to_owned(), spec, &mut names, &Arc::default(), None).unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_check_tries_every_address_of_a_name() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let live = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        });
+        // Nobody listens on that one.
+        let dead = SocketAddr::from(([127, 0, 0, 2], live.port()));
+        let pool = pool_of_name(&[dead, live]);
+        let backend = &pool.backends()[0];
+        let healthy = async {
+            while backend.live.health.state() != HealthState::Healthy {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = pool.checks().run() => unreachable!("checks have no end"),
+            () = healthy => {}
+            () = tokio::time::sleep(Duration::from_secs(10)) => {
+                panic!("{:?}: {:?}", backend.live.health.state(), backend.live.health.failure());
+            }
+        }
+        assert_eq!(backend.addresses.current(), Some(live));
+    }
+
+    #[test]
+    fn a_selection_gives_each_usable_backend_once() {
+        let pool = pool_of_name(&[SocketAddr::from(([127, 0, 0, 1], 1))]);
+        assert!(pool.select(b"client", |_| true).is_some());
+        assert!(pool.select(b"client", |_| false).is_none());
+        pool.backends()[0].live.health.turn(false);
+        assert!(pool.select(b"client", |_| true).is_none());
+    }
+}

@@ -33,6 +33,14 @@ impl Addresses {
         Self { host, port, known: ArcSwap::from_pointee(known), cursor: AtomicUsize::new(0) }
     }
 
+    /// The addresses of a name as a test wants them.
+    #[cfg(test)]
+    pub(crate) fn of_name(name: &str, known: &[SocketAddr]) -> Self {
+        let addresses = Self::new(Host::Name(name.to_owned()), known[0].port());
+        addresses.known.store(Arc::new(known.to_vec()));
+        addresses
+    }
+
     /// The name that is looked up, if it is one.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
@@ -110,10 +118,9 @@ mod tests {
 
     #[test]
     fn an_address_that_fails_is_passed_over_once() {
-        let addresses = Addresses::new(Host::Name("two".into()), 80);
         let one: SocketAddr = "127.0.0.1:80".parse().unwrap();
         let two: SocketAddr = "127.0.0.2:80".parse().unwrap();
-        addresses.known.store(Arc::new(vec![one, two]));
+        let addresses = Addresses::of_name("two", &[one, two]);
         addresses.pass_over(one);
         addresses.pass_over(one);
         assert_eq!(addresses.current(), Some(two));

@@ -150,3 +150,30 @@ impl Attempts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_is_given_up_when_no_address_of_its_name_can_be_reached() {
+        let [one, two] = [1, 2].map(|last| SocketAddr::from(([127, 0, 0, last], 80)));
+        let pool = crate::pool::pool_of_name(&[one, two]);
+        let backend = &pool.backends()[0];
+        let mut attempts = Attempts::default();
+        for (address, may_ask_then) in [(one, true), (two, false)] {
+            assert!(attempts.may_ask(backend));
+            assert_eq!(backend.addresses.current(), Some(address));
+            attempts.current = Some(Attempt {
+                backend: Arc::clone(backend),
+                address,
+                began: Instant::now(),
+                _inflight: backend.begin(),
+            });
+            attempts.unreachable();
+            assert_eq!(attempts.may_ask(backend), may_ask_then);
+        }
+        attempts.current = None;
+        assert_eq!(backend.inflight(), 0);
+    }
+}

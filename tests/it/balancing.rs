@@ -78,6 +78,32 @@ fn clients_stick_to_their_backend_in_proportion_to_weights_and_only_those_of_a_d
 }
 
 #[test]
+fn a_handful_of_clients_is_spread_evenly_whatever_their_hashes() {
+    let upstreams = ["one", "two", "three"].map(Upstream::named);
+    let mut config = String::from(
+        "listen: 127.0.0.1:0\ntrusted_proxies: [127.0.0.0/8]\nservices: {svc: {models: {\n",
+    );
+    for model in 0..8 {
+        config.push_str(&format!("  m{model}: {{backends: ["));
+        for (number, upstream) in upstreams.iter().enumerate() {
+            config.push_str(&format!("{{id: b{model}-{number}, url: \"{}\"}}, ", upstream.url()));
+        }
+        config.push_str("]},\n");
+    }
+    config.push_str("}}}\n");
+    let gateway = Gateway::start(&config);
+    for model in 0..8 {
+        let served: Vec<String> = (0..24)
+            .map(|number| {
+                get(gateway.address(), &format!("/svc/m{model}/x"), &[&client(number)]).text()
+            })
+            .collect();
+        // Thrown dice would give some backend ten or more of 24 in most of eight pools.
+        assert!(shares(&served).values().all(|count| *count <= 9), "{:?}", shares(&served));
+    }
+}
+
+#[test]
 fn a_client_is_told_by_the_address_of_its_connection() {
     let backends: Vec<Upstream> = ["one", "two", "three"].map(Upstream::named).into();
     let weighted: Vec<(&Upstream, &str)> =
