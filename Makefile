@@ -46,7 +46,8 @@ bench: deps ## compare CPU time with nginx and bare Pingora
 	  echo "nginx is not installed; it will be left out"
 	$(CARGO) bench --locked --bench compare
 
-install: build ## install program, unit and configuration (as root; DESTDIR and PREFIX are honoured)
+install: ## after build: install program, unit and configuration (as root; DESTDIR and PREFIX count)
+	@test -x target/release/tollgate || { echo "run \"make build\" first"; exit 1; }
 	install -D -m 755 target/release/tollgate $(DESTDIR)$(PREFIX)/bin/tollgate
 	strip --strip-debug $(DESTDIR)$(PREFIX)/bin/tollgate
 	install -d -m 755 $(DESTDIR)$(UNITDIR)

@@ -65,11 +65,6 @@ impl<T> Router<T> {
         Self { services }
     }
 
-    /// Every target.
-    pub fn targets(&self) -> impl Iterator<Item = &T> {
-        self.services.values().flat_map(|models| models.by_name.values())
-    }
-
     /// Finds the target of a raw path (no query).
     ///
     /// # Errors

@@ -58,10 +58,6 @@ impl Runtime {
                     Arc::new(Pool::new(name.clone(), spec.clone(), &mut names, &prober, before)?)
                 }
             };
-            for backend in pool.backends() {
-                let host = (backend.spec.url.host.clone(), backend.spec.url.port);
-                names.entry(host).or_insert_with(|| Arc::clone(&backend.addresses));
-            }
             routes.push((service.to_owned(), model.to_owned(), Arc::clone(&pool)));
             pools.insert(name, pool);
         }

@@ -32,7 +32,7 @@ use crate::config::{Host, PoolSpec};
 /// Shortest time between two rounds of checks, however many exchanges ask for one.
 const SUSPICION_GAP: Duration = Duration::from_secs(1);
 
-/// Time between two rounds while the name of a backend is not known: each round looks it up.
+/// Time between two look-ups of a name that is not known, besides those of the checks.
 const UNKNOWN_NAME_GAP: Duration = Duration::from_secs(2);
 
 /// Names that are looked up, by host and port: backends on one host share the answer.
@@ -169,28 +169,36 @@ impl Checks {
         Self { registry, pool, spread, suspected: Notify::new() }
     }
 
-    /// The configured interval, or a shorter one while a backend's name is not known.
-    fn interval(&self) -> Duration {
-        let pool = self.pool.load();
-        let unknown = pool.backends.values().any(|backend| backend.addresses.count() == 0);
-        if unknown { UNKNOWN_NAME_GAP.min(pool.spec.interval) } else { pool.spec.interval }
+    /// Returns when the name of a backend that was not known has been found.
+    async fn name_found(&self) {
+        loop {
+            tokio::time::sleep(UNKNOWN_NAME_GAP).await;
+            let pool = self.pool.load_full();
+            let is_unknown = |addresses: &&Arc<Addresses>| addresses.count() == 0;
+            let addresses = pool.backends.values().map(|backend| &backend.addresses);
+            for unknown in addresses.filter(is_unknown) {
+                if unknown.refresh().await.is_ok() {
+                    return;
+                }
+            }
+        }
     }
 
-    /// Checks the backends for as long as it is polled: a first round at once, then one an interval
-    /// or when an exchange raised a suspicion.
+    /// Checks the backends for as long as it is polled: a first round at once, then one an interval,
+    /// or when an exchange raised a suspicion, or when the name of a backend has been found.
     pub async fn run(&self) {
         loop {
             let started = Instant::now();
             self.registry.run_health_check(true).await;
-            let interval = self.interval();
-            tokio::select! {
-                () = tokio::time::sleep_until(started + interval) => {
-                    self.spread.store(true, Ordering::Relaxed);
-                }
-                () = self.suspected.notified() => {
-                    self.spread.store(false, Ordering::Relaxed);
-                    tokio::time::sleep_until(started + SUSPICION_GAP.min(interval)).await;
-                }
+            let interval = self.pool.load().spec.interval;
+            let soon = tokio::select! {
+                () = tokio::time::sleep_until(started + interval) => false,
+                () = self.suspected.notified() => true,
+                () = self.name_found() => true,
+            };
+            self.spread.store(!soon, Ordering::Relaxed);
+            if soon {
+                tokio::time::sleep_until(started + SUSPICION_GAP.min(interval)).await;
             }
         }
     }
@@ -236,16 +244,20 @@ fn identity_of(entry: &LbBackend) -> Option<SocketAddr> {
 /// A pool of one backend, `http://two:PORT`, whose name has these addresses.
 #[cfg(test)]
 pub(crate) fn pool_of_name(known: &[SocketAddr]) -> Pool {
-    let text = format!(
-        "services: {{s: {{models: {{m: {{backends: [{{id: a, url: \"http://two:{}\"}}]}}}}}}}}",
-        known[0].port()
-    );
+    let port = known[0].port();
+    let host = (Host::Name("two".to_owned()), port);
+    let names = Names::from([(host, Arc::new(Addresses::of_name("two", known)))]);
+    pool_at(&format!("http://two:{port}"), names)
+}
+
+#[cfg(test)]
+fn pool_at(url: &str, mut names: Names) -> Pool {
+    let text =
+        format!("services: {{s: {{models: {{m: {{backends: [{{id: a, url: \"{url}\"}}]}}}}}}}}");
     let source = crate::config::Source::File("test.yaml".into());
     let environment = crate::config::Environment::default();
     let snapshot = crate::config::read(text.as_bytes(), &source, &environment).unwrap();
     let spec = snapshot.pools().next().unwrap().2.clone();
-    let host = (Host::Name("two".to_owned()), known[0].port());
-    let mut names = Names::from([(host, Arc::new(Addresses::of_name("two", known)))]);
     Pool::new("s/m".to_owned(), spec, &mut names, &Arc::default(), None).unwrap()
 }
 
@@ -282,6 +294,16 @@ mod tests {
             }
         }
         assert_eq!(backend.addresses.current(), Some(live));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_was_not_known_is_found_without_a_check() {
+        let pool = pool_at("http://localhost:1", Names::new());
+        assert!(pool.select(b"client", |_| true).is_none(), "its address is not known");
+        let found = tokio::time::timeout(UNKNOWN_NAME_GAP * 5, pool.checks().name_found());
+        found.await.expect("localhost has an address");
+        assert!(pool.select(b"client", |_| true).is_some());
+        assert_eq!(pool.backends()[0].live.health.state(), HealthState::Unknown);
     }
 
     #[test]

@@ -118,12 +118,16 @@ impl<F: Fn() + Send + Sync> ShutdownSignalWatch for Signals<F> {
         let mut interrupt = watch(SignalKind::interrupt());
         let mut hangup = watch(SignalKind::hangup());
         self.start();
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = hangup.recv() => self.reload().await,
+        // A reload may wait for a slow disk; a signal to end does not wait for it.
+        let reloads = async {
+            while hangup.recv().await.is_some() {
+                self.reload().await;
             }
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = reloads => {}
         }
         self.drain(&mut terminate, &mut interrupt).await;
         ShutdownSignal::GracefulTerminate

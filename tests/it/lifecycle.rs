@@ -1,11 +1,14 @@
 //! Starting, reloading and stopping.
 
 use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Connection, Gateway, Upstream, config, get, run_program, send_from};
+use crate::harness::{
+    Connection, Gateway, Upstream, config, eventually, get, run_program, send_from,
+};
 
 /// An upstream that answers `/fast` at once and everything else when the test lets it.
 fn held() -> (Upstream, std::sync::mpsc::Sender<()>) {
@@ -194,4 +197,26 @@ async fn a_drain_sends_an_http_2_answer_to_its_last_byte() {
     assert_eq!(end, Some(0));
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     drop(client);
+}
+
+#[test]
+fn a_reload_that_hangs_does_not_hold_up_the_end() {
+    let upstream = Upstream::named("x");
+    let mut gateway = Gateway::start(&config("", &[&upstream]));
+    // Reading a pipe that nobody writes to waits for ever.
+    let pipe = gateway.folder().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let text = config("api_key_file: pipe\nlog: {level: debug}", &[&upstream]);
+    std::fs::write(gateway.folder().join("tollgate.yaml"), text).unwrap();
+    gateway.signal(Signal::SIGHUP);
+    // A pipe can be opened for writing, without waiting, only once somebody reads it.
+    let mut open = std::fs::OpenOptions::new();
+    open.write(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits());
+    let mut writer = None;
+    eventually("the reload reads the pipe", || {
+        writer = open.open(&pipe).ok();
+        writer.is_some()
+    });
+    gateway.signal(Signal::SIGTERM);
+    assert_eq!(gateway.wait_end().code(), Some(0));
 }
