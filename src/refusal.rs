@@ -48,6 +48,8 @@ pub enum Refusal {
         /// The methods it takes, as in the `Allow` header.
         allow: &'static str,
     },
+    /// The client took too long to send its request head.
+    HeadSlow,
     /// The client took too long to send its body.
     BodySlow,
     /// The request target is longer than allowed.
@@ -57,6 +59,11 @@ pub enum Refusal {
     },
     /// The request head is larger than allowed.
     HeadTooLarge {
+        /// The bound, in bytes.
+        bytes_max: usize,
+    },
+    /// The request body is larger than allowed.
+    BodyTooLarge {
         /// The bound, in bytes.
         bytes_max: usize,
     },
@@ -74,13 +81,30 @@ pub enum Refusal {
         /// When a new try makes sense.
         retry_after: Duration,
     },
+    /// Every backend of the pool is full, and so is the queue; or the wait in it took too long.
+    Busy {
+        /// `service/model`, as asked for.
+        pool: String,
+        /// When a place can be expected.
+        retry_after: Duration,
+    },
+    /// There are as many open connections as allowed.
+    TooManyConnections,
     /// The gateway is shutting down.
     Draining,
+    /// An answer broke off after it had begun.
+    Interrupted {
+        /// `service/model`, as asked for.
+        pool: String,
+        /// What happened.
+        why: &'static str,
+    },
     /// The backend was silent for too long.
     BackendSlow {
         /// `service/model`, as asked for.
         pool: String,
-        /// What took too long: `connect` or `silence`, as the deadline is called.
+        /// What took too long, as the deadline is called: `connect`, `tls`, `first_byte`, `silence`
+        /// or `exchange`.
         deadline: &'static str,
         /// How long the gateway waited.
         limit: Duration,
@@ -111,8 +135,11 @@ impl Refusal {
     /// Seconds for a `Retry-After` header, where a later try can succeed.
     fn retry_after_seconds(&self) -> Option<u64> {
         match self {
-            Self::NoBackend { retry_after, .. } => Some(retry_after.as_secs().max(1)),
-            Self::Draining => Some(1),
+            Self::NoBackend { retry_after, .. } | Self::Busy { retry_after, .. } => {
+                // Rounded up: who comes at that time shall find it true.
+                Some(retry_after.as_secs_f64().ceil().max(1.0) as u64)
+            }
+            Self::Draining | Self::TooManyConnections => Some(1),
             _ => None,
         }
     }
@@ -151,6 +178,17 @@ impl Refusal {
         .to_string()
     }
 
+    /// The last event of an event stream that is cut, in the form of the client's API family. Its
+    /// SDK raises it as an error; without one it may take the stream for complete.
+    #[must_use]
+    pub fn event(&self, dialect: Dialect, request_id: &str) -> String {
+        let body = self.body(dialect, request_id);
+        match dialect {
+            Dialect::OpenAi => format!("data: {body}\n\n"),
+            Dialect::Anthropic => format!("event: error\ndata: {body}\n\n"),
+        }
+    }
+
     fn shape(&self) -> Shape {
         let (status, openai_type, code, anthropic_type) = match self {
             Self::BadRequest { .. } => {
@@ -172,7 +210,11 @@ impl Refusal {
             Self::MethodNotAllowed { .. } => {
                 (405, "invalid_request_error", "method_not_allowed", "invalid_request_error")
             }
+            Self::HeadSlow => (408, "invalid_request_error", "head_timeout", "timeout_error"),
             Self::BodySlow => (408, "invalid_request_error", "body_timeout", "timeout_error"),
+            Self::BodyTooLarge { .. } => {
+                (413, "invalid_request_error", "body_too_large", "request_too_large")
+            }
             Self::UrlTooLong { .. } => {
                 (414, "invalid_request_error", "url_too_long", "invalid_request_error")
             }
@@ -182,6 +224,11 @@ impl Refusal {
             Self::Internal => (500, "server_error", "internal_error", "api_error"),
             Self::BackendFailed { .. } => (502, "server_error", "backend_failed", "api_error"),
             Self::NoBackend { .. } => (503, "server_error", "no_backend", "overloaded_error"),
+            Self::Busy { .. } => (503, "server_error", "busy", "overloaded_error"),
+            Self::Interrupted { .. } => (502, "upstream_error", "stream_interrupted", "api_error"),
+            Self::TooManyConnections => {
+                (503, "server_error", "too_many_connections", "overloaded_error")
+            }
             Self::Draining => (503, "server_error", "draining", "overloaded_error"),
             Self::BackendSlow { .. } => (504, "server_error", "backend_timeout", "timeout_error"),
         };
@@ -205,7 +252,11 @@ impl Refusal {
                 format!("service \"{}\" has no model for \"{}\"", echo(service), echo(model))
             }
             Self::MethodNotAllowed { allow } => format!("this path takes {allow}"),
+            Self::HeadSlow => "the request head did not arrive in time".into(),
             Self::BodySlow => "the request body did not arrive in time".into(),
+            Self::BodyTooLarge { bytes_max } => {
+                format!("the request body is larger than {bytes_max} bytes")
+            }
             Self::UrlTooLong { bytes_max } => {
                 format!("the request target is longer than {bytes_max} bytes")
             }
@@ -219,6 +270,13 @@ impl Refusal {
             Self::NoBackend { pool, .. } => {
                 format!("no backend of {} is available now; try again later", echo(pool))
             }
+            Self::Busy { pool, .. } => {
+                format!("every backend of {} is busy; try again later", echo(pool))
+            }
+            Self::Interrupted { pool, why } => {
+                format!("the answer of {} was interrupted: {why}", echo(pool))
+            }
+            Self::TooManyConnections => "too many open connections; try again".into(),
             Self::Draining => "the gateway is shutting down; try again".into(),
             Self::BackendSlow { pool, deadline, limit } => format!(
                 "the backend of {} took too long ({deadline}: {} s)",

@@ -1,5 +1,7 @@
 //! The state of every backend as JSON.
 
+use std::time::Instant;
+
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -55,5 +57,13 @@ fn backend_status(backend: &Backend) -> Value {
         "status": health.state().as_str(),
         "response_time_ms": response_time,
         "last_check": last_check,
+        "breaker": backend.breaker(Instant::now()).as_str(),
+        "alert": alert(backend),
     })
+}
+
+/// What somebody should look at.
+fn alert(backend: &Backend) -> Option<String> {
+    let status = backend.refuses_credential()?;
+    Some(format!("it answers {status}: check its api_key and auth_mode"))
 }

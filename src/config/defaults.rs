@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::snapshot::DefaultsOf;
+use super::snapshot::{Deadlines, DefaultsOf};
 
 /// Services cannot have these names: they are paths of our own.
 pub(super) const RESERVED_SERVICES: [&str; 6] =
@@ -13,20 +13,55 @@ pub(super) struct Defaults {
     pub(super) of: DefaultsOf,
     /// Whether every origin may send traffic.
     pub(super) cors_any: bool,
-    pub(super) connect_deadline: Duration,
-    pub(super) silence_deadline: Duration,
+    pub(super) deadlines: Deadlines,
+    pub(super) retries_max: u32,
+    pub(super) retry_delay: Duration,
+    pub(super) retry_budget: f64,
+    pub(super) breaker: BreakerDefaults,
+    pub(super) inflight_max: u32,
     pub(super) shutdown_timeout: Duration,
     pub(super) idle_connections: u32,
+}
+
+/// The part of the breaker's defaults that depends on the source.
+pub(super) struct BreakerDefaults {
+    pub(super) open: Duration,
+    pub(super) open_max: Duration,
+    pub(super) failure_rate: f64,
+    pub(super) slow_start: Duration,
+    pub(super) ejected_max: f64,
+    pub(super) fail_open: bool,
 }
 
 /// For a file written for Tollgate.
 pub(super) const FILE: Defaults = Defaults {
     of: DefaultsOf::Tollgate,
     cors_any: false,
-    // A LAN or a nearby region answers a SYN within 1 s even when one is lost.
-    connect_deadline: Duration::from_secs(3),
-    // A 100,000 token prompt can take a minute of prefill before its first byte.
-    silence_deadline: Duration::from_secs(120),
+    deadlines: Deadlines {
+        // A LAN or a nearby region answers a SYN within 1 s even when one is lost.
+        connect: Duration::from_secs(3),
+        // Two or three round trips and a signature.
+        tls: Duration::from_secs(5),
+        // A 100,000 token prompt can take a minute of prefill before its first byte.
+        first_byte: Duration::from_secs(120),
+        silence: Duration::from_secs(120),
+        // Reasoning models think for a quarter of an hour.
+        exchange: Duration::from_secs(30 * 60),
+    },
+    retries_max: 2,
+    retry_delay: Duration::from_millis(25),
+    // As Envoy and Linkerd have it: retries add a fifth to a backend's load at most.
+    retry_budget: 0.2,
+    breaker: BreakerDefaults {
+        open: Duration::from_secs(10),
+        open_max: Duration::from_secs(300),
+        failure_rate: 0.5,
+        slow_start: Duration::from_secs(30),
+        ejected_max: 0.5,
+        fail_open: true,
+    },
+    // Engines queue by themselves; a bound is for those that fall over.
+    inflight_max: 0,
     // Streams of several minutes are common; a drain that ends early costs nothing.
     shutdown_timeout: Duration::from_secs(15 * 60),
     idle_connections: 128,
@@ -36,8 +71,25 @@ pub(super) const FILE: Defaults = Defaults {
 pub(super) const ENVIRONMENT: Defaults = Defaults {
     of: DefaultsOf::BackendsJson,
     cors_any: true,
-    connect_deadline: Duration::from_secs(30),
-    silence_deadline: Duration::from_secs(30),
+    deadlines: Deadlines {
+        connect: Duration::from_secs(30),
+        tls: Duration::from_secs(30),
+        first_byte: Duration::from_secs(30),
+        silence: Duration::from_secs(30),
+        exchange: Duration::from_secs(300),
+    },
+    retries_max: 3,
+    retry_delay: Duration::from_secs(1),
+    retry_budget: 1.0,
+    breaker: BreakerDefaults {
+        open: Duration::from_secs(60),
+        open_max: Duration::from_secs(60),
+        failure_rate: 1.0,
+        slow_start: Duration::ZERO,
+        ejected_max: 1.0,
+        fail_open: false,
+    },
+    inflight_max: 100,
     shutdown_timeout: Duration::from_secs(30),
     idle_connections: 20,
 };
@@ -47,6 +99,54 @@ pub(super) const LISTEN_PORT: u16 = 8000;
 
 /// Browsers and SDK pools keep connections for about a minute; nginx's default is 75 s.
 pub(super) const CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// A head is one packet or two; nginx's default is 60 s, and slow heads are an attack.
+pub(super) const CLIENT_HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Ten minutes bring a gigabyte over 15 Mbit/s.
+pub(super) const CLIENT_BODY_DEADLINE: Duration = Duration::from_secs(10 * 60);
+
+/// Slower than any modem: who sends a body like that holds a connection on purpose.
+pub(super) const CLIENT_BODY_RATE_MIN: usize = 512;
+
+/// Twice the largest file that OpenAI's API takes.
+pub(super) const CLIENT_BODY_BYTES_MAX: usize = 1024 * 1024 * 1024;
+
+/// Each is a descriptor and up to 100 KB; with as many towards backends, half of the unit's limit.
+pub(super) const CLIENT_CONNECTIONS_MAX: u32 = 32_768;
+
+/// Behind a load balancer all clients have one address: only an operator can know a bound.
+pub(super) const CLIENT_CONNECTIONS_PER_ADDRESS_MAX: u32 = 0;
+
+/// The least that RFC 9113 (section 6.5.2) recommends, and what most servers have.
+pub(super) const HTTP2_STREAMS_MAX: u32 = 100;
+
+/// A conversation of 200,000 tokens with a dozen images.
+pub(super) const REPLAY_BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// 32 of the largest bodies, or 10,000 prompts of 100 KB.
+pub(super) const REPLAY_TOTAL_BYTES_MAX: usize = 1024 * 1024 * 1024;
+
+/// Longer than this and a client had better hear of it.
+pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
+
+pub(super) const RETRY_STATUSES: [u16; 4] = [429, 502, 503, 504];
+
+/// A 500 that came at once is a server that is not well; a late one may be the request's fault, and
+/// costs as long again.
+pub(super) const RETRY_FAST_500: Duration = Duration::from_secs(2);
+
+/// So that a pool with little traffic can still fail over.
+pub(super) const RETRY_BUDGET_MIN: u32 = 10;
+
+pub(super) const BREAKER_CONSECUTIVE_FAILURES: u32 = 5;
+pub(super) const BREAKER_FAILURE_RATE_EXCHANGES: u32 = 10;
+pub(super) const BREAKER_WINDOW: Duration = Duration::from_secs(30);
+
+pub(super) const QUEUE_LENGTH_MAX: u32 = 1024;
+
+/// SDKs wait for minutes, people for half of one.
+pub(super) const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A client that sends nothing for a minute in the middle of a body is gone; nginx's default.
 pub(super) const CLIENT_BODY_TIMEOUT: Duration = Duration::from_secs(60);

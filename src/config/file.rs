@@ -26,7 +26,12 @@ pub(super) struct FileConfig {
     pub(super) shutdown_timeout: Option<Span>,
     pub(super) client: Option<FileClient>,
     pub(super) upstream: Option<FileUpstream>,
+    pub(super) replay: Option<FileReplay>,
+    pub(super) reload: Option<FileReload>,
     pub(super) deadlines: Option<FileDeadlines>,
+    pub(super) retry: Option<FileRetry>,
+    pub(super) breaker: Option<FileBreaker>,
+    pub(super) queue: Option<FileQueue>,
     pub(super) dns: Option<FileDns>,
     pub(super) balance: Option<FileBalance>,
     pub(super) health_check: Option<FileHealthCheck>,
@@ -55,10 +60,18 @@ pub(super) struct FileLog {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct FileClient {
     pub(super) idle_timeout: Option<Span>,
+    pub(super) head_timeout: Option<Span>,
     pub(super) body_timeout: Option<Span>,
+    pub(super) body_deadline: Option<Span>,
+    pub(super) body_rate_min: Option<Size>,
+    pub(super) body_bytes_max: Option<Size>,
     pub(super) write_timeout: Option<Span>,
+    pub(super) half_close: Option<bool>,
     pub(super) url_bytes_max: Option<Size>,
     pub(super) head_bytes_max: Option<Size>,
+    pub(super) connections_max: Option<u32>,
+    pub(super) connections_per_address_max: Option<u32>,
+    pub(super) http2_streams_max: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -66,13 +79,69 @@ pub(super) struct FileClient {
 pub(super) struct FileUpstream {
     pub(super) idle_connections: Option<u32>,
     pub(super) idle_timeout: Option<Span>,
+    pub(super) inflight_max: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct FileReplay {
+    pub(super) body_bytes_max: Option<Size>,
+    pub(super) total_bytes_max: Option<Size>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileReload {
+    pub(super) watch: Option<bool>,
+}
+
+/// Deadlines as written for the whole file, a service or a model.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct FileDeadlines {
     pub(super) connect: Option<Span>,
+    pub(super) tls: Option<Span>,
+    pub(super) first_byte: Option<Span>,
     pub(super) silence: Option<Span>,
+    pub(super) exchange: Option<Span>,
+}
+
+/// When a failed attempt is followed by another one; for the whole file, a service or a model.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileRetry {
+    pub(super) retries_max: Option<u32>,
+    pub(super) delay: Option<Span>,
+    pub(super) retry_after_max: Option<Span>,
+    pub(super) statuses: Option<Statuses>,
+    pub(super) fast_500: Option<Span>,
+    pub(super) non_idempotent: Option<bool>,
+    pub(super) budget: Option<f64>,
+    pub(super) budget_min: Option<u32>,
+}
+
+/// The circuit breaker of each backend; for the whole file, a service or a model.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileBreaker {
+    pub(super) enabled: Option<bool>,
+    pub(super) consecutive_failures: Option<u32>,
+    pub(super) failure_rate: Option<f64>,
+    pub(super) failure_rate_exchanges: Option<u32>,
+    pub(super) window: Option<Span>,
+    pub(super) open: Option<Span>,
+    pub(super) open_max: Option<Span>,
+    pub(super) slow_start: Option<Span>,
+    pub(super) ejected_max: Option<f64>,
+    pub(super) fail_open: Option<bool>,
+}
+
+/// Where exchanges wait while every backend is full; for the whole file, a service or a model.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileQueue {
+    pub(super) length_max: Option<u32>,
+    pub(super) timeout: Option<Span>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -112,6 +181,10 @@ pub(super) struct FileProbe {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct FileService {
     pub(super) balance: Option<FileBalance>,
+    pub(super) deadlines: Option<FileDeadlines>,
+    pub(super) retry: Option<FileRetry>,
+    pub(super) breaker: Option<FileBreaker>,
+    pub(super) queue: Option<FileQueue>,
     pub(super) health_check: Option<FileHealthCheck>,
     pub(super) models: Option<IndexMap<String, FileModel>>,
     pub(super) model: Option<IndexMap<String, FileModel>>,
@@ -121,6 +194,10 @@ pub(super) struct FileService {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct FileModel {
     pub(super) balance: Option<FileBalance>,
+    pub(super) deadlines: Option<FileDeadlines>,
+    pub(super) retry: Option<FileRetry>,
+    pub(super) breaker: Option<FileBreaker>,
+    pub(super) queue: Option<FileQueue>,
     pub(super) health_check: Option<FileHealthCheck>,
     pub(super) backends: Option<Vec<Option<FileBackend>>>,
 }
@@ -133,6 +210,7 @@ pub(super) struct FileBackend {
     pub(super) url: Option<String>,
     pub(super) weight: Option<f64>,
     pub(super) backup: Option<bool>,
+    pub(super) inflight_max: Option<u32>,
     pub(super) api_key: Option<FileSecret>,
     pub(super) api_key_file: Option<String>,
     pub(super) auth_mode: Option<FileAuthMode>,

@@ -23,8 +23,9 @@ use std::path::Path;
 pub use environment::Environment;
 pub use problem::ConfigError;
 pub use snapshot::{
-    BackendSpec, BackendUrl, Balance, ClientBounds, ClientKeys, CorsOrigins, Credential,
-    DefaultsOf, HealthSpec, Host, PoolSpec, ProbeSpec, Service, Snapshot,
+    BackendSpec, BackendUrl, Balance, BreakerSpec, ClientBounds, ClientKeys, CorsOrigins,
+    Credential, Deadlines, DefaultsOf, HealthSpec, Host, PoolSpec, ProbeSpec, QueueSpec,
+    ReplayBounds, RetrySpec, Service, Snapshot,
 };
 pub use source::{Source, find_source};
 
@@ -182,7 +183,12 @@ mod tests {
             "log",
             "client",
             "upstream",
+            "replay",
+            "reload",
             "deadlines",
+            "retry",
+            "breaker",
+            "queue",
             "dns",
             "health_check",
             "services/google",
@@ -217,7 +223,7 @@ mod tests {
         assert_eq!(bare.cors, CorsOrigins::Any);
         assert_eq!(bare.shutdown_timeout.as_secs(), 30);
         let (_, _, pool) = bare.pools().next().unwrap();
-        assert_eq!(pool.backends[0].silence_deadline.as_secs(), 30);
+        assert_eq!(pool.backends[0].deadlines.silence.as_secs(), 30);
         let own = snapshot(&text.replacen('{', "{\"log\": {\"level\": \"info\"},", 1));
         assert_eq!(own.cors, CorsOrigins::Off);
         assert_eq!(own.shutdown_timeout.as_secs(), 900);

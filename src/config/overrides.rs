@@ -37,20 +37,53 @@ pub(super) fn apply(file: &mut FileConfig, environment: &Environment, problems: 
     if let Some(span) = reader.positive_seconds("HEALTH_CHECK_TIMEOUT") {
         file.health_check.get_or_insert_default().timeout = Some(span);
     }
-    if let Some(span) = reader.positive_seconds("REQUEST_TIMEOUT") {
-        file.deadlines.get_or_insert_default().silence = Some(span);
-    }
-    if let Some(span) = reader.positive_seconds("CONNECT_TIMEOUT") {
-        file.deadlines.get_or_insert_default().connect = Some(span);
-    }
+    failures(file, &mut reader);
     if let Some(span) = reader.seconds("SHUTDOWN_TIMEOUT") {
         file.shutdown_timeout = Some(span);
     }
-    if let Some(text) = environment.get("MAX_KEEPALIVE_CONNECTIONS") {
-        match text.trim().parse() {
-            Ok(count) => file.upstream.get_or_insert_default().idle_connections = Some(count),
-            Err(_) => reader.wrong("MAX_KEEPALIVE_CONNECTIONS", "expected a whole number"),
+    if let Some(count) = reader.count("MAX_KEEPALIVE_CONNECTIONS") {
+        file.upstream.get_or_insert_default().idle_connections = Some(count);
+    }
+    if let Some(count) = reader.count("MAX_CONNECTIONS") {
+        file.upstream.get_or_insert_default().inflight_max = Some(count);
+    }
+}
+
+/// Deadlines, further attempts and the circuit breaker.
+fn failures(file: &mut FileConfig, reader: &mut Reader<'_>) {
+    if let Some(span) = reader.positive_seconds("REQUEST_TIMEOUT") {
+        let deadlines = file.deadlines.get_or_insert_default();
+        deadlines.first_byte = Some(span);
+        deadlines.silence = Some(span);
+    }
+    if let Some(span) = reader.positive_seconds("TIMEOUT") {
+        file.deadlines.get_or_insert_default().exchange = Some(span);
+    }
+    if let Some(span) = reader.positive_seconds("CONNECT_TIMEOUT") {
+        let deadlines = file.deadlines.get_or_insert_default();
+        deadlines.connect = Some(span);
+        deadlines.tls = Some(span);
+    }
+    if let Some(count) = reader.count("MAX_RETRIES") {
+        file.retry.get_or_insert_default().retries_max = Some(count);
+    }
+    if let Some(span) = reader.seconds("RETRY_DELAY") {
+        file.retry.get_or_insert_default().delay = Some(span);
+    }
+    if let Some(enabled) = reader.switch("CIRCUIT_BREAKER_ENABLED") {
+        file.breaker.get_or_insert_default().enabled = Some(enabled);
+    }
+    match reader.count("CIRCUIT_BREAKER_THRESHOLD") {
+        Some(0) => reader.wrong("CIRCUIT_BREAKER_THRESHOLD", "must be more than 0"),
+        Some(count) => {
+            file.breaker.get_or_insert_default().consecutive_failures = Some(count);
         }
+        None => {}
+    }
+    if let Some(span) = reader.positive_seconds("CIRCUIT_BREAKER_TIMEOUT") {
+        let breaker = file.breaker.get_or_insert_default();
+        breaker.open = Some(span);
+        breaker.open_max = Some(span);
     }
 }
 
@@ -122,6 +155,25 @@ impl Reader<'_> {
             Ok(span) => Some(span),
             Err(_) => {
                 self.wrong(name, "expected a number of seconds");
+                None
+            }
+        }
+    }
+
+    fn count(&mut self, name: &str) -> Option<u32> {
+        let count = self.environment.get(name)?.trim().parse();
+        if count.is_err() {
+            self.wrong(name, "expected a whole number");
+        }
+        count.ok()
+    }
+
+    fn switch(&mut self, name: &str) -> Option<bool> {
+        match self.environment.get(name)?.trim().to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Some(true),
+            "false" | "0" | "no" | "off" => Some(false),
+            _ => {
+                self.wrong(name, "expected true or false");
                 None
             }
         }

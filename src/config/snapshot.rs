@@ -1,6 +1,7 @@
 //! The validated configuration: immutable, complete, no "not written" left in it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
@@ -34,6 +35,12 @@ pub struct Snapshot {
     pub client: ClientBounds,
     /// Idle connections kept to one backend.
     pub idle_connections: usize,
+    /// What is held of request bodies, so that they can be sent again.
+    pub replay: ReplayBounds,
+    /// Whether a change of the files below is taken up by itself.
+    pub reload_on_change: bool,
+    /// The files that this was read from: the configuration itself and those with secrets.
+    pub files: Vec<PathBuf>,
     /// How often backends' names are looked up again.
     pub dns_refresh: Duration,
     /// Services by name, in the order of the file.
@@ -85,14 +92,110 @@ pub enum CorsOrigins {
 pub struct ClientBounds {
     /// How long a connection may be idle between requests.
     pub idle_timeout: Duration,
+    /// How long a client may take for a whole request head, from its first byte.
+    pub head_timeout: Duration,
     /// How long a client may be silent while it sends a body.
     pub body_timeout: Duration,
+    /// How long it may take for a whole body.
+    pub body_deadline: Duration,
+    /// Slowest body, in bytes a second, on average; 0: any.
+    pub body_rate_min: usize,
+    /// Largest body, in bytes; 0: any.
+    pub body_bytes_max: usize,
     /// How long a client may take for a piece of its answer (at most 64 KiB).
     pub write_timeout: Duration,
+    /// Whether a client may close its sending side and still wait for its answer.
+    pub half_close: bool,
+    /// Open connections of all clients; 0: any number.
+    pub connections_max: usize,
+    /// Open connections of one address; 0: any number.
+    pub connections_per_address_max: usize,
+    /// Open streams of one HTTP/2 connection.
+    pub http2_streams_max: u32,
     /// Largest request target, in bytes.
     pub url_bytes_max: usize,
     /// Largest request head (names and values of all headers), in bytes.
     pub head_bytes_max: usize,
+}
+
+/// What is held of request bodies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplayBounds {
+    /// Largest body that is held, in bytes.
+    pub body_bytes_max: usize,
+    /// Most that is held of all bodies together, in bytes.
+    pub total_bytes_max: usize,
+}
+
+/// How long each part of an exchange with a backend may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// For a connection.
+    pub connect: Duration,
+    /// For its TLS handshake.
+    pub tls: Duration,
+    /// From the whole request to the head of its answer.
+    pub first_byte: Duration,
+    /// Between two bytes of the answer.
+    pub silence: Duration,
+    /// For the whole exchange, all attempts and waiting included.
+    pub exchange: Duration,
+}
+
+/// When a failed attempt is followed by another one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RetrySpec {
+    /// Most further attempts; those that found no connection while others were left do not count.
+    pub retries_max: usize,
+    /// Before a backend is asked a second time; it doubles with each.
+    pub delay: Duration,
+    /// Longest wait that a backend may ask for.
+    pub retry_after_max: Duration,
+    /// Statuses after which another backend is asked.
+    pub statuses: Vec<u16>,
+    /// A 500 is tried again if it came within this time.
+    pub fast_500: Duration,
+    /// Whether requests that are not idempotent (POST, PATCH) are tried again when a backend may
+    /// have begun to work on them.
+    pub non_idempotent: bool,
+    /// Largest share of recent exchanges that may be further attempts.
+    pub budget: f64,
+    /// Further attempts within the budget's window that are always allowed.
+    pub budget_min: usize,
+}
+
+/// When a backend's circuit opens, and for how long.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BreakerSpec {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// Failures in a row that open it.
+    pub consecutive_failures: u32,
+    /// Share of failures within the window that opens it; above 1: never.
+    pub failure_rate: f64,
+    /// Exchanges within the window that a rate needs.
+    pub failure_rate_exchanges: u32,
+    /// What the rate is of.
+    pub window: Duration,
+    /// How long it is open at first; twice as long with each opening in a row.
+    pub open: Duration,
+    /// The longest that it is open.
+    pub open_max: Duration,
+    /// After a recovery, the time in which a backend comes back to its full share.
+    pub slow_start: Duration,
+    /// Largest share of a pool that is ejected; always at least one backend.
+    pub ejected_max: f64,
+    /// Whether ejected backends are asked when there is no other.
+    pub fail_open: bool,
+}
+
+/// Where exchanges wait while every backend is full.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueSpec {
+    /// Most that wait; 0: nobody does.
+    pub length_max: usize,
+    /// The longest wait.
+    pub timeout: Duration,
 }
 
 /// One service.
@@ -120,6 +223,12 @@ pub struct PoolSpec {
     pub balance: Balance,
     /// When backends are checked.
     pub health: HealthSpec,
+    /// When another attempt is made.
+    pub retry: RetrySpec,
+    /// When a backend is left alone.
+    pub breaker: BreakerSpec,
+    /// Where exchanges wait.
+    pub queue: QueueSpec,
     /// The backends, at least one, ids unique.
     pub backends: Vec<BackendSpec>,
 }
@@ -154,10 +263,10 @@ pub struct BackendSpec {
     pub credential: Option<Credential>,
     /// How it is checked.
     pub probe: ProbeSpec,
-    /// Longest wait for its connection, TLS included.
-    pub connect_deadline: Duration,
-    /// Longest silence before and between its bytes.
-    pub silence_deadline: Duration,
+    /// Most exchanges in flight towards it; 0: any number.
+    pub inflight_max: usize,
+    /// How long the parts of an exchange with it may take.
+    pub deadlines: Deadlines,
     /// How long an idle connection to it is kept.
     pub idle_timeout: Duration,
 }

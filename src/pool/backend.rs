@@ -1,15 +1,25 @@
 //! One backend at run time: its identity, its live state, and the peer that is dialled.
 
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{
+    AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU64, AtomicUsize, Ordering,
+};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use async_trait::async_trait;
+use pingora_core::connectors::L4Connect;
+use pingora_core::protocols::l4::socket::SocketAddr as L4Address;
+use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, ErrorType, OrErr, Result};
+use tokio::net::TcpStream;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
+use super::breaker::{Breaker, BreakerState, Entry};
+use super::queue::Queue;
 use super::resolve::Addresses;
-use crate::config::{BackendSpec, Host};
+use crate::config::{BackendSpec, Deadlines, Host};
 
 /// A backend as its pool knows it.
 #[derive(Debug)]
@@ -36,6 +46,36 @@ pub struct Live {
     pub health: Health,
     inflight: AtomicUsize,
     suspected: AtomicBool,
+    pub(super) breaker: Breaker,
+    cooling: Moment,
+    misconfigured: AtomicU16,
+}
+
+/// A time, or none; read without a lock.
+#[derive(Debug)]
+struct Moment {
+    base: Instant,
+    nanos: AtomicU64,
+}
+
+impl Default for Moment {
+    fn default() -> Self {
+        Self { base: Instant::now(), nanos: AtomicU64::new(0) }
+    }
+}
+
+impl Moment {
+    fn set(&self, at: Instant) {
+        let nanos = at.saturating_duration_since(self.base).as_nanos();
+        self.nanos.store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How long it is until then; none once it has passed.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        let nanos = self.nanos.load(Ordering::Relaxed);
+        let left = (nanos > 0).then(|| self.base + Duration::from_nanos(nanos))?;
+        Some(left.saturating_duration_since(now)).filter(|left| !left.is_zero())
+    }
 }
 
 impl Backend {
@@ -77,11 +117,53 @@ impl Backend {
         self.live.suspected.store(false, Ordering::Relaxed);
     }
 
+    /// Whether it is asked after all others: it could not be reached, or asked for a pause.
+    #[must_use]
+    pub fn is_avoided(&self, now: Instant) -> bool {
+        self.is_suspected() || self.cooling(now).is_some()
+    }
+
+    /// It is overloaded (429): till then it is asked after all others.
+    pub(super) fn cool_down(&self, until: Instant) {
+        self.live.cooling.set(until);
+    }
+
+    /// How long it still wants to be left alone.
+    #[must_use]
+    pub fn cooling(&self, now: Instant) -> Option<Duration> {
+        self.live.cooling.left(now)
+    }
+
+    /// Its circuit breaker's state.
+    #[must_use]
+    pub fn breaker(&self, now: Instant) -> BreakerState {
+        self.live.breaker.state(now)
+    }
+
+    /// The status with which it refuses the credential that it is sent (401 or 403), if it does.
+    #[must_use]
+    pub fn refuses_credential(&self) -> Option<u16> {
+        Some(self.live.misconfigured.load(Ordering::Relaxed)).filter(|status| *status != 0)
+    }
+
+    /// Notes whether it takes the credential; whether that is news.
+    pub(super) fn note_credential(&self, refused_with: Option<u16>) -> bool {
+        let status = refused_with.unwrap_or(0);
+        // Read first: what never changes is not written by every exchange.
+        self.live.misconfigured.load(Ordering::Relaxed) != status
+            && self.live.misconfigured.swap(status, Ordering::Relaxed) != status
+    }
+
+    /// Its weight now: less than configured for a while after a recovery.
+    pub(super) fn weight(&self, now: Instant, slow_start: Duration) -> f64 {
+        self.spec.weight * self.live.breaker.ramp(now, slow_start)
+    }
+
     /// The peer at `address`.
     #[must_use]
     pub fn peer_at(&self, address: SocketAddr) -> HttpPeer {
         let mut peer = self.peer.clone();
-        peer._address = pingora_core::protocols::l4::socket::SocketAddr::Inet(address);
+        peer._address = L4Address::Inet(address);
         peer
     }
 
@@ -91,21 +173,59 @@ impl Backend {
         self.live.inflight.load(Ordering::Relaxed)
     }
 
-    /// Counts an exchange in.
+    /// Whether another exchange may go to it.
     #[must_use]
-    pub fn begin(&self) -> BackendInFlight {
-        self.live.inflight.fetch_add(1, Ordering::Relaxed);
-        BackendInFlight(Arc::clone(&self.live))
+    pub fn has_room(&self) -> bool {
+        self.spec.inflight_max == 0 || self.inflight() < self.spec.inflight_max
+    }
+
+    /// Takes a place, unless it is full.
+    pub(super) fn enter(self: &Arc<Self>, queue: &Arc<Queue>, now: Instant) -> Option<Permit> {
+        let inflight = &self.live.inflight;
+        if self.spec.inflight_max == 0 {
+            inflight.fetch_add(1, Ordering::SeqCst);
+        } else {
+            let one_more = |count| (count < self.spec.inflight_max).then_some(count + 1);
+            inflight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;
+        }
+        let entry = self.live.breaker.enter(now);
+        Some(Permit {
+            backend: Arc::clone(self),
+            queue: Arc::clone(queue),
+            entry,
+            entered: now,
+            is_told: false,
+        })
     }
 }
 
-/// One exchange towards a backend, counted out when dropped.
+/// An exchange's place at a backend, given back when dropped.
 #[derive(Debug)]
-pub struct BackendInFlight(Arc<Live>);
+pub struct Permit {
+    /// The backend.
+    pub backend: Arc<Backend>,
+    queue: Arc<Queue>,
+    pub(super) entry: Entry,
+    pub(super) entered: Instant,
+    /// Whether the breaker has heard how it went.
+    pub(super) is_told: bool,
+}
 
-impl Drop for BackendInFlight {
+impl Permit {
+    /// Whether it finds out if the backend is well again.
+    #[must_use]
+    pub fn is_probe(&self) -> bool {
+        self.entry == Entry::Probe
+    }
+}
+
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.inflight.fetch_sub(1, Ordering::Relaxed);
+        self.backend.live.inflight.fetch_sub(1, Ordering::SeqCst);
+        if self.is_probe() && !self.is_told {
+            self.backend.live.breaker.abandon();
+        }
+        self.queue.call();
     }
 }
 
@@ -126,13 +246,49 @@ fn peer(spec: &BackendSpec) -> HttpPeer {
     // A literal address: `new` would look a name up, blocking, and panic when that fails.
     let placeholder = SocketAddr::from(([0, 0, 0, 0], 0));
     let mut peer = HttpPeer::new(placeholder, spec.url.tls, sni);
+    let Deadlines { connect, tls, silence, .. } = spec.deadlines;
     let options = &mut peer.options;
-    options.connection_timeout = Some(spec.connect_deadline);
-    options.total_connection_timeout = Some(spec.connect_deadline);
-    options.read_timeout = Some(spec.silence_deadline);
-    options.write_timeout = Some(spec.silence_deadline);
+    // Reading has no timeout of its own: the exchange's watch sees to that.
+    options.write_timeout = Some(silence);
+    if spec.url.tls {
+        // Pingora has one timeout for both: it is the handshake's, and ours dials.
+        options.connection_timeout = Some(tls);
+        options.custom_l4 = Some(Arc::new(Dial { deadline: connect }));
+    } else {
+        options.connection_timeout = Some(connect);
+    }
     options.idle_timeout = Some(spec.idle_timeout);
     peer
+}
+
+/// The deadline for a connection to a backend with TLS is over: Pingora's own word for that also
+/// stands for the handshake.
+pub const CONNECT_DEADLINE: ErrorType = ErrorType::Custom("ConnectDeadline");
+
+/// Makes TCP connections within a deadline.
+#[derive(Debug)]
+struct Dial {
+    deadline: Duration,
+}
+
+#[async_trait]
+impl L4Connect for Dial {
+    async fn connect(&self, to: &L4Address) -> Result<L4Stream> {
+        let Some(to) = to.as_inet() else {
+            return Error::e_explain(ErrorType::ConnectError, "not a TCP address");
+        };
+        let stream = tokio::time::timeout(self.deadline, TcpStream::connect(to))
+            .await
+            .or_err(CONNECT_DEADLINE, "connecting")?
+            .map_err(|error| {
+                let kind = match error.kind() {
+                    std::io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
+                    _ => ErrorType::ConnectError,
+                };
+                Error::because(kind, "connecting", error)
+            })?;
+        Ok(stream.into())
+    }
 }
 
 /// A backend's health, as told by its checks.

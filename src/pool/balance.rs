@@ -6,6 +6,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use pingora_load_balancing::Backend as LbBackend;
 use pingora_load_balancing::selection::{BackendIter, BackendSelection};
@@ -20,6 +21,7 @@ pub(super) struct BalanceConfig {
     pub(super) balance: Balance,
     pub(super) backends: Vec<Arc<Backend>>,
     pub(super) clients: Arc<Clients>,
+    pub(super) slow_start: Duration,
 }
 
 /// The selection of one pool.
@@ -27,6 +29,7 @@ pub(super) struct Balancer {
     balance: Balance,
     members: Vec<Member>,
     clients: Arc<Clients>,
+    slow_start: Duration,
     /// Smooth round robin's credit of each member; unused by the other policies.
     credits: Mutex<Vec<f64>>,
 }
@@ -38,8 +41,8 @@ struct Member {
 }
 
 impl Member {
-    fn candidate(&self) -> Candidate {
-        Candidate { seed: self.backend.stickiness_seed, weight: self.backend.spec.weight }
+    fn candidate(&self, weight: f64) -> Candidate {
+        Candidate { seed: self.backend.stickiness_seed, weight }
     }
 }
 
@@ -63,17 +66,14 @@ impl BackendSelection for Balancer {
         // Pingora builds an empty selection before it knows the backends.
         if config.balance == Balance::Sticky && !members.is_empty() {
             let candidates = members.iter().map(|member| {
-                let is_home = !member.backend.spec.backup;
-                Candidate {
-                    weight: if is_home { member.backend.spec.weight } else { 0.0 },
-                    ..member.candidate()
-                }
+                let spec = &member.backend.spec;
+                member.candidate(if spec.backup { 0.0 } else { spec.weight })
             });
             config.clients.change_candidates(candidates.collect());
         }
         let credits = Mutex::new(vec![0.0; members.len()]);
         let clients = Arc::clone(&config.clients);
-        Self { balance: config.balance, members, clients, credits }
+        Self { balance: config.balance, members, clients, slow_start: config.slow_start, credits }
     }
 
     fn build(_: &BTreeSet<LbBackend>) -> Self {
@@ -82,12 +82,13 @@ impl BackendSelection for Balancer {
 
     fn iter(self: &Arc<Self>, key: &[u8]) -> Candidates {
         let client = client_number(key);
+        let now = Instant::now();
         let home = match self.balance {
-            Balance::Sticky if self.members.len() > 1 => self.home(client),
+            Balance::Sticky if self.members.len() > 1 => self.home(client, now),
             _ => None,
         };
         let next = home.map_or(Next::WorkOut, Next::Home);
-        Candidates { balancer: Arc::clone(self), client, home, next }
+        Candidates { balancer: Arc::clone(self), client, now, home, next }
     }
 }
 
@@ -98,11 +99,11 @@ struct Cost {
     cost: f64,
 }
 
-/// Members of a higher tier come after all of a lower one: backups after the others, and suspects
-/// after backups.
+/// Members of a higher tier come after all of a lower one: backups after the others, and those that
+/// are avoided after backups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Tier {
-    suspected: bool,
+    avoided: bool,
     backup: bool,
 }
 
@@ -116,55 +117,61 @@ impl Cost {
 type Costs = SmallVec<[(usize, Cost); 16]>;
 
 impl Balancer {
-    /// The client's home, where that is one of ours and usable.
-    fn home(&self, client: u64) -> Option<usize> {
+    /// The client's home, where that is one of ours and as good as ever.
+    fn home(&self, client: u64, now: Instant) -> Option<usize> {
         let seed = self.clients.home(client)?;
         let is_home = |member: &Member| member.backend.stickiness_seed == seed;
         let home = self.members.iter().position(is_home)?;
         let backend = &self.members[home].backend;
-        (backend.is_usable() && !backend.is_suspected()).then_some(home)
+        let is_whole = backend.weight(now, self.slow_start) >= backend.spec.weight;
+        (backend.is_usable() && is_whole && !backend.is_avoided(now)).then_some(home)
     }
 
-    fn costs(&self, client: u64) -> Costs {
+    fn costs(&self, client: u64, now: Instant) -> Costs {
         let usable: SmallVec<[usize; 16]> =
             (0..self.members.len()).filter(|at| self.members[*at].backend.is_usable()).collect();
         if usable.len() < 2 {
-            return usable.iter().map(|at| (*at, self.cost(*at, 0.0))).collect();
+            return usable.iter().map(|at| (*at, self.cost(*at, 0.0, now))).collect();
         }
         match self.balance {
-            Balance::Sticky => self.nearest(&usable, client),
-            Balance::RoundRobin => self.round_robin(&usable),
-            Balance::LeastInflight => self.least_inflight(&usable),
+            Balance::Sticky => self.nearest(&usable, client, now),
+            Balance::RoundRobin => self.round_robin(&usable, now),
+            Balance::LeastInflight => self.least_inflight(&usable, now),
         }
     }
 
-    fn cost(&self, at: usize, cost: f64) -> Cost {
-        Cost { tier: self.tier(at), cost }
+    fn cost(&self, at: usize, cost: f64, now: Instant) -> Cost {
+        Cost { tier: self.tier(at, now), cost }
     }
 
-    fn tier(&self, at: usize) -> Tier {
+    fn tier(&self, at: usize, now: Instant) -> Tier {
         let backend = &self.members[at].backend;
-        Tier { suspected: backend.is_suspected(), backup: backend.spec.backup }
+        Tier { avoided: backend.is_avoided(now), backup: backend.spec.backup }
+    }
+
+    fn weight(&self, at: usize, now: Instant) -> f64 {
+        self.members[at].backend.weight(now, self.slow_start)
     }
 
     /// By rendezvous hash: clients of a backend that is down stick to their next choice.
-    fn nearest(&self, usable: &[usize], client: u64) -> Costs {
-        let cost = |at: usize| self.cost(at, distance(client, self.members[at].candidate()));
+    fn nearest(&self, usable: &[usize], client: u64, now: Instant) -> Costs {
+        let candidate = |at: usize| self.members[at].candidate(self.weight(at, now));
+        let cost = |at: usize| self.cost(at, distance(client, candidate(at)), now);
         usable.iter().map(|at| (*at, cost(*at))).collect()
     }
 
     /// Smooth weighted round robin as nginx has it: each usable member earns its weight, the richest
     /// is chosen and pays the sum. A lock, because a pick changes all credits at once; it is held
     /// for a few additions.
-    fn round_robin(&self, usable: &[usize]) -> Costs {
+    fn round_robin(&self, usable: &[usize], now: Instant) -> Costs {
         let mut credits = self.credits.lock().unwrap_or_else(PoisonError::into_inner);
-        let spec = |at: usize| &self.members[at].backend.spec;
-        let tiers: SmallVec<[Tier; 16]> = usable.iter().map(|at| self.tier(*at)).collect();
+        let tiers: SmallVec<[Tier; 16]> = usable.iter().map(|at| self.tier(*at, now)).collect();
         let first_tier = tiers.iter().min();
         let mut total = 0.0;
         for (at, _) in usable.iter().zip(&tiers).filter(|(_, tier)| Some(*tier) == first_tier) {
-            credits[*at] += spec(*at).weight;
-            total += spec(*at).weight;
+            let weight = self.weight(*at, now);
+            credits[*at] += weight;
+            total += weight;
         }
         let with_cost =
             |(at, tier): (&usize, &Tier)| (*at, Cost { tier: *tier, cost: -credits[*at] });
@@ -177,17 +184,17 @@ impl Balancer {
 
     /// Power of two choices: of two drawn by weight, the one with less in flight for its weight.
     /// Drawing by weight keeps an idle pool's shares right; comparing spreads a busy one's load.
-    fn least_inflight(&self, usable: &[usize]) -> Costs {
+    fn least_inflight(&self, usable: &[usize], now: Instant) -> Costs {
         // Exponential keys order a weighted sample without replacement (Efraimidis and Spirakis).
         let draw = |at: usize| {
             let luck = fastrand::f64().max(f64::MIN_POSITIVE);
-            self.cost(at, -luck.ln() / self.members[at].backend.spec.weight)
+            self.cost(at, -luck.ln() / self.weight(at, now), now)
         };
         let mut drawn: Costs = usable.iter().map(|at| (*at, draw(*at))).collect();
         drawn.sort_unstable_by(|left, right| left.1.order(&right.1));
         let (first, second) = (drawn[0], drawn[1]);
         let same_tier = first.1.tier == second.1.tier;
-        if same_tier && self.load(second.0) < self.load(first.0) {
+        if same_tier && self.load(second.0, now) < self.load(first.0, now) {
             drawn[0].0 = second.0;
             drawn[1].0 = first.0;
         }
@@ -195,9 +202,8 @@ impl Balancer {
     }
 
     #[allow(clippy::cast_precision_loss, reason = "exchanges in flight are far below 2^52")]
-    fn load(&self, at: usize) -> f64 {
-        let backend = &self.members[at].backend;
-        (backend.inflight() + 1) as f64 / backend.spec.weight
+    fn load(&self, at: usize, now: Instant) -> f64 {
+        (self.members[at].backend.inflight() + 1) as f64 / self.weight(at, now)
     }
 }
 
@@ -213,6 +219,7 @@ fn cheapest(costs: &Costs) -> Option<(usize, usize)> {
 pub(super) struct Candidates {
     balancer: Arc<Balancer>,
     client: u64,
+    now: Instant,
     home: Option<usize>,
     next: Next,
 }
@@ -231,7 +238,7 @@ impl BackendIter for Candidates {
             return Some(&self.balancer.members[home].entry);
         }
         if let Next::WorkOut = self.next {
-            let mut rest = self.balancer.costs(self.client);
+            let mut rest = self.balancer.costs(self.client, self.now);
             rest.retain(|(member, _)| Some(*member) != self.home);
             self.next = Next::Rest(rest);
         }

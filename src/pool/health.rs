@@ -16,7 +16,7 @@ use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_load_balancing::Backend as LbBackend;
 use pingora_load_balancing::health_check::HealthCheck;
 
-use super::backend::Backend;
+use super::backend::{Backend, CONNECT_DEADLINE};
 use crate::config::{BackendSpec, HealthSpec};
 use crate::telemetry::brief;
 
@@ -76,7 +76,7 @@ impl Prober {
         }
         let count = u32::try_from(addresses.count().max(1)).unwrap_or(u32::MAX);
         // A share for each, so that one which swallows packets does not use up all the time.
-        let connect = backend.spec.connect_deadline.min(backend.spec.probe.timeout / count);
+        let connect = backend.spec.deadlines.connect.min(backend.spec.probe.timeout / count);
         let mut result = Error::e_explain(ErrorType::ConnectError, "no address is known");
         for _ in 0..count {
             let Some(address) = addresses.current() else { break };
@@ -92,7 +92,6 @@ impl Prober {
 
     async fn ask(&self, backend: &Backend, address: SocketAddr, connect: Duration) -> Result<()> {
         let mut peer = backend.peer_at(address);
-        peer.options.connection_timeout = Some(connect);
         peer.options.total_connection_timeout = Some(connect);
         let (mut session, _) = self.connector.get_http_session(&peer).await?;
         session.set_read_timeout(Some(backend.spec.probe.timeout));
@@ -131,7 +130,10 @@ async fn final_status(session: &mut HttpSession) -> Result<u16> {
 
 fn is_connect_failure(error: &ErrorType) -> bool {
     use ErrorType::{ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout};
-    matches!(error, ConnectError | ConnectNoRoute | ConnectRefused | ConnectTimedout)
+    matches!(
+        *error,
+        ConnectError | ConnectNoRoute | ConnectRefused | ConnectTimedout | CONNECT_DEADLINE
+    )
 }
 
 /// Why a check failed, in words that say what to do about it.

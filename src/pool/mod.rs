@@ -3,31 +3,38 @@
 
 mod backend;
 mod balance;
+mod breaker;
+mod budget;
 mod health;
+mod queue;
 mod resolve;
 mod stickiness;
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use pingora_load_balancing::discovery::Static;
 use pingora_load_balancing::{Backend as LbBackend, Backends, HealthRegistry, LoadBalancer};
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
-pub use backend::{Backend, BackendInFlight, Health, HealthState, Live};
+pub use backend::{Backend, CONNECT_DEADLINE, Health, HealthState, Live, Permit};
+pub use breaker::{BreakerState, Outcome};
 pub use health::Prober;
+pub use queue::{Queue, Waiter};
 pub use resolve::Addresses;
 
 use balance::{BalanceConfig, Balancer};
+use breaker::Change;
+use budget::RetryBudget;
 use health::{CheckedPool, PoolCheck};
 use stickiness::Clients;
 
-use crate::config::{Host, PoolSpec};
+use crate::config::{BackendSpec, Host, PoolSpec};
 
 /// Shortest time between two rounds of checks, however many exchanges ask for one.
 const SUSPICION_GAP: Duration = Duration::from_secs(1);
@@ -47,6 +54,8 @@ pub struct Pool {
     balancer: LoadBalancer<Balancer>,
     checks: Arc<Checks>,
     clients: Arc<Clients>,
+    queue: Arc<Queue>,
+    budget: Arc<RetryBudget>,
 }
 
 /// The part of a pool that outlives a configuration: Pingora's health registry and what it checks.
@@ -55,6 +64,17 @@ pub struct Checks {
     pool: Arc<ArcSwap<CheckedPool>>,
     spread: Arc<AtomicBool>,
     suspected: Notify,
+}
+
+/// What a selection comes to.
+#[derive(Debug)]
+pub enum Choice {
+    /// A place at a backend.
+    Taken(Permit),
+    /// Every backend that could be asked is full.
+    Full,
+    /// No backend can be asked.
+    None,
 }
 
 impl Pool {
@@ -102,7 +122,9 @@ impl Pool {
         };
         let clients = previous.map(|previous| Arc::clone(&previous.clients)).unwrap_or_default();
         let balancer = load_balancer(&spec, &backends, &checks.registry, &clients)?;
-        Ok(Self { name, spec, backends, by_identity, balancer, checks, clients })
+        let queue = previous.map(|previous| Arc::clone(&previous.queue)).unwrap_or_default();
+        let budget = previous.map(|previous| Arc::clone(&previous.budget)).unwrap_or_default();
+        Ok(Self { name, spec, backends, by_identity, balancer, checks, clients, queue, budget })
     }
 
     /// `service/model`.
@@ -123,13 +145,153 @@ impl Pool {
         &self.backends
     }
 
-    /// The backend for a client (by `key`, the bytes of its address) that `accept` takes, or none
-    /// when no usable one is left.
-    pub fn select(&self, key: &[u8], accept: impl Fn(&Backend) -> bool) -> Option<&Arc<Backend>> {
+    /// A place for a client (by `key`, the bytes of its address) at the backend that suits it best
+    /// among those that `accept` takes. Who was called from the queue is `called`; others do not go
+    /// before those who wait.
+    pub fn choose(&self, key: &[u8], called: bool, accept: impl Fn(&Backend) -> bool) -> Choice {
+        let now = Instant::now();
+        loop {
+            let is_full = Cell::new(false);
+            let has_room = |backend: &Backend| {
+                let has_room = backend.has_room() && (called || self.queue.length() == 0);
+                is_full.set(is_full.get() || !has_room && backend.spec.inflight_max > 0);
+                has_room || backend.spec.inflight_max == 0
+            };
+            let chosen = self.select(key, |backend| {
+                accept(backend) && backend.live.breaker.may_enter(now) && has_room(backend)
+            });
+            let chosen = chosen.or_else(|| {
+                let fail_open = self.spec.breaker.fail_open && !is_full.get();
+                fail_open
+                    .then(|| self.least_broken(|backend| accept(backend) && has_room(backend)))?
+            });
+            match chosen {
+                Some(backend) => {
+                    // Without a place, another exchange was faster: the next one then.
+                    if let Some(permit) = backend.enter(&self.queue, now) {
+                        return Choice::Taken(permit);
+                    }
+                }
+                None if is_full.get() => return Choice::Full,
+                None => return Choice::None,
+            }
+        }
+    }
+
+    /// Whether one of the backends that `accept` takes could be asked, with or without a wait.
+    pub fn has_other(&self, accept: impl Fn(&Backend) -> bool) -> bool {
+        let now = Instant::now();
+        self.select(&[], |backend| accept(backend) && backend.live.breaker.may_enter(now)).is_some()
+    }
+
+    /// Of the ejected backends, the one whose time is over first.
+    fn least_broken(&self, accept: impl Fn(&Backend) -> bool) -> Option<&Arc<Backend>> {
+        self.backends
+            .iter()
+            .filter(|backend| backend.spec.weight > 0.0 && backend.is_usable() && accept(backend))
+            .min_by_key(|backend| backend.live.breaker.open_until())
+    }
+
+    fn select(&self, key: &[u8], accept: impl Fn(&Backend) -> bool) -> Option<&Arc<Backend>> {
         let chosen = self.balancer.select_with(key, self.backends.len(), |entry, healthy| {
             healthy && self.of(entry).is_some_and(|backend| accept(backend))
         })?;
         self.of(&chosen)
+    }
+
+    /// Where exchanges wait.
+    #[must_use]
+    pub fn queue(&self) -> &Arc<Queue> {
+        &self.queue
+    }
+
+    /// An exchange begins.
+    pub fn count_exchange(&self) {
+        self.budget.count_exchange();
+    }
+
+    /// Takes a further attempt out of the budget; false: too many were made lately.
+    #[must_use]
+    pub fn may_retry(&self) -> bool {
+        self.budget.take(Instant::now(), &self.spec.retry)
+    }
+
+    /// An exchange tells how its backend did. Only the first word of a probe counts, so that a long
+    /// answer does not keep a backend out that has begun it well.
+    pub fn tell(&self, permit: &mut Permit, outcome: Outcome) {
+        if permit.is_probe() && permit.is_told {
+            permit.entry = breaker::Entry::Normal;
+        }
+        permit.is_told = true;
+        let now = Instant::now();
+        let Permit { backend, entry, entered, .. } = &*permit;
+        let may_open = || self.ejected(now) < self.ejected_max();
+        let change =
+            backend.live.breaker.tell(*entry, *entered, outcome, now, &self.spec.breaker, may_open);
+        let BackendSpec { id, url, .. } = &backend.spec;
+        match change {
+            Change::None => {}
+            Change::Opened { until } => log::warn!(
+                "backend {id} of {} ({}) fails too often: left alone for {:.1} s",
+                self.name,
+                url.shown,
+                until.saturating_duration_since(now).as_secs_f64(),
+            ),
+            Change::Closed => {
+                log::info!("backend {id} of {} ({}) answers again", self.name, url.shown);
+            }
+        }
+    }
+
+    /// A backend answered 429: for `pause` it is asked after all others.
+    pub fn cool_down(&self, backend: &Backend, pause: Duration) {
+        backend.cool_down(Instant::now() + pause);
+    }
+
+    /// A backend took the credential that it was sent, or refused it with a status.
+    pub fn note_credential(&self, backend: &Backend, refused_with: Option<u16>) {
+        if !backend.note_credential(refused_with) {
+            return;
+        }
+        let BackendSpec { id, url, .. } = &backend.spec;
+        match refused_with {
+            Some(status) => log::error!(
+                "backend {id} of {} ({}) answers {status}: check its api_key and auth_mode",
+                self.name,
+                url.shown,
+            ),
+            None => {
+                log::info!("backend {id} of {} ({}) takes its key again", self.name, url.shown);
+            }
+        }
+    }
+
+    /// When a backend may take exchanges again, if none does now.
+    #[must_use]
+    pub fn back_within(&self) -> Duration {
+        let now = Instant::now();
+        let soonest = |backend: &Arc<Backend>| {
+            let open = backend.live.breaker.open_until();
+            let open = open.map(|until| until.saturating_duration_since(now));
+            open.filter(|_| backend.is_usable()).unwrap_or(self.spec.health.interval)
+        };
+        self.backends.iter().map(soonest).min().unwrap_or(self.spec.health.interval)
+    }
+
+    /// Backends that are left alone now.
+    fn ejected(&self, now: Instant) -> usize {
+        self.backends.iter().filter(|backend| backend.breaker(now) != BreakerState::Closed).count()
+    }
+
+    fn ejected_max(&self) -> usize {
+        #[allow(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of a few thousand backends"
+        )]
+        let share = (self.spec.breaker.ejected_max * self.backends.len() as f64) as usize;
+        share.max(1)
     }
 
     fn of(&self, entry: &LbBackend) -> Option<&Arc<Backend>> {
@@ -188,7 +350,7 @@ impl Checks {
     /// or when an exchange raised a suspicion, or when the name of a backend has been found.
     pub async fn run(&self) {
         loop {
-            let started = Instant::now();
+            let started = tokio::time::Instant::now();
             self.registry.run_health_check(true).await;
             let interval = self.pool.load().spec.interval;
             let soon = tokio::select! {
@@ -220,6 +382,7 @@ fn load_balancer(
         balance: spec.balance,
         backends: backends.to_vec(),
         clients: Arc::clone(clients),
+        slow_start: spec.breaker.slow_start,
     };
     let balancer = LoadBalancer::from_backends_with_config(view, Some(Arc::new(config)));
     // The discovery is static: the update is ready at its first poll.

@@ -43,7 +43,11 @@ pub(super) async fn admit(
     arrive(session, exchange);
     match decide(proxy, session, exchange) {
         Ok(Decision::Forward(admitted)) => {
+            admitted.pool.count_exchange();
             exchange.admitted = Some(admitted);
+            if let Some(deadlines) = exchange.deadlines() {
+                exchange.watch.limit_exchange(deadlines.exchange);
+            }
             // HTTP/1.0 knows no interim responses (RFC 9110, section 15.2).
             session.set_ignore_info_resp(exchange.arrived.is_http_10);
             if respond::waits_for_continue(session, exchange) {
@@ -56,6 +60,7 @@ pub(super) async fn admit(
                     body::keep_alive(session, &exchange.arrived.runtime.snapshot.client);
                 }
             }
+            body::hold(proxy, session, exchange).await?;
             Ok(false)
         }
         Ok(Decision::Page(page)) => respond::page(session, exchange, page).await.map(|()| true),
@@ -70,6 +75,7 @@ fn arrive(session: &Session, exchange: &mut Exchange) {
     arrived.request_id = telemetry::request_id(&head.headers);
     arrived.dialect = Dialect::of_path(split_target(head).0);
     arrived.is_http_10 = head.version == Version::HTTP_10;
+    arrived.is_http_2 = head.version == Version::HTTP_2;
     arrived.cors_origin = cors_origin(&arrived.runtime.snapshot.cors, &head.headers);
 }
 
@@ -97,6 +103,7 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
     }
     let inflight = proxy.lifecycle.admit().ok_or(Refusal::Draining)?;
     auth::check(&snapshot.clients, &head.headers)?;
+    body::check_length(session, &snapshot.client)?;
     let route = runtime.router.route(path).map_err(|miss| refusal_of(miss, path))?;
     let target = [route.tail, query].concat().into_boxed_slice();
     let prefix = path[..path.len() - route.tail.len()].into();

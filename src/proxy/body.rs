@@ -1,10 +1,140 @@
-//! The client's connection and the body it sends: passed on chunk by chunk, never held.
+//! The client's connection and the body it sends.
+//!
+//! A body that is small enough, and has room in what the gateway holds altogether, is read before a
+//! backend is chosen and held until the exchange has an answer: each attempt is sent the same bytes.
+//! Any other body is passed on chunk by chunk as it comes, once.
+//!
+//! Pingora sends a body again only from its own buffer of 64 KiB, and waits for ever if a larger one
+//! was read beforehand. But all it takes is that its buffer holds something and did not overflow:
+//! then it calls the body filter once at the start of each attempt, and there the whole body is put
+//! in the place of what it had. So its buffer is switched on for the last 64 KiB only.
 
-use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::Method;
+use http::header::CONTENT_LENGTH;
+use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
-use super::exchange::Exchange;
-use crate::config::{BackendSpec, ClientBounds};
+use super::Proxy;
+use super::exchange::{Arrived, Exchange};
+use crate::config::ClientBounds;
+use crate::refusal::Refusal;
+
+/// What Pingora's buffer holds.
+const REPLAY_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Of a body that does not say its length, this much is read ahead: with one more read of at most
+/// 16 KiB it still fits Pingora's buffer.
+const UNSIZED_BYTES_MAX: usize = 48 * 1024;
+
+/// From here on a body's rate is looked at; before, a slow start would be taken for a slow client.
+const RATE_GRACE: Duration = Duration::from_secs(5);
+
+/// The bytes that are held of all bodies.
+#[derive(Debug, Default)]
+pub struct HeldBytes(AtomicUsize);
+
+/// Bytes of one body, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    of: Arc<HeldBytes>,
+    bytes: usize,
+}
+
+impl HeldBytes {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Share {
+    fn none(of: &Arc<HeldBytes>) -> Self {
+        Self { of: Arc::clone(of), bytes: 0 }
+    }
+
+    /// Takes more, if the sum of all stays within `total_max`.
+    fn grow(&mut self, bytes: usize, total_max: usize) -> bool {
+        let grown = |held: usize| held.checked_add(bytes).filter(|held| *held <= total_max);
+        let taken = self.of.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown).is_ok();
+        self.bytes += if taken { bytes } else { 0 };
+        taken
+    }
+
+    /// Gives back all but `bytes`.
+    fn shrink(&mut self, bytes: usize) {
+        let more = self.bytes.saturating_sub(bytes);
+        self.of.0.fetch_sub(more, Ordering::Relaxed);
+        self.bytes -= more;
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.of.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// What becomes of the body.
+#[derive(Debug, Default)]
+pub(super) enum Body {
+    /// There is none.
+    #[default]
+    Empty,
+    /// All of it is here.
+    Held { bytes: Bytes, _share: Share },
+    /// It passes as it comes, after what was read of it already.
+    Passing { prefix: Prefix, _share: Share, passed: Passed },
+}
+
+/// What was read of a body that passes.
+#[derive(Debug, Default)]
+pub(super) struct Prefix {
+    bytes: Bytes,
+    /// Whether Pingora has kept the same bytes and begins with them by itself.
+    is_buffered: bool,
+}
+
+/// How much of a body has passed, and since when.
+#[derive(Debug)]
+pub(super) struct Passed {
+    bytes: usize,
+    began: Instant,
+    /// Whether a backend was sent any of it.
+    is_begun: bool,
+    /// Whether Pingora keeps all of it, as long as it has room.
+    is_buffered: bool,
+}
+
+impl Body {
+    /// Whether another backend can be sent all of it.
+    pub(super) fn is_replayable(&self) -> bool {
+        match self {
+            Self::Empty | Self::Held { .. } => true,
+            Self::Passing { passed, .. } => !passed.is_begun,
+        }
+    }
+
+    /// Whether the backend that closed a kept connection can be sent it on another one.
+    pub(super) fn is_kept(&self, session: &Session) -> bool {
+        match self {
+            Self::Passing { passed, .. } if passed.is_begun => {
+                passed.is_buffered && !session.as_ref().retry_buffer_truncated()
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether it still comes from the client while a backend is sent it.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::Passing { .. })
+    }
+}
 
 /// Bounds how long a client may send or take nothing, and lets it send its next request while this one is answered.
 /// Pingora's own bounds are: while a body is sent 60 s, between requests and on writing none.
@@ -13,6 +143,9 @@ pub(super) fn bound_client(session: &mut Session, exchange: &Exchange) {
     session.set_read_timeout(Some(bounds.body_timeout));
     session.set_write_timeout(Some(bounds.write_timeout));
     session.set_pipelining_enabled(true);
+    if bounds.half_close {
+        session.set_abort_on_close(false);
+    }
     if session.get_keepalive().is_some() {
         keep_alive(session, bounds);
     }
@@ -23,17 +156,252 @@ pub(super) fn keep_alive(session: &mut Session, bounds: &ClientBounds) {
     session.set_keepalive(Some(bounds.idle_timeout.as_secs().max(1)));
 }
 
-/// A backend is silent while a client does not send: the client's time must be up first, or the
-/// backend would be blamed.
-pub(super) fn bound_upload(session: &mut Session, bounds: &ClientBounds, backend: &BackendSpec) {
-    let before_the_backend = backend.silence_deadline.mul_f64(0.9);
-    session.set_read_timeout(Some(bounds.body_timeout.min(before_the_backend)));
+/// Refuses a body that says it is larger than allowed.
+pub(super) fn check_length(session: &Session, bounds: &ClientBounds) -> Result<(), Refusal> {
+    let bytes_max = bounds.body_bytes_max;
+    match length(session) {
+        Some(length) if bytes_max > 0 && length > bytes_max => {
+            Err(Refusal::BodyTooLarge { bytes_max })
+        }
+        _ => Ok(()),
+    }
 }
 
-/// An HTTP/2 client may end its body with an empty frame. Passed on as a chunk, Pingora would write
-/// the end of a chunked body twice (cloudflare/pingora issue 935).
-pub(super) fn pass(chunk: &mut Option<Bytes>, end_of_stream: bool) {
-    if end_of_stream && chunk.as_ref().is_some_and(Bytes::is_empty) {
-        *chunk = None;
+fn length(session: &Session) -> Option<usize> {
+    let length = session.req_header().headers.get(CONTENT_LENGTH)?.to_str().ok()?;
+    // Pingora has checked that several of them are the same.
+    length.split(',').next()?.trim().parse().ok()
+}
+
+/// Reads the body if it can be held.
+///
+/// # Errors
+/// When the client breaks off or breaks the protocol; [`Exchange::observed`] says if it was too slow.
+pub(super) async fn hold(
+    proxy: &Proxy,
+    session: &mut Session,
+    exchange: &mut Exchange,
+) -> Result<()> {
+    if session.as_mut().is_body_empty() || session.is_upgrade_req() {
+        return Ok(());
+    }
+    let runtime = Arc::clone(&exchange.arrived.runtime);
+    let bounds = &runtime.snapshot.client;
+    let replay = runtime.snapshot.replay;
+    let length = length(session);
+    let wants_retries =
+        exchange.admitted.as_ref().is_some_and(|it| it.pool.spec().retry.retries_max > 0);
+    let began = Instant::now();
+    let mut reader = Reader {
+        bytes: BytesMut::new(),
+        first: Bytes::new(),
+        share: Share::none(&proxy.held),
+        total_max: replay.total_bytes_max,
+        began,
+    };
+    let read_max = match length {
+        Some(length) if length <= replay.body_bytes_max => length,
+        Some(_) => 0,
+        None => UNSIZED_BYTES_MAX.min(replay.body_bytes_max),
+    };
+    let end = if wants_retries && read_max > 0 {
+        reader.read(session, length, read_max, bounds, exchange).await?
+    } else {
+        End::More
+    };
+    let is_whole = end == End::Whole && !session.as_ref().retry_buffer_truncated();
+    let bytes = reader.take();
+    reader.share.shrink(bytes.len());
+    exchange.body = if is_whole {
+        Body::Held { bytes, _share: reader.share }
+    } else {
+        let is_buffered = bytes.is_empty() || session.as_ref().get_retry_buffer().is_some();
+        let passed = Passed { bytes: bytes.len(), began, is_begun: false, is_buffered };
+        Body::Passing { prefix: Prefix { bytes, is_buffered }, _share: reader.share, passed }
+    };
+    Ok(())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Whole,
+    More,
+}
+
+struct Reader {
+    /// What came after the first chunk; with it, once there is a second one.
+    bytes: BytesMut,
+    /// The first chunk: most bodies have just one, which then is not copied.
+    first: Bytes,
+    share: Share,
+    total_max: usize,
+    began: Instant,
+}
+
+impl Reader {
+    async fn read(
+        &mut self,
+        session: &mut Session,
+        length: Option<usize>,
+        read_max: usize,
+        bounds: &ClientBounds,
+        exchange: &mut Exchange,
+    ) -> Result<End> {
+        let mut is_last_part = false;
+        loop {
+            let left = length.map(|length| length.saturating_sub(self.length()));
+            let next = left.unwrap_or(REPLAY_BUFFER_BYTES);
+            if !is_last_part && next <= REPLAY_BUFFER_BYTES {
+                // There is no way back from here: room for all of the rest is needed.
+                if !self.share.grow(next, self.total_max) {
+                    return Ok(End::More);
+                }
+                session.as_mut().enable_retry_buffering();
+                is_last_part = true;
+            }
+            let patience = patience(self.began, bounds);
+            let chunk = tokio::time::timeout(patience, session.as_mut().read_request_body()).await;
+            let chunk = match chunk {
+                Ok(chunk) => chunk.map_err(Error::into_down)?,
+                Err(_) => return Err(too_slow(exchange)),
+            };
+            let Some(chunk) = chunk else { return Ok(End::Whole) };
+            if is_slow(self.length() + chunk.len(), self.began, bounds) {
+                return Err(too_slow(exchange));
+            }
+            let has_room = is_last_part || self.share.grow(chunk.len(), self.total_max);
+            self.push(chunk, length);
+            if !has_room || length.is_none() && self.length() >= read_max {
+                return Ok(End::More);
+            }
+        }
+    }
+
+    fn length(&self) -> usize {
+        if self.bytes.is_empty() { self.first.len() } else { self.bytes.len() }
+    }
+
+    fn push(&mut self, chunk: Bytes, length: Option<usize>) {
+        if self.length() == 0 {
+            self.first = chunk;
+            return;
+        }
+        if self.bytes.is_empty() {
+            // Not all that the client says: memory is taken for what has come.
+            let likely = length.unwrap_or(0).min(1024 * 1024);
+            self.bytes.reserve(likely.max(self.first.len() + chunk.len()));
+            self.bytes.extend_from_slice(&self.first);
+        }
+        self.bytes.extend_from_slice(&chunk);
+    }
+
+    fn take(&mut self) -> Bytes {
+        if self.bytes.is_empty() {
+            std::mem::take(&mut self.first)
+        } else {
+            std::mem::take(&mut self.bytes).freeze()
+        }
+    }
+}
+
+/// How long the next piece is waited for.
+fn patience(began: Instant, bounds: &ClientBounds) -> Duration {
+    bounds.body_timeout.min(bounds.body_deadline.saturating_sub(began.elapsed()))
+}
+
+/// Whether a body comes more slowly than allowed.
+fn is_slow(bytes: usize, began: Instant, bounds: &ClientBounds) -> bool {
+    let elapsed = began.elapsed();
+    let expected = elapsed.saturating_sub(RATE_GRACE).as_secs() as usize * bounds.body_rate_min;
+    bytes < expected || elapsed > bounds.body_deadline
+}
+
+fn too_slow(exchange: &mut Exchange) -> Box<Error> {
+    exchange.observed.client_fault = Some(Refusal::BodySlow);
+    Error::explain(ErrorType::ReadTimedout, "the body comes too slowly").into_down()
+}
+
+/// A chunk goes to a backend; of a held body, all of it.
+///
+/// # Errors
+/// When the body is larger or slower than allowed.
+pub(super) fn send(
+    exchange: &mut Exchange,
+    chunk: &mut Option<Bytes>,
+    end_of_stream: bool,
+) -> Result<()> {
+    let runtime = Arc::clone(&exchange.arrived.runtime);
+    let bounds = &runtime.snapshot.client;
+    match &mut exchange.body {
+        Body::Empty => {}
+        Body::Held { bytes, .. } => *chunk = Some(bytes.clone()),
+        Body::Passing { prefix, passed, .. } => {
+            passed.is_begun = true;
+            passed.bytes += chunk.as_ref().map_or(0, Bytes::len);
+            let Passed { mut bytes, began, .. } = *passed;
+            let prefix = std::mem::take(prefix);
+            if prefix.is_buffered {
+                bytes -= prefix.bytes.len();
+                passed.bytes = bytes;
+            } else if !prefix.bytes.is_empty() {
+                *chunk = Some(match chunk.take() {
+                    Some(next) => [prefix.bytes, next].concat().into(),
+                    None => prefix.bytes,
+                });
+            }
+            if bounds.body_bytes_max > 0 && bytes > bounds.body_bytes_max {
+                let bytes_max = bounds.body_bytes_max;
+                exchange.observed.client_fault = Some(Refusal::BodyTooLarge { bytes_max });
+                return Err(Error::explain(ErrorType::ReadError, "too large a body").into_down());
+            }
+            if !end_of_stream && is_slow(bytes, began, bounds) {
+                return Err(too_slow(exchange));
+            }
+        }
+    }
+    if end_of_stream {
+        // An HTTP/2 client may end its body with an empty frame. Passed on as a chunk, Pingora would
+        // write the end of a chunked body twice (cloudflare/pingora issue 935).
+        if chunk.as_ref().is_some_and(Bytes::is_empty) {
+            *chunk = None;
+        }
+        exchange.expect_first_byte();
+    } else {
+        exchange.watch.heard();
+    }
+    Ok(())
+}
+
+/// Whether a request may be sent twice without harm (RFC 9110, section 9.2.2), or its client says so.
+pub(super) fn is_idempotent(session: &Session) -> bool {
+    let head = session.req_header();
+    !matches!(head.method, Method::POST | Method::PATCH)
+        || head.headers.contains_key("idempotency-key")
+}
+
+/// Returns when an HTTP/2 client takes its request back. The watch looks after those of HTTP/1.
+pub(super) async fn taken_back(session: &mut Session, arrived: &Arrived) {
+    if arrived.is_http_2 && session.as_mut().is_body_done() {
+        while session.as_mut().read_body_or_idle(true).await.is_ok() {}
+        return;
+    }
+    std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_of_all_bodies_has_a_bound_and_is_given_back() {
+        let held = Arc::new(HeldBytes::default());
+        let mut one = Share::none(&held);
+        let mut two = Share::none(&held);
+        assert!(one.grow(60, 100) && !two.grow(41, 100) && two.grow(40, 100));
+        assert_eq!(held.count(), 100);
+        drop(one);
+        assert_eq!(held.count(), 40);
+        drop(two);
+        assert_eq!(held.count(), 0);
     }
 }

@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use smallvec::SmallVec;
 
+use super::body::Body;
+use super::watch::Watch;
+use crate::config::Deadlines;
 use crate::lifecycle::Counted;
-use crate::llm::Dialect;
-use crate::pool::{Backend, BackendInFlight, Pool};
+use crate::llm::{Dialect, EndMarker, Tail};
+use crate::pool::{Backend, Permit, Pool};
 use crate::refusal::Refusal;
 use crate::runtime::Runtime;
 
@@ -17,8 +20,11 @@ use crate::runtime::Runtime;
 pub struct Exchange {
     pub(super) arrived: Arrived,
     pub(super) admitted: Option<Admitted>,
+    pub(super) body: Body,
     pub(super) attempts: Attempts,
     pub(super) observed: Observed,
+    /// Its deadlines.
+    pub(super) watch: Arc<Watch>,
 }
 
 /// What is known when the head has been read.
@@ -31,6 +37,7 @@ pub(super) struct Arrived {
     /// The `Access-Control-Allow-Origin` to send, where the client's origin may talk to us.
     pub(super) cors_origin: Option<HeaderValue>,
     pub(super) is_http_10: bool,
+    pub(super) is_http_2: bool,
     /// Whether the client was told to go on with its body.
     pub(super) continued: bool,
 }
@@ -62,22 +69,35 @@ pub(super) struct Client {
 pub(super) struct Attempts {
     /// The one that is going on.
     pub(super) current: Option<Attempt>,
-    /// Connections that could not be made, by backend identity.
+    /// Connections that could not be made in this round, by backend identity.
     unreachable: SmallVec<[(SocketAddr, usize); 2]>,
-    /// Backends that are not asked again.
+    /// Backends that are not asked again in this round.
     given_up: SmallVec<[SocketAddr; 2]>,
     /// Whether a kept connection turned out to be dead: the next attempt makes a new one.
     pub(super) needs_new_connection: bool,
+    /// Further attempts that count, so far.
+    pub(super) retries: usize,
+    /// Whether the next attempt has been allowed, and counted.
+    pub(super) is_granted: bool,
+    /// How often all backends were asked.
+    pub(super) rounds: u32,
+    /// What the last backend wants to be waited for.
+    pub(super) pause: Option<Duration>,
     /// What a client is told if no backend is left.
     pub(super) failure: Option<Refusal>,
 }
 
 /// One attempt.
 pub(super) struct Attempt {
-    pub(super) backend: Arc<Backend>,
+    pub(super) permit: Permit,
     pub(super) address: SocketAddr,
     pub(super) began: Instant,
-    pub(super) _inflight: BackendInFlight,
+}
+
+impl Attempt {
+    pub(super) fn backend(&self) -> &Arc<Backend> {
+        &self.permit.backend
+    }
 }
 
 /// What was seen of the answer.
@@ -85,10 +105,24 @@ pub(super) struct Attempt {
 pub(super) struct Observed {
     pub(super) refusal: Option<Refusal>,
     pub(super) first_byte: Option<Duration>,
+    /// Whether the response's status has said all about the backend that it can.
+    pub(super) is_judged: bool,
+    /// What the client did wrong, where Pingora's error does not tell.
+    pub(super) client_fault: Option<Refusal>,
+    /// The end of the answer so far, where it is an event stream.
+    pub(super) events: Option<Events>,
+}
+
+/// An event stream that passes.
+pub(super) struct Events {
+    pub(super) tail: Tail,
+    pub(super) end: Option<EndMarker>,
 }
 
 impl Exchange {
     pub(super) fn new(runtime: Arc<Runtime>) -> Self {
+        let watch = Watch::of_task();
+        watch.arrived();
         Self {
             arrived: Arrived {
                 runtime,
@@ -97,17 +131,36 @@ impl Exchange {
                 dialect: Dialect::OpenAi,
                 cors_origin: None,
                 is_http_10: false,
+                is_http_2: false,
                 continued: false,
             },
             admitted: None,
+            body: Body::default(),
             attempts: Attempts::default(),
             observed: Observed::default(),
+            watch,
         }
     }
 
     /// The request id as text.
     pub(super) fn request_id(&self) -> &str {
         self.arrived.request_id.to_str().unwrap_or_default()
+    }
+
+    /// The deadlines of the current attempt, else those of the pool's first backend.
+    pub(super) fn deadlines(&self) -> Option<Deadlines> {
+        let admitted = self.admitted.as_ref()?;
+        Some(match &self.attempts.current {
+            Some(attempt) => attempt.backend().spec.deadlines,
+            None => admitted.pool.backends().first()?.spec.deadlines,
+        })
+    }
+
+    /// The backend has the whole request.
+    pub(super) fn expect_first_byte(&self) {
+        if let Some(deadlines) = self.deadlines() {
+            self.watch.expect_first_byte(deadlines.first_byte);
+        }
     }
 
     /// `service/model`, once known.
@@ -126,8 +179,9 @@ impl Attempts {
     /// each address of its name.
     pub(super) fn unreachable(&mut self) {
         let Some(attempt) = &self.current else { return };
-        let identity = attempt.backend.identity;
-        attempt.backend.addresses.pass_over(attempt.address);
+        let backend = attempt.backend();
+        let identity = backend.identity;
+        backend.addresses.pass_over(attempt.address);
         let failures = match self.unreachable.iter_mut().find(|(known, _)| *known == identity) {
             Some((_, failures)) => {
                 *failures += 1;
@@ -138,22 +192,35 @@ impl Attempts {
                 1
             }
         };
-        if failures >= attempt.backend.addresses.count() {
+        if failures >= backend.addresses.count() {
             self.give_up();
         }
     }
 
-    /// The current attempt's backend is not asked again.
-    fn give_up(&mut self) {
+    /// The current attempt's backend is not asked again before all others were.
+    pub(super) fn give_up(&mut self) {
         if let Some(attempt) = &self.current {
-            self.given_up.push(attempt.backend.identity);
+            self.given_up.push(attempt.backend().identity);
         }
+    }
+
+    /// Whether any backend was asked in this round.
+    pub(super) fn is_round_begun(&self) -> bool {
+        !self.given_up.is_empty()
+    }
+
+    /// All were asked: each may be asked again.
+    pub(super) fn next_round(&mut self) {
+        self.given_up.clear();
+        self.unreachable.clear();
+        self.rounds += 1;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::Choice;
 
     #[test]
     fn a_backend_is_given_up_when_no_address_of_its_name_can_be_reached() {
@@ -164,12 +231,10 @@ mod tests {
         for (address, may_ask_then) in [(one, true), (two, false)] {
             assert!(attempts.may_ask(backend));
             assert_eq!(backend.addresses.current(), Some(address));
-            attempts.current = Some(Attempt {
-                backend: Arc::clone(backend),
-                address,
-                began: Instant::now(),
-                _inflight: backend.begin(),
-            });
+            let Choice::Taken(permit) = pool.choose(&[], false, |_| true) else {
+                panic!("there is a backend");
+            };
+            attempts.current = Some(Attempt { permit, address, began: Instant::now() });
             attempts.unreachable();
             assert_eq!(attempts.may_ask(backend), may_ask_then);
         }

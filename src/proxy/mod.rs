@@ -1,17 +1,20 @@
 //! The data path: the life of an exchange.
 //!
 //! 1. The head has been read. [`admit`] notes who asks and gives it a request id; it answers the
-//!    gateway's own pages, refuses what may not pass, and finds the pool.
-//! 2. [`select`] asks the pool for a backend, and Pingora connects to it.
+//!    gateway's own pages, refuses what may not pass, and finds the pool. [`body`] reads the body
+//!    where it can be held, so that it can be sent more than once.
+//! 2. [`select`] asks the pool for a backend, and waits in line when all are full; Pingora connects.
 //! 3. [`send`] rewrites the request head: target, `Host`, credential, forwarded headers. The body
-//!    follows in the chunks in which it comes ([`body`]); nothing is held.
-//! 4. [`receive`] rewrites the response head. The body passes as it is, each chunk at once.
+//!    follows: all of it, or the chunks in which it comes.
+//! 4. [`retry`] judges the response head: one that another backend may do better is not passed on.
+//!    [`receive`] rewrites it. The body passes as it is, each chunk at once.
 //! 5. When an attempt fails, [`retry`] says whether there is another one: back to 2.
 //! 6. [`settle`]: a failure becomes a refusal, the log gets its line, and dropping the [`Exchange`]
 //!    gives back all that was taken.
 //!
-//! An exchange takes the runtime once, at 1, and uses it to its end. A client that goes away ends
-//! the work at the backend: Pingora watches the connection while it waits for either side.
+//! An exchange takes the runtime once, at 1, and uses it to its end. Its [`watch`] ends it when a
+//! deadline is over. A client that goes away ends the work at the backend: Pingora sees it while it
+//! waits for either side, the watch while it does not.
 
 mod admit;
 mod body;
@@ -22,19 +25,26 @@ mod retry;
 mod select;
 mod send;
 mod settle;
+mod watch;
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::HeaderName;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
+use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
+pub use body::HeldBytes;
 pub use exchange::Exchange;
+pub use respond::raw_refusal;
+pub use watch::{ClientSide, watched};
 
 use crate::lifecycle::Lifecycle;
 use crate::runtime::{Current, Pages};
@@ -49,6 +59,8 @@ pub struct Proxy {
     pub current: Arc<Current>,
     /// Says when to refuse, and counts.
     pub lifecycle: Arc<Lifecycle>,
+    /// What is held of request bodies.
+    pub held: Arc<HeldBytes>,
     /// The gateway's own pages.
     pub pages: Arc<dyn Pages>,
     /// Whether there is traffic here, or just pages.
@@ -93,7 +105,19 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         exchange: &mut Exchange,
     ) -> Result<Box<HttpPeer>> {
-        select::select(session, exchange)
+        select::select(session, exchange).await
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        socket: RawFd,
+        _digest: Option<&Digest>,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        send::connected(exchange, socket)
     }
 
     async fn upstream_request_filter(
@@ -110,19 +134,23 @@ impl ProxyHttp for Proxy {
         _session: &mut Session,
         chunk: &mut Option<Bytes>,
         end_of_stream: bool,
-        _exchange: &mut Exchange,
+        exchange: &mut Exchange,
     ) -> Result<()> {
-        body::pass(chunk, end_of_stream);
-        Ok(())
+        body::send(exchange, chunk, end_of_stream)
     }
 
     async fn upstream_response_filter(
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        _exchange: &mut Exchange,
+        exchange: &mut Exchange,
     ) -> Result<()> {
-        receive::check_switch(session, response)
+        receive::check_switch(session, response)?;
+        if response.status.is_informational() {
+            exchange.watch.heard();
+            return Ok(());
+        }
+        retry::judge(session, response, exchange)
     }
 
     async fn response_filter(
@@ -132,6 +160,16 @@ impl ProxyHttp for Proxy {
         exchange: &mut Exchange,
     ) -> Result<()> {
         receive::receive(self, session, response, exchange)
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        chunk: &mut Option<Bytes>,
+        end_of_stream: bool,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        receive::pass(exchange, chunk.as_ref(), end_of_stream).map(|()| None)
     }
 
     fn fail_to_connect(
@@ -165,6 +203,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
+        settle::judge(exchange, error);
         settle::log(session, exchange, error);
     }
 

@@ -1,22 +1,30 @@
 //! The response head as a client gets it.
 
-use http::header::{CONNECTION, CONTENT_LOCATION, LOCATION, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderName, StatusCode, Version};
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_TYPE, LOCATION,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderName, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use smallvec::SmallVec;
 
-use super::exchange::Exchange;
+use super::exchange::{Events, Exchange};
 use super::{Proxy, respond};
 use crate::config::{BackendUrl, CorsOrigins};
 use crate::lifecycle::Phase;
+use crate::llm::{EndMarker, Tail};
 use crate::telemetry::REQUEST_ID;
 
 /// Headers that speak of the connection to the backend (RFC 9110, section 7.6.1). `Connection` and
 /// `Transfer-Encoding` are Pingora's to write.
 const HOP_BY_HOP: [HeaderName; 2] =
     [HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection")];
+
+/// The content type of event streams.
+const EVENTS: &[u8] = b"text/event-stream";
 
 /// Rewrites a backend's response head for the client.
 pub(super) fn receive(
@@ -29,6 +37,7 @@ pub(super) fn receive(
         return Ok(());
     }
     exchange.observed.first_byte.get_or_insert_with(|| exchange.arrived.at.elapsed());
+    expect_body(session, response, exchange);
     hop_by_hop(response);
     response.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;
     cors(response, exchange)?;
@@ -45,6 +54,56 @@ pub(super) fn receive(
     }
     if proxy.lifecycle.phase() == Phase::Draining {
         session.set_keepalive(None);
+    }
+    Ok(())
+}
+
+/// From here on the backend's silence is bounded, and the end of an event stream looked at.
+fn expect_body(session: &Session, response: &ResponseHeader, exchange: &mut Exchange) {
+    let has_none = session.req_header().method == Method::HEAD
+        || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        || response.headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0");
+    if has_none {
+        exchange.watch.answered();
+        return;
+    }
+    if let Some(deadlines) = exchange.deadlines() {
+        exchange.watch.expect_more(deadlines.silence);
+    }
+    let is_events = response.headers.get(CONTENT_TYPE).is_some_and(|kind| {
+        let kind = kind.as_bytes();
+        kind.len() >= EVENTS.len() && kind[..EVENTS.len()].eq_ignore_ascii_case(EVENTS)
+    });
+    // What is compressed cannot be looked into, and nothing can be said after a promised length.
+    let is_plain = !response.headers.contains_key(CONTENT_ENCODING)
+        && !response.headers.contains_key(CONTENT_LENGTH);
+    if is_events && is_plain && response.status.is_success() {
+        let end = EndMarker::of_path(super::admit::split_target(session.req_header()).0);
+        exchange.observed.events = Some(Events { tail: Tail::default(), end });
+    }
+}
+
+/// A piece of the answer passes, or its end.
+///
+/// # Errors
+/// When the end is one that the gateway brought about: it must not look like the backend's.
+pub(super) fn pass(
+    exchange: &mut Exchange,
+    chunk: Option<&Bytes>,
+    end_of_stream: bool,
+) -> Result<()> {
+    let watch = &exchange.watch;
+    if end_of_stream {
+        if watch.stopped().is_some() {
+            let error = Error::explain(ErrorType::ConnectionClosed, "stopped by a deadline");
+            return Err(error.into_up());
+        }
+        watch.answered();
+    } else {
+        watch.heard();
+    }
+    if let (Some(events), Some(chunk)) = (&mut exchange.observed.events, chunk) {
+        events.tail.pass(chunk);
     }
     Ok(())
 }
@@ -79,7 +138,7 @@ fn location(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
     };
     for header in [LOCATION, CONTENT_LOCATION] {
         let Some(value) = response.headers.get(&header) else { continue };
-        let url = &attempt.backend.spec.url;
+        let url = &attempt.backend().spec.url;
         if let Some(path) = path_at_backend(value.as_bytes(), url) {
             let moved = [&admitted.prefix, path].concat();
             response.insert_header(header, moved)?;
@@ -111,7 +170,7 @@ fn hop_by_hop(response: &mut ResponseHeader) {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .filter(|name| !matches!(*name, CONNECTION | UPGRADE | TRANSFER_ENCODING))
-        .filter(|name| *name != http::header::CONTENT_LENGTH)
+        .filter(|name| *name != CONTENT_LENGTH)
         .collect();
     for name in nominated.iter().chain(&HOP_BY_HOP) {
         response.remove_header(name);

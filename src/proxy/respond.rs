@@ -13,13 +13,19 @@ use pingora_core::{Error, Result};
 use pingora_proxy::Session;
 
 use super::exchange::Exchange;
+use super::watch::Stop;
 use crate::config::CorsOrigins;
+use crate::llm::Dialect;
 use crate::refusal::Refusal;
-use crate::telemetry::REQUEST_ID;
+use crate::telemetry::{self, REQUEST_ID};
 
 /// How long a refused client may go on sending before its connection is cut. Closing at once would
 /// reset the connection, and the client could lose the answer (RFC 9112, section 9.6).
 const LINGER: Duration = Duration::from_secs(2);
+
+/// What the last frame of an HTTP/2 stream has to be sent before the stream is reset: h2 drops what
+/// it has not sent by then, and does not tell when it has.
+const RESET_DELAY: Duration = Duration::from_millis(50);
 
 /// How much of a refused request's body is read and thrown away, in bytes.
 const LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -86,6 +92,47 @@ async fn send(
         linger(session, exchange).await;
     }
     Ok(())
+}
+
+/// A refusal as bytes of HTTP/1.1, for a connection that has no session yet.
+#[must_use]
+pub fn raw_refusal(refusal: &Refusal) -> Vec<u8> {
+    let request_id = telemetry::request_id(&HeaderMap::new());
+    let request_id = request_id.to_str().unwrap_or_default();
+    let body = refusal.body(Dialect::OpenAi, request_id);
+    let status = refusal.status();
+    let mut head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Cache-Control: no-store\r\nX-Request-ID: {request_id}\r\nConnection: close\r\n",
+        body.len()
+    )
+    .into_bytes();
+    for (name, value) in &refusal.headers() {
+        head.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    [&head, &b"\r\n"[..], body.as_bytes()].concat()
+}
+
+/// Tells the client of a broken event stream, in the stream; what follows is an unclean end.
+pub(super) async fn interrupt(session: &mut Session, exchange: &mut Exchange) {
+    let why = match exchange.watch.stopped() {
+        Some(Stop::Silence) => "the backend was silent for too long",
+        Some(Stop::Exchange) => "it took too long",
+        Some(Stop::Drain) => "the gateway is shutting down",
+        Some(Stop::Upload | Stop::FirstByte) | None => "the backend broke off",
+    };
+    let refusal = Refusal::Interrupted { pool: exchange.pool_name().to_owned(), why };
+    if let Some(events) = &exchange.observed.events {
+        // Half an event is ended first: else ours would be a part of it.
+        let end = if events.tail.is_between_events() { "" } else { "\n\n" };
+        let event = refusal.event(exchange.arrived.dialect, exchange.request_id());
+        let told = session.write_response_body(Some(format!("{end}{event}").into()), false).await;
+        if told.is_ok() && exchange.arrived.is_http_2 {
+            // The reset that follows would overtake it.
+            tokio::time::sleep(RESET_DELAY).await;
+        }
+    }
+    exchange.observed.refusal = Some(refusal);
 }
 
 /// Whether a final response has begun: nothing else can be told to the client.

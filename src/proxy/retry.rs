@@ -1,12 +1,17 @@
 //! After a failed attempt: is there another one, and what is a client told if not.
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use pingora_core::{Error, ErrorSource, ErrorType};
+use http::StatusCode;
+use pingora::http::ResponseHeader;
+use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::exchange::{Attempt, Exchange};
-use super::respond;
+use super::watch::Stop;
+use super::{body, respond};
+use crate::llm;
+use crate::pool::{CONNECT_DEADLINE, Outcome};
 use crate::refusal::Refusal;
 use crate::telemetry::brief;
 
@@ -14,84 +19,249 @@ use crate::telemetry::brief;
 /// later may have carried the request to a backend that is at work on it, or died of it.
 const STALE_WITHIN: Duration = Duration::from_secs(1);
 
+/// For how long a backend is left alone that answers 429 and does not say.
+const COOL_DOWN: Duration = Duration::from_secs(1);
+
+/// The longest that it is left alone, whatever it says: a limit a day long is better asked again.
+const COOL_DOWN_MAX: Duration = Duration::from_secs(60);
+
 /// No connection: nothing was sent, so another address or backend is tried, whatever the method.
 /// Whether one is left, the selection finds out.
 pub(super) fn after_connect_failure(exchange: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
-    note_failure(exchange, &error);
+    exchange.watch.attempt_over();
+    exchange.attempts.failure = failure(exchange, &error);
     log_attempt(exchange, &error);
-    if let (Some(admitted), Some(attempt)) = (&exchange.admitted, &exchange.attempts.current) {
-        admitted.pool.suspect(&attempt.backend);
+    if let Some(admitted) = &exchange.admitted
+        && let Some(attempt) = &mut exchange.attempts.current
+    {
+        admitted.pool.suspect(attempt.backend());
+        admitted.pool.tell(&mut attempt.permit, Outcome::Failure);
     }
     exchange.attempts.unreachable();
     error.as_up();
-    error.set_retry(true);
+    error.set_retry(exchange.watch.stopped().is_none());
     error
 }
 
-/// The connection broke after the request, or a part of it, was sent. Tried again only where the
-/// backend had closed a kept connection in the meantime, so that it did not see the request; that
-/// try makes a new connection.
+/// The connection broke after the request, or a part of it, was sent; or the answer was one that
+/// another backend may do better.
 pub(super) fn after_broken_exchange(
     session: &Session,
     exchange: &mut Exchange,
     mut error: Box<Error>,
     connection_was_kept: bool,
 ) -> Box<Error> {
+    exchange.watch.attempt_over();
+    let retry = if exchange.attempts.is_granted {
+        // Decided with the response head, see `judge`.
+        true
+    } else if error.esource == ErrorSource::Upstream {
+        exchange.attempts.failure = failure(exchange, &error);
+        if is_stale(session, exchange, &error, connection_was_kept) {
+            exchange.attempts.needs_new_connection = true;
+            true
+        } else {
+            log_attempt(exchange, &error);
+            is_backends_fault(exchange) && {
+                tell(exchange, Outcome::Failure);
+                !respond::is_answered(session) && may_retry(session, exchange, Work::Begun, None)
+            }
+        }
+    } else {
+        false
+    };
+    if exchange.attempts.is_granted {
+        exchange.attempts.give_up();
+    }
+    if retry {
+        exchange.watch.go_on();
+    }
+    error.set_retry(retry);
+    error
+}
+
+/// Whether the backend had closed a kept connection in the meantime, so that it did not see the
+/// request. The same one is asked again, on a new connection.
+fn is_stale(
+    session: &Session,
+    exchange: &Exchange,
+    error: &Error,
+    connection_was_kept: bool,
+) -> bool {
     let broke = matches!(
         error.etype,
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
     );
     let at_once = |attempt: &Attempt| attempt.began.elapsed() < STALE_WITHIN;
-    let is_stale = error.esource == ErrorSource::Upstream
-        && connection_was_kept
+    connection_was_kept
         && broke
+        && exchange.watch.stopped().is_none()
         && exchange.attempts.current.as_ref().is_some_and(at_once)
         && !respond::is_answered(session)
-        && !session.as_ref().retry_buffer_truncated();
-    if error.esource == ErrorSource::Upstream {
-        note_failure(exchange, &error);
-        if !is_stale {
-            log_attempt(exchange, &error);
-        }
-    }
-    exchange.attempts.needs_new_connection |= is_stale;
-    error.set_retry(is_stale);
-    error
+        && exchange.body.is_kept(session)
 }
 
-/// What the client is told if this was the last attempt.
-fn note_failure(exchange: &mut Exchange, error: &Error) {
-    let Some(attempt) = &exchange.attempts.current else { return };
+fn is_backends_fault(exchange: &Exchange) -> bool {
+    match exchange.watch.stopped() {
+        None | Some(Stop::FirstByte | Stop::Silence) => true,
+        Some(Stop::Upload | Stop::Exchange | Stop::Drain) => false,
+    }
+}
+
+/// A final response head has come. What it says about the backend is noted.
+///
+/// # Errors
+/// With a retryable error, when another attempt is made instead of passing the response on.
+pub(super) fn judge(
+    session: &Session,
+    response: &ResponseHeader,
+    exchange: &mut Exchange,
+) -> Result<()> {
+    let Some(admitted) = &exchange.admitted else { return Ok(()) };
+    let Some(attempt) = &exchange.attempts.current else { return Ok(()) };
+    let backend = attempt.backend();
+    let pool = &admitted.pool;
+    let status = response.status;
+    let spec = &pool.spec().retry;
+    let is_refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    if backend.spec.credential.is_some() && (is_refused || status.is_success()) {
+        pool.note_credential(backend, is_refused.then(|| status.as_u16()));
+    }
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let asked = if status.is_client_error() || status.is_server_error() {
+        llm::pause(&response.headers, since_1970)
+    } else {
+        None
+    };
+    let is_limited = status == StatusCode::TOO_MANY_REQUESTS;
+    if is_limited || status == StatusCode::SERVICE_UNAVAILABLE && asked.is_some() {
+        pool.cool_down(backend, asked.unwrap_or(COOL_DOWN).min(COOL_DOWN_MAX));
+    }
+    let is_fast_500 =
+        status == StatusCode::INTERNAL_SERVER_ERROR && attempt.began.elapsed() < spec.fast_500;
+    let is_tried_again = is_fast_500 || spec.statuses.contains(&status.as_u16());
+    let is_failure = status.is_server_error()
+        && !matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED);
+    let is_probe = attempt.permit.is_probe();
+    if is_failure {
+        tell(exchange, Outcome::Failure);
+    } else if is_probe && !is_limited && !is_refused {
+        tell(exchange, Outcome::Success);
+    }
+    exchange.observed.is_judged = is_failure || is_limited || is_refused;
+    let work = if is_limited || status == StatusCode::SERVICE_UNAVAILABLE {
+        Work::Refused
+    } else {
+        Work::Begun
+    };
+    if !is_tried_again || !may_retry(session, exchange, work, asked) {
+        return Ok(());
+    }
+    let error = Error::explain(ErrorType::HTTPStatus(status.as_u16()), "tried again elsewhere");
+    log_attempt(exchange, &error);
+    exchange.attempts.failure =
+        Some(Refusal::BackendFailed { pool: exchange.pool_name().to_owned() });
+    Err(error.into_up())
+}
+
+/// What the backend did with the request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// It may have begun to work on it.
+    Begun,
+    /// It said that it has not.
+    Refused,
+}
+
+/// Whether there is another attempt after one that was sent; if so, it is counted. `asked` is what
+/// the backend wants to be waited for: another one is asked at once.
+fn may_retry(
+    session: &Session,
+    exchange: &mut Exchange,
+    work: Work,
+    asked: Option<Duration>,
+) -> bool {
+    let Some(admitted) = &exchange.admitted else { return false };
+    let pool = &admitted.pool;
+    let spec = &pool.spec().retry;
+    let attempts = &exchange.attempts;
+    let is_safe = spec.non_idempotent || work == Work::Refused || body::is_idempotent(session);
+    let is_in_time = exchange.watch.exchange_by().is_none_or(|by| Instant::now() < by);
+    let current = attempts.current.as_ref().map(|attempt| attempt.backend().identity);
+    let has_other = || {
+        pool.has_other(|backend| {
+            Some(backend.identity) != current
+                && attempts.may_ask(backend)
+                && !backend.is_avoided(Instant::now())
+        })
+    };
+    let is_granted = is_safe
+        && is_in_time
+        && attempts.retries < spec.retries_max
+        && exchange.body.is_replayable()
+        && (asked.is_none_or(|asked| asked <= spec.retry_after_max) || has_other())
+        && pool.may_retry();
+    if is_granted {
+        exchange.attempts.retries += 1;
+        exchange.attempts.is_granted = true;
+        exchange.attempts.pause = asked;
+    }
+    is_granted
+}
+
+/// Tells the pool how the current attempt's backend did.
+pub(super) fn tell(exchange: &mut Exchange, outcome: Outcome) {
+    if let Some(admitted) = &exchange.admitted
+        && let Some(attempt) = &mut exchange.attempts.current
+    {
+        admitted.pool.tell(&mut attempt.permit, outcome);
+    }
+}
+
+/// What the client is told if this was the last attempt; none: that no backend can be reached.
+fn failure(exchange: &Exchange, error: &Error) -> Option<Refusal> {
+    let attempt = exchange.attempts.current.as_ref()?;
     let pool = exchange.pool_name().to_owned();
-    let spec = &attempt.backend.spec;
-    let failure = match error.etype {
-        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
-            let limit = spec.connect_deadline;
-            Some(Refusal::BackendSlow { pool, deadline: "connect", limit })
-        }
-        ErrorType::ReadTimedout | ErrorType::WriteTimedout => {
-            let limit = spec.silence_deadline;
-            Some(Refusal::BackendSlow { pool, deadline: "silence", limit })
-        }
+    let deadlines = &attempt.backend().spec.deadlines;
+    let slow = |deadline, limit| Some(Refusal::BackendSlow { pool: pool.clone(), deadline, limit });
+    match exchange.watch.stopped() {
+        Some(Stop::Upload) => return Some(Refusal::BodySlow),
+        Some(Stop::FirstByte) => return slow("first_byte", deadlines.first_byte),
+        Some(Stop::Silence) => return slow("silence", deadlines.silence),
+        Some(Stop::Exchange) => return slow("exchange", deadlines.exchange),
+        Some(Stop::Drain) => return Some(Refusal::Draining),
+        None => {}
+    }
+    match error.etype {
+        CONNECT_DEADLINE => slow("connect", deadlines.connect),
+        // Of a backend with TLS it is the handshake that Pingora has timed.
+        ErrorType::ConnectTimedout if attempt.backend().spec.url.tls => slow("tls", deadlines.tls),
+        ErrorType::ConnectTimedout => slow("connect", deadlines.connect),
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => slow("silence", deadlines.silence),
         ErrorType::ConnectError
         | ErrorType::ConnectRefused
         | ErrorType::ConnectNoRoute
         | ErrorType::SocketError
         | ErrorType::BindError => None,
         _ => Some(Refusal::BackendFailed { pool }),
-    };
-    exchange.attempts.failure = failure;
+    }
 }
 
 fn log_attempt(exchange: &Exchange, error: &Error) {
     let Some(attempt) = &exchange.attempts.current else { return };
+    let backend = attempt.backend();
+    let why = match failure(exchange, error) {
+        Some(Refusal::BackendSlow { deadline, limit, .. }) => {
+            format!("deadline {deadline} of {} s is over", limit.as_secs_f64())
+        }
+        _ => brief(error),
+    };
     log::warn!(
-        "backend {} of {} ({} at {}) failed: {}; request {}",
-        attempt.backend.spec.id,
+        "backend {} of {} ({} at {}) failed: {why}; request {}",
+        backend.spec.id,
         exchange.pool_name(),
-        attempt.backend.spec.url.shown,
+        backend.spec.url.shown,
         attempt.address,
-        brief(error),
         exchange.request_id(),
     );
 }

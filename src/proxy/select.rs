@@ -1,4 +1,4 @@
-//! From the pool to a backend to the peer that Pingora dials.
+//! From the pool to a backend to the peer that Pingora dials, waiting where that takes time.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,45 +9,178 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::body;
-use super::exchange::{Attempt, Exchange};
+use super::exchange::{Attempt, Attempts, Exchange};
+use crate::pool::{Choice, Permit, Pool};
 use crate::refusal::Refusal;
 
-/// Longest `Retry-After` for a pool without a usable backend: its next health check may bring one
-/// back sooner, and SDKs give up on long waits.
+/// Longest `Retry-After`: SDKs give up on long waits, and the next check may bring a backend back.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
+/// How far a pause may be off, either way: clients that failed together come back apart.
+const JITTER: f64 = 0.2;
+
+/// How often who waits for a place looks whether there is still a backend to wait for.
+const QUEUE_LOOK: Duration = Duration::from_secs(1);
+
 /// Chooses the backend of the next attempt.
-pub(super) fn select(session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
-    let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
-    let pool = &admitted.pool;
-    let attempts = &mut exchange.attempts;
+pub(super) async fn select(
+    session: &mut Session,
+    exchange: &mut Exchange,
+) -> Result<Box<HttpPeer>> {
     // What the attempt before held is given back before the next one takes its own.
-    attempts.current = None;
-    let key = AddressBytes::of(admitted.client.address);
-    let chosen = pool.select(key.as_slice(), |backend| attempts.may_ask(backend));
-    let Some((backend, address)) =
-        chosen.and_then(|backend| Some((backend, backend.addresses.current()?)))
-    else {
-        let retry_after = pool.spec().health.interval.min(RETRY_AFTER_MAX);
-        attempts
-            .failure
-            .get_or_insert(Refusal::NoBackend { pool: pool.name().to_owned(), retry_after });
-        return Error::e_explain(ErrorType::HTTPStatus(503), "no usable backend");
+    exchange.attempts.current = None;
+    let permit = match find(session, exchange).await? {
+        Ok(permit) => permit,
+        Err(refusal) => {
+            exchange.attempts.failure = Some(refusal);
+            return Error::e_explain(ErrorType::HTTPStatus(503), "no backend to ask");
+        }
     };
+    let attempts = &mut exchange.attempts;
+    attempts.is_granted = false;
+    let backend = &permit.backend;
+    let address = backend.addresses.current();
+    let address = address.expect("a backend is usable only while its address is known");
     let mut peer = Box::new(backend.peer_at(address));
     if attempts.needs_new_connection {
         // Kept connections are shared within a group only.
         peer.group_key = fastrand::u64(1..);
     }
-    body::bound_upload(session, &exchange.arrived.runtime.snapshot.client, &backend.spec);
-    let inflight = backend.begin();
-    attempts.current = Some(Attempt {
-        backend: Arc::clone(backend),
-        address,
-        began: Instant::now(),
-        _inflight: inflight,
-    });
+    attempts.current = Some(Attempt { permit, address, began: Instant::now() });
     Ok(peer)
+}
+
+/// A place at a backend, or what the client is told. An error means that the client is gone.
+async fn find(session: &mut Session, exchange: &mut Exchange) -> Result<Result<Permit, Refusal>> {
+    let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
+    let pool = Arc::clone(&admitted.pool);
+    let key = AddressBytes::of(admitted.client.address);
+    loop {
+        let attempts = &exchange.attempts;
+        let choice = pool.choose(key.as_slice(), false, |backend| attempts.may_ask(backend));
+        match choice {
+            Choice::Taken(permit) => return Ok(Ok(permit)),
+            Choice::Full if !attempts.is_round_begun() => {
+                return wait_in_line(session, exchange, &pool, key.as_slice()).await;
+            }
+            Choice::Full | Choice::None => {}
+        }
+        let attempts = &mut exchange.attempts;
+        if !attempts.is_round_begun() || !another_round(attempts, &pool) {
+            let nobody = || Refusal::NoBackend {
+                pool: pool.name().to_owned(),
+                retry_after: pool.back_within().min(RETRY_AFTER_MAX),
+            };
+            return Ok(Err(attempts.failure.take().unwrap_or_else(nobody)));
+        }
+        let pause = pause(attempts, pool.spec().retry.delay);
+        attempts.next_round();
+        if let Some(refusal) = wait(session, exchange, pause).await? {
+            return Ok(Err(refusal));
+        }
+    }
+}
+
+/// Whether backends that were asked already may be asked again.
+fn another_round(attempts: &mut Attempts, pool: &Pool) -> bool {
+    if attempts.is_granted {
+        return true;
+    }
+    let may = attempts.retries < pool.spec().retry.retries_max && pool.may_retry();
+    attempts.retries += usize::from(may);
+    may
+}
+
+/// The time before the next round: it doubles, and is never shorter than a backend asked for.
+fn pause(attempts: &mut Attempts, delay: Duration) -> Duration {
+    let asked = attempts.pause.take().unwrap_or_default();
+    let delay = delay.saturating_mul(1 << attempts.rounds.min(16));
+    let jitter = 1.0 + JITTER * (2.0 * fastrand::f64() - 1.0);
+    delay.mul_f64(jitter).max(asked)
+}
+
+/// Waits; a refusal when the exchange's time is up before.
+async fn wait(
+    session: &mut Session,
+    exchange: &Exchange,
+    pause: Duration,
+) -> Result<Option<Refusal>> {
+    let until = Instant::now() + pause;
+    let too_late = exchange.watch.exchange_by().is_some_and(|by| by < until);
+    if too_late {
+        return Ok(Some(out_of_time(exchange)));
+    }
+    tokio::select! {
+        () = tokio::time::sleep(pause) => Ok(None),
+        () = body::taken_back(session, &exchange.arrived) => gone(),
+    }
+}
+
+/// Waits for a place while every backend is full.
+async fn wait_in_line(
+    session: &mut Session,
+    exchange: &Exchange,
+    pool: &Pool,
+    key: &[u8],
+) -> Result<Result<Permit, Refusal>> {
+    let spec = &pool.spec().queue;
+    let busy = || {
+        let expected = pool.queue().expected_wait().unwrap_or(spec.timeout);
+        let retry_after = expected.clamp(Duration::from_secs(1), RETRY_AFTER_MAX);
+        Refusal::Busy { pool: pool.name().to_owned(), retry_after }
+    };
+    let Some(mut waiter) = pool.queue().join(key, spec.length_max) else { return Ok(Err(busy())) };
+    let late = Instant::now() + spec.timeout;
+    let by = exchange.watch.exchange_by().map_or(late, |by| by.min(late));
+    let mut was_called = false;
+    loop {
+        let mut called = waiter.stand(was_called);
+        // A place may have become free before it stood in line, with nobody there to be called.
+        if waiter.is_first || was_called {
+            match pool.choose(key, true, |_| true) {
+                Choice::Taken(permit) => {
+                    waiter.leave_served();
+                    return Ok(Ok(permit));
+                }
+                Choice::Full => {}
+                Choice::None => return Ok(Err(nobody_left(pool))),
+            }
+        }
+        waiter.is_first = false;
+        loop {
+            tokio::select! {
+                _ = &mut called => break,
+                () = tokio::time::sleep_until(by.into()) => {
+                    return Ok(Err(if by < late { out_of_time(exchange) } else { busy() }));
+                }
+                () = tokio::time::sleep(QUEUE_LOOK) => {
+                    if !pool.has_other(|_| true) && !pool.spec().breaker.fail_open {
+                        return Ok(Err(nobody_left(pool)));
+                    }
+                }
+                () = body::taken_back(session, &exchange.arrived) => return gone(),
+            }
+        }
+        was_called = true;
+    }
+}
+
+fn nobody_left(pool: &Pool) -> Refusal {
+    let retry_after = pool.back_within().min(RETRY_AFTER_MAX);
+    Refusal::NoBackend { pool: pool.name().to_owned(), retry_after }
+}
+
+fn out_of_time(exchange: &Exchange) -> Refusal {
+    Refusal::BackendSlow {
+        pool: exchange.pool_name().to_owned(),
+        deadline: "exchange",
+        limit: exchange.deadlines().map(|deadlines| deadlines.exchange).unwrap_or_default(),
+    }
+}
+
+fn gone<T>() -> Result<T> {
+    let error = Error::explain(ErrorType::ConnectionClosed, "the client took its request back");
+    Err(error.into_down())
 }
 
 /// An address as the bytes that a client sticks by.

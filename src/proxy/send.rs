@@ -1,9 +1,11 @@
 //! The request as a backend gets it: target, `Host`, credential, forwarded headers.
 
+use std::os::fd::RawFd;
+
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST};
 use http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
-use pingora_core::Result;
+use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use smallvec::SmallVec;
 
@@ -15,6 +17,22 @@ use crate::telemetry::REQUEST_ID;
 
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
+/// There is a connection to the backend: from here on its deadlines run.
+///
+/// # Errors
+/// When the time for the whole exchange is up already.
+pub(super) fn connected(exchange: &Exchange, socket: RawFd) -> Result<()> {
+    if exchange.watch.stopped().is_some() {
+        return Err(Error::explain(ErrorType::ReadTimedout, "out of time").into_up());
+    }
+    let body_timeout = exchange.arrived.runtime.snapshot.client.body_timeout;
+    exchange.watch.connected(socket, body_timeout);
+    if !exchange.body.is_passing() {
+        exchange.expect_first_byte();
+    }
+    Ok(())
+}
+
 /// Rewrites the request for the backend of the current attempt. Hop-by-hop headers are gone by now.
 pub(super) fn send(
     session: &Session,
@@ -23,7 +41,7 @@ pub(super) fn send(
 ) -> Result<()> {
     let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
     let attempt = exchange.attempts.current.as_ref().expect("an attempt has a backend");
-    let spec = &attempt.backend.spec;
+    let spec = &attempt.backend().spec;
     forward_headers(session, request, admitted)?;
     target(request, admitted, spec)?;
     request.insert_header(HOST, spec.url.authority.clone())?;

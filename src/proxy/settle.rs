@@ -6,7 +6,8 @@ use pingora_core::{Error, ErrorSource, ErrorType};
 use pingora_proxy::{FailToProxy, Session};
 
 use super::exchange::Exchange;
-use super::respond;
+use super::{respond, retry};
+use crate::pool::Outcome;
 use crate::refusal::Refusal;
 use crate::telemetry::brief;
 
@@ -16,10 +17,13 @@ pub(super) async fn fail(
     exchange: &mut Exchange,
     error: &Error,
 ) -> FailToProxy {
-    let refusal = if respond::is_answered(session) { None } else { refusal(exchange, error) };
     let mut error_code = 0;
     session.set_keepalive(None);
-    if let Some(refusal) = refusal {
+    if respond::is_answered(session) {
+        if error.esource == ErrorSource::Upstream {
+            respond::interrupt(session, exchange).await;
+        }
+    } else if let Some(refusal) = refusal(exchange, error) {
         error_code = refusal.status().as_u16();
         if let Err(error) = respond::refuse(session, exchange, refusal).await {
             log::debug!("request {}: the refusal was not sent: {error}", exchange.request_id());
@@ -30,6 +34,9 @@ pub(super) async fn fail(
 
 /// The refusal that a failure means; none when the client is gone.
 fn refusal(exchange: &mut Exchange, error: &Error) -> Option<Refusal> {
+    if exchange.observed.client_fault.is_some() {
+        return exchange.observed.client_fault.take();
+    }
     if error.esource == ErrorSource::Downstream {
         return match error.etype {
             ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => None,
@@ -39,6 +46,29 @@ fn refusal(exchange: &mut Exchange, error: &Error) -> Option<Refusal> {
         };
     }
     Some(exchange.attempts.failure.take().unwrap_or(Refusal::Internal))
+}
+
+/// What a whole answer says about its backend. A broken one, or one that never came, has been told
+/// already.
+pub(super) fn judge(exchange: &mut Exchange, error: Option<&Error>) {
+    exchange.watch.attempt_over();
+    if error.is_some() || exchange.observed.is_judged || exchange.attempts.current.is_none() {
+        return;
+    }
+    let is_cut = exchange
+        .observed
+        .events
+        .as_ref()
+        .is_some_and(|events| events.end.is_some_and(|end| !events.tail.is_complete(end)));
+    if is_cut && let Some(attempt) = &exchange.attempts.current {
+        log::warn!(
+            "backend {} of {} ended a stream without its last event; request {}",
+            attempt.backend().spec.id,
+            exchange.pool_name(),
+            exchange.request_id(),
+        );
+    }
+    retry::tell(exchange, if is_cut { Outcome::Failure } else { Outcome::Success });
 }
 
 /// Logs the exchange. Queries stay out: they may hold a key.
@@ -67,7 +97,7 @@ pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>)
         refusal.map(|refusal| format!(" ({})", refusal.code())).unwrap_or_default(),
         error.filter(|_| !is_told).map(|error| format!(", {}", brief(error))).unwrap_or_default(),
         exchange.pool_name(),
-        attempt.map_or("-", |attempt| attempt.backend.spec.id.as_str()),
+        attempt.map_or("-", |attempt| attempt.backend().spec.id.as_str()),
         first_byte.as_deref().unwrap_or("-"),
         milliseconds(exchange.arrived.at.elapsed()),
         exchange.request_id(),

@@ -3,55 +3,79 @@
 //! Pingora's own look waits for as many bytes as an HTTP/2 preface has. A short HTTP/1 request has
 //! fewer, and a client that sends nothing would be waited for without end.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
+use tokio::io::AsyncWriteExt;
 
+use super::connections::Connections;
+use crate::config::ClientBounds;
 use crate::lifecycle::Lifecycle;
-use crate::proxy::Proxy;
+use crate::proxy::{ClientSide, Proxy, raw_refusal, watched};
+use crate::refusal::Refusal;
+use crate::runtime::Current;
 
 /// The beginnings of a connection that are looked at, one after the other: each goes on only if the
 /// one before it matched, so no HTTP/1 request is waited for longer than its method's second letter.
 const PREFACE_STEPS: [&[u8]; 5] =
     [b"P", b"PR", b"PRI *", b"PRI * HTTP/2.0\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"];
 
+/// Longest that a connection which is refused stays open.
+const REFUSAL_TIMEOUT: Duration = Duration::from_millis(500);
+
+tokio::task_local! {
+    /// Whether the connection of this task has had no request yet.
+    static FIRST: AtomicBool;
+}
+
 /// Takes connections and hands them to the proxy as what they speak.
 pub(super) struct Front {
     http1: Arc<Version>,
     http2: Arc<Version>,
-    first_bytes_timeout: Duration,
+    current: Arc<Current>,
     lifecycle: Arc<Lifecycle>,
+    /// Counts connections; none where they are not bounded.
+    connections: Option<Arc<Connections>>,
 }
 
 /// The proxy, told how to read a connection.
 struct Version {
     proxy: Arc<HttpProxy<Proxy>>,
     options: HttpServerOptions,
+    current: Arc<Current>,
 }
 
 impl Front {
-    /// `idle_timeout` bounds the wait for a connection's first bytes, and idle HTTP/2 connections.
     pub(super) fn new(
         proxy: HttpProxy<Proxy>,
-        idle_timeout: Duration,
+        current: &Arc<Current>,
         lifecycle: Arc<Lifecycle>,
+        connections: Option<Arc<Connections>>,
     ) -> Self {
+        let idle_timeout = current.load().snapshot.client.idle_timeout;
         let proxy = Arc::new(proxy);
         let mut http2 = HttpServerOptions::default();
         http2.h2c = true;
         http2.h2_idle_timeout = Some(idle_timeout);
-        let version = |options| Arc::new(Version { proxy: Arc::clone(&proxy), options });
+        let version = |options| {
+            let current = Arc::clone(current);
+            Arc::new(Version { proxy: Arc::clone(&proxy), options, current })
+        };
         Self {
             http1: version(HttpServerOptions::default()),
             http2: version(http2),
-            first_bytes_timeout: idle_timeout,
+            current: Arc::clone(current),
             lifecycle,
+            connections,
         }
     }
 }
@@ -68,6 +92,18 @@ async fn speaks_http2(stream: &mut Stream) -> Option<bool> {
     Some(true)
 }
 
+/// Tells one connection too many why it is closed, when it has asked for something: else it would
+/// take the answer for one to something else.
+async fn refuse(mut stream: Stream, client: &ClientBounds) -> Option<Stream> {
+    let refused = async {
+        stream.try_peek(&mut [0]).await.ok()?;
+        stream.write_all(&raw_refusal(&Refusal::TooManyConnections)).await.ok()?;
+        stream.flush().await.ok()
+    };
+    let _ = tokio::time::timeout(client.head_timeout.min(REFUSAL_TIMEOUT), refused).await;
+    None
+}
+
 #[async_trait]
 impl ServerApp for Front {
     async fn process_new(
@@ -75,12 +111,24 @@ impl ServerApp for Front {
         mut stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let look = tokio::time::timeout(self.first_bytes_timeout, speaks_http2(&mut stream));
+        let client = self.current.load().snapshot.client.clone();
+        let address = stream.get_socket_digest().and_then(|digest| {
+            digest.peer_addr().and_then(|address| address.as_inet()).map(SocketAddr::ip)
+        });
+        let _counted = match &self.connections {
+            Some(connections) => match connections.enter(address, &client) {
+                Some(open) => Some(open),
+                None => return refuse(stream, &client).await,
+            },
+            None => None,
+        };
+        let look = tokio::time::timeout(client.idle_timeout, speaks_http2(&mut stream));
         if look.await.ok()?? {
             let _open = self.lifecycle.http2_connections.enter();
             self.http2.process_new(stream, shutdown).await
         } else {
-            self.http1.process_new(stream, shutdown).await
+            let http1 = self.http1.process_new(stream, shutdown);
+            FIRST.scope(AtomicBool::new(true), http1).await
         }
     }
 
@@ -96,10 +144,30 @@ impl HttpServerApp for Version {
         session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        self.proxy.process_new_http(session, shutdown).await
+        let current = self.current.load();
+        let bounds = &current.snapshot.client;
+        let is_first = FIRST.try_with(|first| first.swap(false, Ordering::Relaxed));
+        let client = ClientSide {
+            socket: session.stream().map(|stream| stream.id()),
+            half_close: bounds.half_close,
+            // A kept connection may be idle before its next head begins.
+            head_within: match is_first {
+                Ok(false) => bounds.idle_timeout + bounds.head_timeout,
+                _ => bounds.head_timeout,
+            },
+        };
+        drop(current);
+        let exchange = self.proxy.process_new_http(session, shutdown);
+        watched(client, shutdown, exchange).await.flatten()
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {
         Some(&self.options)
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        let mut options = default_h2_options();
+        options.max_concurrent_streams(self.current.load().snapshot.client.http2_streams_max);
+        Some(options)
     }
 }

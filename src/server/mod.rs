@@ -1,6 +1,7 @@
 //! The composition root: a snapshot becomes a runtime, the runtime becomes Pingora's services.
 
 mod background;
+mod connections;
 mod front;
 mod listen;
 mod signals;
@@ -19,7 +20,7 @@ use tokio::sync::{Notify, broadcast};
 use crate::admin::{Admin, Scope};
 use crate::config::{ConfigError, Snapshot};
 use crate::lifecycle::Lifecycle;
-use crate::proxy::{Proxy, Serves};
+use crate::proxy::{HeldBytes, Proxy, Serves};
 use crate::runtime::{Current, Runtime};
 
 use background::Background;
@@ -100,6 +101,7 @@ impl Gateway {
         let current = Arc::new(Current::from_pointee(runtime));
         background::resolve_at_start(&current.load_full())?;
         let configuration = server_configuration(&current.load().snapshot);
+        let held = Arc::new(HeldBytes::default());
         let mut server = Server::new_with_opt_and_conf(None, configuration);
         server.bootstrap();
 
@@ -107,12 +109,14 @@ impl Gateway {
             let proxy = Proxy {
                 current: Arc::clone(&current),
                 lifecycle: Arc::clone(&lifecycle),
+                held: Arc::clone(&held),
                 pages: Arc::new(Admin::new(Arc::clone(&lifecycle), scope)),
                 serves,
             };
             let proxy = http_proxy(&server.configuration, proxy);
-            let idle_timeout = current.load().snapshot.client.idle_timeout;
-            let front = Front::new(proxy, idle_timeout, Arc::clone(&lifecycle));
+            // Its own address stays reachable whatever the clients do.
+            let connections = (serves == Serves::PagesAndTraffic).then(Arc::default);
+            let front = Front::new(proxy, &current, Arc::clone(&lifecycle), connections);
             let mut service = Service::new(name.to_owned(), front);
             if serves == Serves::Pages {
                 service.threads = Some(1);

@@ -69,7 +69,7 @@ fn a_chunked_body_reaches_the_backend_as_it_is_sent() {
 }
 
 #[test]
-fn the_backend_sees_the_first_bytes_before_the_client_has_sent_the_last() {
+fn a_body_that_is_not_held_reaches_the_backend_while_the_client_sends_it() {
     // A raw upstream: it reports the bytes of the body as they come.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -81,7 +81,7 @@ fn the_backend_sees_the_first_bytes_before_the_client_has_sent_the_last() {
         }
     });
     let gateway = Gateway::start(&format!(
-        "listen: 127.0.0.1:0\nservices: {{svc: {{models: {{mdl: {{backends: [{{id: a, url: \"http://{address}\"}}]}}}}}}}}"
+        "listen: 127.0.0.1:0\nreplay: {{body_bytes_max: 0}}\nservices: {{svc: {{models: {{mdl: {{backends: [{{id: a, url: \"http://{address}\"}}]}}}}}}}}"
     ));
     let received = Mutex::new(received);
     let wait_for = |text: &str| {

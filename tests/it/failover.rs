@@ -89,18 +89,6 @@ fn a_backend_that_dies_before_it_answers_is_a_502_and_one_that_talks_nonsense_to
 }
 
 #[test]
-fn a_backend_that_is_silent_is_a_504_that_says_which_deadline_ran_out() {
-    let upstream = Upstream::start(|_, reply| {
-        reply.wait_closed();
-    });
-    let gateway = Gateway::start(&config("deadlines: {silence: 300ms}", &[&upstream]));
-    let answer = get(gateway.address(), "/svc/mdl/x", &[]);
-    assert_eq!(answer.status, 504);
-    let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
-    assert!(message.contains("silence: 0.3 s"), "{message}");
-}
-
-#[test]
 fn a_kept_connection_that_the_backend_closed_is_not_an_error() {
     // Each connection serves one request and is then closed without a word.
     let upstream = Upstream::start(|_, reply| {
@@ -141,7 +129,7 @@ fn an_address_that_swallows_checks_does_not_hide_the_next_one() {
 }
 
 #[test]
-fn a_request_that_a_backend_was_at_work_on_is_not_sent_again() {
+fn a_request_that_is_not_idempotent_is_sent_again_only_if_that_is_allowed() {
     let upstream = Upstream::start(|seen, reply| {
         if seen.target == b"/crash" {
             std::thread::park_timeout(std::time::Duration::from_millis(1200));
@@ -149,12 +137,16 @@ fn a_request_that_a_backend_was_at_work_on_is_not_sent_again() {
         }
         reply.text("ok");
     });
-    let gateway = Gateway::start(&config("", &[&upstream]));
+    let gateway = Gateway::start(&config("retry: {non_idempotent: false}", &[&upstream]));
     // The connection is kept, as it is under load.
     assert_eq!(get(gateway.address(), "/svc/mdl/warm", &[]).status, 200);
+    let crashes = || upstream.seen().iter().filter(|seen| seen.target == b"/crash").count();
     assert_eq!(post(gateway.address(), "/svc/mdl/crash", &[], "{}").status, 502);
-    let crashes = upstream.seen().iter().filter(|seen| seen.target == b"/crash").count();
-    assert_eq!(crashes, 1);
+    assert_eq!(crashes(), 1);
+    // Who sends a key for that says that it is safe.
+    let key = ["Idempotency-Key: 1"];
+    assert_eq!(post(gateway.address(), "/svc/mdl/crash", &key, "{}").status, 502);
+    assert_eq!(crashes(), 1 + 3);
 }
 
 #[test]

@@ -30,7 +30,10 @@ fn status_shows_every_backend_without_a_key_and_one_service_with_it() {
     assert_eq!((&body["service"], &body["type"]), (&json!("tollgate"), &json!("health_status")));
     let backend = &body["data"]["svc"]["mdl"][0];
     let keys: Vec<&String> = backend.as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["id", "name", "url", "status", "response_time_ms", "last_check"]);
+    assert_eq!(
+        keys,
+        ["id", "name", "url", "status", "response_time_ms", "last_check", "breaker", "alert"]
+    );
     assert_eq!(all.header("access-control-allow-origin"), "*");
     let refused = get(gateway.address(), "/api/health/status/svc", &[]);
     assert_eq!((refused.status, refused.header("www-authenticate").as_str()), (401, "Bearer"));

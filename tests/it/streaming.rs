@@ -167,21 +167,6 @@ fn a_client_that_goes_in_mid_stream_ends_the_request_at_the_backend() {
 }
 
 #[test]
-fn a_stream_that_the_backend_cuts_never_looks_complete() {
-    let upstream = Upstream::start(|_, reply| {
-        reply.begin("text/event-stream");
-        reply.chunk(b"data: 1\n\n");
-        reply.cut();
-    });
-    let gateway = Gateway::start(&config("", &[&upstream]));
-    let mut connection = Connection::open(gateway.address());
-    connection.write(REQUEST.as_bytes()).unwrap();
-    let answer = connection.read(false).unwrap();
-    assert_eq!((answer.status, answer.text().as_str()), (200, "data: 1\n\n"));
-    assert!(!answer.complete, "the client could take it for the whole answer");
-}
-
-#[test]
 fn a_sized_body_that_the_backend_cuts_never_looks_complete() {
     let upstream = Upstream::start(|_, reply| {
         reply.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf");

@@ -6,14 +6,20 @@ use indexmap::IndexMap;
 use super::super::defaults;
 use super::super::file::{FileBackend, FileHealthCheck, FileProbe, Statuses};
 use super::super::problem::{KeyPath, Problems};
-use super::super::snapshot::{BackendSpec, Credential, ProbeSpec};
+use super::super::snapshot::{BackendSpec, Credential, Deadlines, ProbeSpec};
 use super::{Context, auth_mode, positive, secret, url};
+
+/// What a backend has from its pool.
+pub(super) struct OfPool<'a> {
+    pub(super) health: &'a FileHealthCheck,
+    pub(super) deadlines: Deadlines,
+}
 
 /// Validates a backend; with it, whether it has a key of its own.
 pub(super) fn backend(
     file: &FileBackend,
     at: &KeyPath,
-    health: &FileHealthCheck,
+    pool: &OfPool<'_>,
     context: &Context<'_>,
     problems: &mut Problems,
 ) -> (Option<BackendSpec>, bool) {
@@ -50,12 +56,8 @@ pub(super) fn backend(
             None
         }
     };
-    let own_key = secret(
-        (file.api_key.as_ref(), file.api_key_file.as_deref()),
-        at,
-        &context.folder,
-        problems,
-    );
+    let own_key =
+        secret((file.api_key.as_ref(), file.api_key_file.as_deref()), at, context.files, problems);
     let has_own_key = own_key.is_some();
     let basic = url.as_ref().and_then(|url| url.basic.as_ref());
     let credential = match (own_key.as_ref(), basic, context.global_key.as_ref()) {
@@ -71,7 +73,7 @@ pub(super) fn backend(
         problems.value(&at.key("api_key"), message);
         None
     });
-    let probe = probe(file.health_check.as_ref(), health, at, problems);
+    let probe = probe(file.health_check.as_ref(), pool.health, at, problems);
     let has_key = has_own_key || basic.is_some();
     let spec = url.map(|url| BackendSpec {
         name: file.name.clone().unwrap_or_else(|| id.clone()),
@@ -81,8 +83,8 @@ pub(super) fn backend(
         backup: file.backup.unwrap_or(false),
         credential,
         probe,
-        connect_deadline: context.connect_deadline,
-        silence_deadline: context.silence_deadline,
+        inflight_max: file.inflight_max.unwrap_or(context.inflight_max) as usize,
+        deadlines: pool.deadlines,
         idle_timeout: context.idle_timeout,
     });
     (spec, has_key)

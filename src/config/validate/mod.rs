@@ -1,9 +1,11 @@
 //! From the file types to the snapshot, collecting every problem on the way.
 
 mod backend;
+mod policy;
 mod pools;
 mod url;
 
+use std::cell::RefCell;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -14,10 +16,10 @@ use ipnet::IpNet;
 use log::LevelFilter;
 
 use super::defaults::{self, Defaults};
-use super::file::{FileAuthMode, FileConfig, FileSecret, OneOrMany};
+use super::file::{FileAuthMode, FileClient, FileConfig, FileSecret, OneOrMany};
 use super::problem::{KeyPath, Problems};
-use super::snapshot::{AuthMode, ClientBounds, ClientKeys, CorsOrigins, Snapshot};
-use super::units::Span;
+use super::snapshot::{AuthMode, ClientBounds, ClientKeys, CorsOrigins, ReplayBounds, Snapshot};
+use super::units::{Size, Span};
 use crate::secret::{KeyHash, Secret};
 
 /// Largest secret file. A key is a line; anything larger is the wrong file.
@@ -26,13 +28,19 @@ const SECRET_BYTES_MAX: u64 = 64 * 1024;
 /// What every part of the file is validated against.
 struct Context<'a> {
     defaults: &'a Defaults,
-    /// Folder that relative paths in the file start from.
-    folder: PathBuf,
+    files: &'a Files,
     global_key: Option<Secret>,
     auth_mode: AuthMode,
-    connect_deadline: Duration,
-    silence_deadline: Duration,
+    inflight_max: u32,
     idle_timeout: Duration,
+}
+
+/// The files beside the configuration.
+struct Files {
+    /// Folder that relative paths start from.
+    folder: PathBuf,
+    /// Those that were read.
+    read: RefCell<Vec<PathBuf>>,
 }
 
 /// Validates the whole file. The snapshot is worth something only if no problem was found.
@@ -44,33 +52,23 @@ pub(super) fn validate(
 ) -> Snapshot {
     let root = KeyPath::default();
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+    let files = Files { folder, read: RefCell::new(vec![path.to_owned()]) };
     let global_key =
-        secret((file.api_key.as_ref(), file.api_key_file.as_deref()), &root, &folder, problems);
+        secret((file.api_key.as_ref(), file.api_key_file.as_deref()), &root, &files, problems);
     if file.api_key.is_some() && global_key.is_none() && file.api_key_file.is_none() {
         problems
             .value(&root.key("api_key"), "is empty; set a key, or remove it to let everybody pass");
     }
-    let deadlines = file.deadlines.as_ref();
-    let deadline = |value: Option<Span>, key, default, problems: &mut Problems| {
-        positive(value, &root.key("deadlines").key(key), default, problems)
-    };
     let context = Context {
         defaults,
-        folder,
+        files: &files,
         global_key,
         auth_mode: file.auth_mode.map_or(AuthMode::Authorization, auth_mode),
-        connect_deadline: deadline(
-            deadlines.and_then(|deadlines| deadlines.connect),
-            "connect",
-            defaults.connect_deadline,
-            problems,
-        ),
-        silence_deadline: deadline(
-            deadlines.and_then(|deadlines| deadlines.silence),
-            "silence",
-            defaults.silence_deadline,
-            problems,
-        ),
+        inflight_max: file
+            .upstream
+            .as_ref()
+            .and_then(|upstream| upstream.inflight_max)
+            .unwrap_or(defaults.inflight_max),
         idle_timeout: positive(
             file.upstream.as_ref().and_then(|upstream| upstream.idle_timeout),
             &root.key("upstream").key("idle_timeout"),
@@ -118,6 +116,9 @@ fn snapshot(
             .as_ref()
             .and_then(|upstream| upstream.idle_connections)
             .unwrap_or(context.defaults.idle_connections) as usize,
+        replay: replay(file),
+        reload_on_change: file.reload.as_ref().and_then(|reload| reload.watch).unwrap_or(true),
+        files: context.files.read.borrow().clone(),
         dns_refresh: positive(
             file.dns.as_ref().and_then(|dns| dns.refresh),
             &root.key("dns").key("refresh"),
@@ -147,7 +148,7 @@ fn auth_mode(written: FileAuthMode) -> AuthMode {
 fn secret(
     (inline, file): (Option<&FileSecret>, Option<&str>),
     parent: &KeyPath,
-    folder: &Path,
+    files: &Files,
     problems: &mut Problems,
 ) -> Option<Secret> {
     let key_path = parent.key("api_key_file");
@@ -159,7 +160,8 @@ fn secret(
         (None, None) => return None,
         (Some(FileSecret(secret)), None) => secret.expose().to_owned(),
         (None, Some(name)) => {
-            let path = folder.join(name);
+            let path = files.folder.join(name);
+            files.read.borrow_mut().push(path.clone());
             match read_secret(&path) {
                 Ok(text) => text,
                 Err(error) => {
@@ -324,47 +326,69 @@ fn threads(file: &FileConfig, problems: &mut Problems) -> usize {
     }
 }
 
+fn replay(file: &FileConfig) -> ReplayBounds {
+    let written = file.replay.as_ref();
+    ReplayBounds {
+        body_bytes_max: written
+            .and_then(|replay| replay.body_bytes_max)
+            .map_or(defaults::REPLAY_BODY_BYTES_MAX, |size| size.0),
+        total_bytes_max: written
+            .and_then(|replay| replay.total_bytes_max)
+            .map_or(defaults::REPLAY_TOTAL_BYTES_MAX, |size| size.0),
+    }
+}
+
 fn client_bounds(file: &FileConfig, problems: &mut Problems) -> ClientBounds {
     let path = KeyPath::default().key("client");
-    let client = file.client.as_ref();
-    let bytes = |key: &str, written: Option<usize>, default: usize, problems: &mut Problems| {
-        let value = written.unwrap_or(default);
+    let none = FileClient::default();
+    let client = file.client.as_ref().unwrap_or(&none);
+    let bytes = |key: &str, written: Option<Size>, default: usize, problems: &mut Problems| {
+        let value = written.map_or(default, |size| size.0);
         if !(256..=1024 * 1024).contains(&value) {
             problems.value(&path.key(key), "expected a size from 256 to 1MiB");
         }
         value
     };
-    let size = |size: super::units::Size| size.0;
+    let [idle_timeout, head_timeout, body_timeout, body_deadline, write_timeout] = [
+        ("idle_timeout", client.idle_timeout, defaults::CLIENT_IDLE_TIMEOUT),
+        ("head_timeout", client.head_timeout, defaults::CLIENT_HEAD_TIMEOUT),
+        ("body_timeout", client.body_timeout, defaults::CLIENT_BODY_TIMEOUT),
+        ("body_deadline", client.body_deadline, defaults::CLIENT_BODY_DEADLINE),
+        ("write_timeout", client.write_timeout, defaults::CLIENT_WRITE_TIMEOUT),
+    ]
+    .map(|(key, written, default)| positive(written, &path.key(key), default, problems));
+    let size = |written: Option<Size>, default| written.map_or(default, |size| size.0);
+    let streams = client.http2_streams_max.unwrap_or(defaults::HTTP2_STREAMS_MAX);
+    if streams == 0 {
+        problems.value(&path.key("http2_streams_max"), "must be more than 0");
+    }
     ClientBounds {
-        idle_timeout: positive(
-            client.and_then(|client| client.idle_timeout),
-            &path.key("idle_timeout"),
-            defaults::CLIENT_IDLE_TIMEOUT,
-            problems,
-        ),
-        write_timeout: positive(
-            client.and_then(|client| client.write_timeout),
-            &path.key("write_timeout"),
-            defaults::CLIENT_WRITE_TIMEOUT,
-            problems,
-        ),
-        body_timeout: positive(
-            client.and_then(|client| client.body_timeout),
-            &path.key("body_timeout"),
-            defaults::CLIENT_BODY_TIMEOUT,
-            problems,
-        ),
+        idle_timeout,
+        head_timeout,
+        body_timeout,
+        body_deadline,
+        write_timeout,
+        body_rate_min: size(client.body_rate_min, defaults::CLIENT_BODY_RATE_MIN),
+        body_bytes_max: size(client.body_bytes_max, defaults::CLIENT_BODY_BYTES_MAX),
+        half_close: client.half_close.unwrap_or(false),
         url_bytes_max: bytes(
             "url_bytes_max",
-            client.and_then(|client| client.url_bytes_max).map(size),
+            client.url_bytes_max,
             defaults::URL_BYTES_MAX,
             problems,
         ),
         head_bytes_max: bytes(
             "head_bytes_max",
-            client.and_then(|client| client.head_bytes_max).map(size),
+            client.head_bytes_max,
             defaults::HEAD_BYTES_MAX,
             problems,
         ),
+        connections_max: client.connections_max.unwrap_or(defaults::CLIENT_CONNECTIONS_MAX)
+            as usize,
+        connections_per_address_max: client
+            .connections_per_address_max
+            .unwrap_or(defaults::CLIENT_CONNECTIONS_PER_ADDRESS_MAX)
+            as usize,
+        http2_streams_max: streams,
     }
 }

@@ -10,6 +10,7 @@ use super::super::file::{
 };
 use super::super::problem::{KeyPath, Problems};
 use super::super::snapshot::{BackendSpec, Balance, HealthSpec, PoolSpec, Service};
+use super::policy::{Policies, Written};
 use super::{Context, backend, positive};
 
 /// The services, and whether any backend has a key of its own.
@@ -23,11 +24,18 @@ pub(super) struct Services {
 struct Inherited {
     balance: Balance,
     health: FileHealthCheck,
+    policies: Policies,
 }
 
 impl Inherited {
-    fn under(&self, balance: Option<FileBalance>, health: Option<&FileHealthCheck>) -> Self {
+    fn under(
+        &self,
+        balance: Option<FileBalance>,
+        health: Option<&FileHealthCheck>,
+        policies: Policies,
+    ) -> Self {
         Self {
+            policies,
             balance: balance.map_or(self.balance, read_balance),
             health: match health {
                 Some(own) => merged(own, &self.health),
@@ -71,8 +79,19 @@ pub(super) fn services(
     if let Some(health) = &file.health_check {
         check_health(health, &root.key("health_check"), problems);
     }
-    let inherited = Inherited { balance: Balance::Sticky, health: FileHealthCheck::default() }
-        .under(file.balance, file.health_check.as_ref());
+    let none = Inherited {
+        balance: Balance::Sticky,
+        health: FileHealthCheck::default(),
+        policies: Policies::default(),
+    };
+    let written = Written {
+        deadlines: file.deadlines.as_ref(),
+        retry: file.retry.as_ref(),
+        breaker: file.breaker.as_ref(),
+        queue: file.queue.as_ref(),
+    };
+    let policies = none.policies.under(written, &root, problems);
+    let inherited = none.under(file.balance, file.health_check.as_ref(), policies);
     let Some(written) = &file.services else {
         if !problems.has_below(&path) {
             problems.value(&root, "\"services\" is missing; it says which backends there are");
@@ -112,7 +131,14 @@ fn service_models(
     if let Some(health) = &service.health_check {
         check_health(health, &at.key("health_check"), problems);
     }
-    let inherited = outer.under(service.balance, service.health_check.as_ref());
+    let written = Written {
+        deadlines: service.deadlines.as_ref(),
+        retry: service.retry.as_ref(),
+        breaker: service.breaker.as_ref(),
+        queue: service.queue.as_ref(),
+    };
+    let policies = outer.policies.under(written, at, problems);
+    let inherited = outer.under(service.balance, service.health_check.as_ref(), policies);
     let mut models = IndexMap::new();
     let spellings = [("models", &service.models), ("model", &service.model)];
     for (key, written) in spellings {
@@ -146,7 +172,15 @@ fn pool(
     if let Some(health) = &model.health_check {
         check_health(health, &at.key("health_check"), problems);
     }
-    let inherited = outer.under(model.balance, model.health_check.as_ref());
+    let written = Written {
+        deadlines: model.deadlines.as_ref(),
+        retry: model.retry.as_ref(),
+        breaker: model.breaker.as_ref(),
+        queue: model.queue.as_ref(),
+    };
+    let policies = outer.policies.under(written, at, problems);
+    let inherited = outer.under(model.balance, model.health_check.as_ref(), policies);
+    let deadlines = inherited.policies.deadlines(context.defaults);
     let mut backends: Vec<BackendSpec> = Vec::new();
     let mut ids = HashSet::new();
     let written: &[Option<FileBackend>] = model.backends.as_deref().unwrap_or_default();
@@ -163,8 +197,8 @@ fn pool(
         {
             problems.value(&at.key("id"), format!("{id:?} is the id of another backend here"));
         }
-        let (backend, own_key) =
-            backend::backend(backend, &at, &inherited.health, context, problems);
+        let pool = backend::OfPool { health: &inherited.health, deadlines };
+        let (backend, own_key) = backend::backend(backend, &at, &pool, context, problems);
         services.any_key |= own_key;
         backends.extend(backend);
     }
@@ -178,7 +212,14 @@ fn pool(
             "every weight is 0, so nothing can serve; give one backend a weight",
         );
     }
-    PoolSpec { balance: inherited.balance, health: health_spec(&inherited.health), backends }
+    PoolSpec {
+        balance: inherited.balance,
+        health: health_spec(&inherited.health),
+        retry: inherited.policies.retry(context.defaults),
+        breaker: inherited.policies.breaker(context.defaults),
+        queue: inherited.policies.queue(),
+        backends,
+    }
 }
 
 /// Checks the numbers where they are written, so that the problem shows the right line.

@@ -62,6 +62,11 @@ impl Connection {
         self.reader.get_mut().write_all(bytes)
     }
 
+    /// Says that nothing more will be sent.
+    pub(crate) fn close_sending(&self) {
+        self.reader.get_ref().shutdown(std::net::Shutdown::Write).expect("it is open");
+    }
+
     /// Reads a response head.
     pub(crate) fn read_head(&mut self) -> Option<Answer> {
         let line = self.read_line()?;

@@ -6,7 +6,7 @@ mod upstream;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use client::{Connection, get, post, send, send_from};
+pub(crate) use client::{Answer, Connection, get, post, send, send_from};
 pub(crate) use gateway::{Gateway, config, run_program};
 pub(crate) use upstream::{Reply, Upstream};
 

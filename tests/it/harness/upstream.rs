@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use xxhash_rust::xxh3::Xxh3;
+
 use super::PATIENCE;
 
 /// A request as the upstream saw it.
@@ -20,6 +22,8 @@ pub(crate) struct Seen {
     /// The beginning of the body.
     pub(crate) body: Vec<u8>,
     pub(crate) body_bytes: usize,
+    /// XXH3 of the whole body.
+    pub(crate) hash: u64,
 }
 
 /// How much of a body is kept.
@@ -43,6 +47,14 @@ impl Seen {
 /// The way back to the client of one request.
 pub(crate) struct Reply {
     stream: TcpStream,
+    /// Set while a script is at work; it ends with the first bytes of the answer.
+    at_once: Option<Arc<Shared>>,
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        self.answered();
+    }
 }
 
 impl Reply {
@@ -78,7 +90,14 @@ impl Reply {
         self.raw(b"0\r\n\r\n");
     }
 
+    fn answered(&mut self) {
+        if let Some(shared) = self.at_once.take() {
+            shared.at_once.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
+        self.answered();
         let _ = self.stream.write_all(bytes);
     }
 
@@ -110,6 +129,8 @@ struct Shared {
     handler: Box<Handler>,
     seen: Mutex<Vec<Seen>>,
     checks: AtomicUsize,
+    at_once: AtomicUsize,
+    most_at_once: AtomicUsize,
     healthy: AtomicBool,
     down: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
@@ -135,6 +156,8 @@ impl Upstream {
             handler: Box::new(handler),
             seen: Mutex::default(),
             checks: AtomicUsize::new(0),
+            at_once: AtomicUsize::new(0),
+            most_at_once: AtomicUsize::new(0),
             healthy: AtomicBool::new(true),
             down: AtomicBool::new(false),
             connections: Mutex::default(),
@@ -164,6 +187,11 @@ impl Upstream {
     /// Health checks seen so far.
     pub(crate) fn checks(&self) -> usize {
         self.shared.checks.load(Ordering::SeqCst)
+    }
+
+    /// The most requests that were at work at one time.
+    pub(crate) fn most_at_once(&self) -> usize {
+        self.shared.most_at_once.load(Ordering::SeqCst)
     }
 
     pub(crate) fn set_healthy(&self, healthy: bool) {
@@ -217,11 +245,11 @@ fn accept(listener: TcpListener, shared: Arc<Shared>) -> JoinHandle<()> {
     })
 }
 
-fn serve(stream: TcpStream, shared: &Shared) {
+fn serve(stream: TcpStream, shared: &Arc<Shared>) {
     let mut reader = BufReader::new(stream.try_clone().expect("a socket can be cloned"));
     while let Some(seen) = read_request(&mut reader) {
         let Ok(stream) = stream.try_clone() else { return };
-        let mut reply = Reply { stream };
+        let mut reply = Reply { stream, at_once: None };
         let is_check = seen.header("user-agent").starts_with("tollgate/");
         if is_check {
             shared.checks.fetch_add(1, Ordering::SeqCst);
@@ -232,6 +260,9 @@ fn serve(stream: TcpStream, shared: &Shared) {
             continue;
         }
         shared.seen.lock().expect("no test panicked with it").push(seen.clone());
+        let at_once = shared.at_once.fetch_add(1, Ordering::SeqCst) + 1;
+        shared.most_at_once.fetch_max(at_once, Ordering::SeqCst);
+        reply.at_once = Some(Arc::clone(shared));
         (shared.handler)(&seen, &mut reply);
     }
 }
@@ -252,12 +283,13 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Seen> {
         let (name, value) = line.split_once(':')?;
         seen.headers.push((name.to_owned(), value.trim().to_owned()));
     }
+    let mut hasher = Xxh3::new();
     if seen.header("transfer-encoding").eq_ignore_ascii_case("chunked") {
         loop {
             let mut size = String::new();
             reader.read_line(&mut size).ok()?;
             let size = usize::from_str_radix(size.trim(), 16).ok()?;
-            read_body(reader, size, &mut seen)?;
+            read_body(reader, size, &mut seen, &mut hasher)?;
             let mut end = String::new();
             reader.read_line(&mut end).ok()?;
             if size == 0 {
@@ -265,12 +297,18 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Seen> {
             }
         }
     } else if let Ok(length) = seen.header("content-length").parse() {
-        read_body(reader, length, &mut seen)?;
+        read_body(reader, length, &mut seen, &mut hasher)?;
     }
+    seen.hash = hasher.digest();
     Some(seen)
 }
 
-fn read_body(reader: &mut BufReader<TcpStream>, bytes: usize, seen: &mut Seen) -> Option<()> {
+fn read_body(
+    reader: &mut BufReader<TcpStream>,
+    bytes: usize,
+    seen: &mut Seen,
+    hasher: &mut Xxh3,
+) -> Option<()> {
     let mut left = bytes;
     let mut buffer = vec![0; 64 * 1024];
     while left > 0 {
@@ -278,6 +316,7 @@ fn read_body(reader: &mut BufReader<TcpStream>, bytes: usize, seen: &mut Seen) -
         let read = reader.read(&mut buffer[..want]).ok().filter(|read| *read > 0)?;
         let keep = KEPT_BYTES_MAX.saturating_sub(seen.body.len()).min(read);
         seen.body.extend_from_slice(&buffer[..keep]);
+        hasher.update(&buffer[..read]);
         seen.body_bytes += read;
         left -= read;
     }

@@ -1,0 +1,249 @@
+//! Where exchanges wait while every backend of a pool is full: bounded, and fair between clients.
+//! A client with a hundred exchanges waiting and one with a single one take turns.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::stickiness::client_number;
+
+/// How much the newest time between two free places counts in the average of them.
+const GAP_SHARE: f64 = 0.2;
+
+/// The queue of one pool. It outlives a configuration.
+#[derive(Debug, Default)]
+pub struct Queue {
+    /// Exchanges that wait, with those that were called and have no place yet.
+    waiting: AtomicUsize,
+    line: Mutex<Line>,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    /// Clients with somebody in line, in the order of their turns.
+    turns: VecDeque<u64>,
+    waiters: HashMap<u64, VecDeque<oneshot::Sender<()>>>,
+    /// When the last waiter was called, and the average time between two calls in seconds.
+    called_at: Option<Instant>,
+    gap_seconds: Option<f64>,
+}
+
+/// A place in line, left when dropped.
+#[derive(Debug)]
+pub struct Waiter {
+    queue: Arc<Queue>,
+    client: u64,
+    /// Whether nobody else waited when it came.
+    pub is_first: bool,
+    is_served: bool,
+}
+
+impl Queue {
+    /// Joins the line unless it is full. `client` is whom the others take turns with.
+    #[must_use]
+    pub fn join(self: &Arc<Self>, client: &[u8], length_max: usize) -> Option<Waiter> {
+        let before = self.waiting.fetch_add(1, Ordering::SeqCst);
+        let waiter = Waiter {
+            queue: Arc::clone(self),
+            client: client_number(client),
+            is_first: before == 0,
+            is_served: false,
+        };
+        // Dropped, it is counted out again.
+        (before < length_max).then_some(waiter)
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// A place is free: the next in line is called.
+    pub fn call(&self) {
+        if self.length() > 0 {
+            let mut line = self.locked();
+            line.note_call(Instant::now());
+            line.call();
+        }
+    }
+
+    /// How long one who comes now would wait, judged by how fast places became free; none as long as
+    /// that is not known.
+    #[must_use]
+    pub fn expected_wait(&self) -> Option<Duration> {
+        let gap = self.locked().gap_seconds?;
+        #[allow(clippy::cast_precision_loss, reason = "a few thousand waiters")]
+        let seconds = gap * (self.length() + 1) as f64;
+        Some(Duration::from_secs_f64(seconds.min(86_400.0)))
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Line> {
+        // A panic while it was held leaves at worst a waiter who waits for the next call.
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiter {
+    /// The signal that a place is free. `again`: it was called before and found none, so it stands
+    /// at the head of the line.
+    #[must_use]
+    pub fn stand(&self, again: bool) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.queue.locked().stand(self.client, sender, again);
+        receiver
+    }
+
+    /// It has a place.
+    pub fn leave_served(mut self) {
+        self.is_served = true;
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.queue.waiting.fetch_sub(1, Ordering::SeqCst);
+        // It may have been called and left before it heard; the next one looks in its stead.
+        if !self.is_served && self.queue.length() > 0 {
+            self.queue.locked().call();
+        }
+    }
+}
+
+impl Line {
+    fn stand(&mut self, client: u64, waiter: oneshot::Sender<()>, at_head: bool) {
+        let line = self.waiters.entry(client).or_default();
+        // Who left is still in line; a line is never longer than those in it who wait, twice over.
+        if line.len() > 64 && line.len() > 2 * line.iter().filter(|one| !one.is_closed()).count() {
+            line.retain(|one| !one.is_closed());
+        }
+        if at_head {
+            line.push_front(waiter);
+            if line.len() == 1 {
+                self.turns.push_front(client);
+            }
+        } else {
+            line.push_back(waiter);
+            if line.len() == 1 {
+                self.turns.push_back(client);
+            }
+        }
+    }
+
+    fn note_call(&mut self, now: Instant) {
+        if let Some(before) = self.called_at.replace(now) {
+            let gap = now.saturating_duration_since(before).as_secs_f64();
+            let average = self.gap_seconds.unwrap_or(gap);
+            self.gap_seconds = Some(average + GAP_SHARE * (gap - average));
+        }
+    }
+
+    fn call(&mut self) {
+        while let Some(client) = self.turns.pop_front() {
+            let Some(line) = self.waiters.get_mut(&client) else { continue };
+            let next = line.pop_front();
+            if line.is_empty() {
+                self.waiters.remove(&client);
+            } else {
+                self.turns.push_back(client);
+            }
+            if next.is_some_and(|waiter| waiter.send(()).is_ok()) {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn clients_take_turns_and_each_ones_exchanges_keep_their_order() {
+        let queue = Arc::new(Queue::default());
+        let mut waiting = Vec::new();
+        for (client, name) in [(1, "1a"), (1, "1b"), (1, "1c"), (2, "2a"), (3, "3a"), (2, "2b")] {
+            let waiter = queue.join(&[client], 10).unwrap();
+            waiting.push((name, waiter.stand(false), waiter));
+        }
+        let mut order = Vec::new();
+        for _ in 0..6 {
+            queue.call();
+            let at = waiting.iter_mut().position(|(_, signal, _)| signal.try_recv().is_ok());
+            let (name, _, waiter) = waiting.remove(at.unwrap());
+            waiter.leave_served();
+            order.push(name);
+        }
+        assert_eq!(order, ["1a", "2a", "3a", "1b", "2b", "1c"]);
+        assert_eq!(queue.length(), 0);
+    }
+
+    #[test]
+    fn it_is_bounded_and_who_left_is_not_called() {
+        let queue = Arc::new(Queue::default());
+        let one = queue.join(b"1", 2).unwrap();
+        let two = queue.join(b"1", 2).unwrap();
+        assert!(one.is_first && !two.is_first);
+        assert!(queue.join(b"2", 2).is_none());
+        assert_eq!(queue.length(), 2);
+        let gone = one.stand(false);
+        let mut stays = two.stand(false);
+        drop((gone, one));
+        queue.call();
+        assert!(stays.try_recv().is_ok());
+        // It found no place after all and keeps its turn.
+        let other = queue.join(b"2", 2).unwrap();
+        let mut later = other.stand(false);
+        let mut again = two.stand(true);
+        queue.call();
+        assert!(again.try_recv().is_ok() && later.try_recv().is_err());
+    }
+
+    proptest! {
+        /// As many are called as places became free, as long as somebody waits; nobody is forgotten.
+        #[test]
+        fn nobody_is_forgotten(events in prop::collection::vec((0u8..3, 0u8..4), 1..200)) {
+            let queue = Arc::new(Queue::default());
+            let mut waiting = Vec::new();
+            let mut called = 0;
+            for (event, client) in events {
+                match event {
+                    0 => {
+                        let waiter = queue.join(&[client], 1000).unwrap();
+                        waiting.push((waiter.stand(false), waiter));
+                    }
+                    1 => {
+                        queue.call();
+                        let at = waiting.iter_mut().position(|(signal, _)| signal.try_recv().is_ok());
+                        prop_assert_eq!(at.is_some(), !waiting.is_empty());
+                        if let Some(at) = at {
+                            waiting.remove(at).1.leave_served();
+                            called += 1;
+                        }
+                    }
+                    _ => {
+                        if let Some((signal, waiter)) = waiting.pop() {
+                            drop(signal);
+                            drop(waiter);
+                            // Whoever was called in its stead finds nothing and stands again.
+                            for (signal, waiter) in &mut waiting {
+                                if signal.try_recv().is_ok() {
+                                    *signal = waiter.stand(true);
+                                }
+                            }
+                        }
+                    }
+                }
+                prop_assert_eq!(queue.length(), waiting.len());
+            }
+            prop_assert!(called <= 200);
+            let lines: usize = queue.locked().waiters.values().map(VecDeque::len).sum();
+            prop_assert!(lines <= 200);
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Deadlines: each ends what it is meant for, says so, and nothing else.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{Connection, Gateway, Upstream, config, get, post};
+
+const STREAM: &[u8] =
+    b"POST /svc/mdl/v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\n\r\n{}";
+
+/// An upstream that begins after `first`, then sends an event every `gap`, `count` times.
+fn paced(first: u64, gap: u64, count: usize) -> Upstream {
+    Upstream::start(move |_, reply| {
+        std::thread::park_timeout(Duration::from_millis(first));
+        reply.begin("text/event-stream");
+        for number in 0..count {
+            std::thread::park_timeout(Duration::from_millis(gap));
+            if !reply.chunk(format!("data: {number}\n\n").as_bytes()) {
+                return;
+            }
+        }
+        reply.chunk(b"data: [DONE]\n\n");
+        reply.end();
+    })
+}
+
+#[test]
+fn each_deadline_before_the_first_byte_is_a_504_that_names_it() {
+    let silent = Upstream::start(|_, reply| {
+        reply.wait_closed();
+    });
+    for (settings, message) in [
+        ("deadlines: {first_byte: 300ms}", "first_byte: 0.3 s"),
+        ("deadlines: {exchange: 300ms}", "exchange: 0.3 s"),
+    ] {
+        let text = config(&format!("{settings}\nretry: {{retries_max: 0}}"), &[&silent]);
+        let gateway = Gateway::start(&text);
+        let started = Instant::now();
+        let answer = get(gateway.address(), "/svc/mdl/x", &[]);
+        assert_eq!(answer.status, 504, "{settings}");
+        assert_eq!(answer.json()["error"]["code"], "backend_timeout");
+        let told = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(told.contains(message), "{told}");
+        let elapsed = started.elapsed();
+        assert!(elapsed >= Duration::from_millis(300) && elapsed < Duration::from_secs(2));
+    }
+}
+
+#[test]
+fn a_connection_that_is_not_made_in_time_is_a_504_that_says_so() {
+    // A backlog of one that is full: the system answers no further SYN.
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    full.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) =
+        std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200))
+    {
+        waiting.push(stream);
+    }
+    let gateway = |scheme: &str, settings: &str| {
+        Gateway::start(&format!(
+            "listen: 127.0.0.1:0\nhealth_check: {{interval: 1h, unhealthy_after: 100}}\nretry: {{retries_max: 0}}\n{settings}\nservices: {{svc: {{models: {{mdl: {{backends: [{{id: a, url: \"{scheme}://localhost:{}\"}}]}}}}}}}}",
+            address.port()
+        ))
+    };
+    for scheme in ["http", "https"] {
+        let gateway = gateway(scheme, "deadlines: {connect: 300ms, tls: 10s}");
+        let answer = get(gateway.address(), "/svc/mdl/x", &[]);
+        assert_eq!(answer.status, 504, "{scheme}: {}", answer.text());
+        assert!(answer.text().contains("connect: 0.3 s"), "{scheme}: {}", answer.text());
+    }
+    // One that takes connections and says nothing.
+    drop(waiting);
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = mute.local_addr().unwrap().port();
+    let gateway = Gateway::start(&format!(
+        "listen: 127.0.0.1:0\nhealth_check: {{interval: 1h, unhealthy_after: 100}}\nretry: {{retries_max: 0}}\ndeadlines: {{connect: 10s, tls: 300ms}}\nservices: {{svc: {{models: {{mdl: {{backends: [{{id: a, url: \"https://localhost:{port}\"}}]}}}}}}}}"
+    ));
+    let answer = get(gateway.address(), "/svc/mdl/x", &[]);
+    assert_eq!(answer.status, 504, "{}", answer.text());
+    assert!(answer.text().contains("tls: 0.3 s"), "{}", answer.text());
+}
+
+#[test]
+fn silence_and_the_whole_exchange_end_a_stream_with_an_error_event_and_uncleanly() {
+    for (settings, upstream) in [
+        ("deadlines: {silence: 300ms}", paced(0, 1000, 100)),
+        ("deadlines: {exchange: 500ms}", paced(0, 50, 100)),
+    ] {
+        let mut gateway = Gateway::start(&config(settings, &[&upstream]));
+        let mut connection = Connection::open(gateway.address());
+        connection.write(STREAM).unwrap();
+        let answer = connection.read(false).unwrap();
+        assert!(!answer.complete, "{settings}");
+        let text = answer.text();
+        let last = text.trim_end().rsplit("\n\n").next().unwrap();
+        let event = last.strip_prefix("data: ").unwrap_or_else(|| panic!("{settings}: {text}"));
+        let event: serde_json::Value = serde_json::from_str(event).unwrap();
+        assert_eq!(event["error"]["code"], "stream_interrupted", "{settings}");
+        assert!(!text.contains("[DONE]"));
+        gateway.wait_log("deadline ");
+    }
+}
+
+#[test]
+fn a_long_stream_is_cut_by_no_deadline_that_is_meant_for_something_else() {
+    // Longer than every deadline but those for silence and the whole.
+    let upstream = paced(100, 100, 15);
+    let settings =
+        "deadlines: {connect: 300ms, tls: 300ms, first_byte: 800ms, silence: 800ms, exchange: 1h}";
+    let gateway = Gateway::start(&config(settings, &[&upstream]));
+    let mut connection = Connection::open(gateway.address());
+    connection.write(STREAM).unwrap();
+    let answer = connection.read(false).unwrap();
+    assert!(answer.complete && answer.text().ends_with("data: 14\n\ndata: [DONE]\n\n"));
+}
+
+#[test]
+fn a_client_that_reads_slowly_does_not_make_its_backend_silent() {
+    const BYTES: usize = 24 * 1024 * 1024;
+    let upstream = Upstream::start(|_, reply| reply.send(200, &[], &vec![b'x'; BYTES]));
+    let gateway = Gateway::start(&config("deadlines: {silence: 200ms}", &[&upstream]));
+    let mut connection = Connection::open(gateway.address());
+    connection.write(b"GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    // Nothing is read for much longer than the backend may be silent.
+    std::thread::park_timeout(Duration::from_millis(1000));
+    let answer = connection.read(false).unwrap();
+    assert!(answer.complete && answer.body.len() == BYTES);
+}
+
+#[test]
+fn a_service_and_a_model_have_deadlines_of_their_own() {
+    let slow = paced(600, 0, 1);
+    let url = slow.url();
+    let pool = |own: &str| format!("{{{own} backends: [{{id: a, url: \"{url}\"}}]}}");
+    let gateway = Gateway::start(&format!(
+        "listen: 127.0.0.1:0\nretry: {{retries_max: 0}}\ndeadlines: {{first_byte: 200ms}}\n\
+         services:\n  strict: {{models: {{m: {}}}}}\n  lax:\n    deadlines: {{first_byte: 5s}}\n    models: {{m: {}, own: {}}}\n",
+        pool(""),
+        pool(""),
+        pool("deadlines: {first_byte: 300ms},"),
+    ));
+    for (path, status) in [("/strict/m/x", 504), ("/lax/m/x", 200), ("/lax/own/x", 504)] {
+        assert_eq!(post(gateway.address(), path, &[], "{}").status, status, "{path}");
+    }
+}
+
+#[test]
+fn the_variables_of_the_replaced_tools_set_them() {
+    let silent = Upstream::start(|_, reply| {
+        reply.wait_closed();
+    });
+    let text = config("retry: {retries_max: 0}", &[&silent]);
+    for (variable, name) in
+        [("REQUEST_TIMEOUT", "first_byte: 0.2 s"), ("TIMEOUT", "exchange: 0.2 s")]
+    {
+        let gateway = Gateway::start_with(&text, &[(variable, "0.2")], &[]);
+        let answer = get(gateway.address(), "/svc/mdl/x", &[]);
+        assert_eq!(answer.status, 504);
+        assert!(answer.text().contains(name), "{}", answer.text());
+    }
+}
+
+#[test]
+fn a_stream_that_the_backend_breaks_ends_with_an_error_event_in_its_familys_form() {
+    for (path, piece, expected) in [
+        ("/svc/mdl/v1/chat/completions", "data: 1\n\n", "data: 1\n\ndata: {\"error\":{"),
+        // In the middle of an event: that one is ended first.
+        ("/svc/mdl/v1/chat/completions", "data: {\"half", "data: {\"half\n\ndata: {\"error\":{"),
+        (
+            "/svc/mdl/v1/messages",
+            "event: ping\ndata: {}\n\n",
+            "event: ping\ndata: {}\n\nevent: error\ndata: {\"type\":\"error\",",
+        ),
+    ] {
+        let upstream = Upstream::start(move |_, reply| {
+            reply.begin("text/event-stream; charset=utf-8");
+            reply.chunk(piece.as_bytes());
+            reply.cut();
+        });
+        let gateway = Gateway::start(&config("", &[&upstream]));
+        let mut connection = Connection::open(gateway.address());
+        let request = format!("POST {path} HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\n\r\n{{}}");
+        connection.write(request.as_bytes()).unwrap();
+        let answer = connection.read(false).unwrap();
+        assert!(!answer.complete, "the client could take it for the whole answer");
+        assert!(answer.text().starts_with(expected), "{path}: {}", answer.text());
+        assert!(answer.text().ends_with("}\n\n"), "{path}: {}", answer.text());
+        assert_eq!(upstream.seen().len(), 1, "nothing is tried again after the first byte");
+    }
+}
+
+#[test]
+fn what_is_not_an_event_stream_or_is_compressed_gets_no_event() {
+    for head in [
+        "Content-Type: application/json",
+        "Content-Type: text/event-stream\r\nContent-Encoding: gzip",
+    ] {
+        let upstream = Upstream::start(move |_, reply| {
+            reply.raw(
+                format!("HTTP/1.1 200 OK\r\n{head}\r\nTransfer-Encoding: chunked\r\n\r\n")
+                    .as_bytes(),
+            );
+            reply.chunk(b"half");
+            reply.cut();
+        });
+        let gateway = Gateway::start(&config("", &[&upstream]));
+        let mut connection = Connection::open(gateway.address());
+        connection.write(STREAM).unwrap();
+        let answer = connection.read(false).unwrap();
+        assert_eq!((answer.complete, answer.text().as_str()), (false, "half"), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn over_http_2_a_broken_stream_has_its_error_event_before_the_reset() {
+    let upstream = Upstream::start(|_, reply| {
+        reply.begin("text/event-stream");
+        reply.chunk(b"data: 1\n\n");
+        reply.cut();
+    });
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    for _ in 0..20 {
+        let socket = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
+        let (client, connection) = h2::client::handshake(socket).await.unwrap();
+        tokio::spawn(connection);
+        let mut client: h2::client::SendRequest<bytes::Bytes> = client.ready().await.unwrap();
+        let request = http::Request::get("http://g/svc/mdl/v1/chat/completions").body(()).unwrap();
+        let (response, _) = client.send_request(request, true).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        let mut text = String::new();
+        let end = loop {
+            match body.data().await {
+                Some(Ok(data)) => text.push_str(std::str::from_utf8(&data).unwrap()),
+                Some(Err(error)) => break Some(error),
+                None => break None,
+            }
+        };
+        assert!(end.is_some_and(|error| error.is_reset()), "it ends uncleanly");
+        assert!(text.contains("stream_interrupted"), "{text}");
+    }
+}
