@@ -34,7 +34,7 @@ enum Command {
     /// Serve traffic (also what happens without a command)
     Serve,
     /// Validate the configuration and print every problem
-    Check,
+    Check(CheckArgs),
     /// Run a proxy with simulated LLM backends, all in this process
     Demo(DemoArgs),
 }
@@ -43,6 +43,13 @@ const AFTER_HELP: &str = "\
 Without -c the configuration is the first of: $TOLLGATE_CONFIG, $BACKENDS_CONFIG_PATH,
 ./tollgate.yaml, ./config/backends.json, /etc/tollgate/tollgate.yaml.
 Exit codes: 0 fine, 1 failed, 2 wrong usage, 78 bad configuration.";
+
+#[derive(Args)]
+struct CheckArgs {
+    /// Also print what would change if the configuration took the place of this one
+    #[arg(long, value_name = "OLD")]
+    against: Option<PathBuf>,
+}
 
 #[derive(Args)]
 struct DemoArgs {
@@ -58,7 +65,7 @@ pub fn run() -> ExitCode {
     let config = command_line.config.as_deref();
     let done = match command_line.command.unwrap_or(Command::Serve) {
         Command::Serve => serve(config),
-        Command::Check => Ok(check(config)),
+        Command::Check(args) => Ok(check(config, args.against.as_deref())),
         Command::Demo(args) => demo(args.port),
     };
     done.unwrap_or_else(|error| {
@@ -130,7 +137,12 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(given: Option<&Path>) -> ExitCode {
+fn check(given: Option<&Path>, against: Option<&Path>) -> ExitCode {
+    let before = match against.map(|old| find(Some(old))) {
+        Some(Err(error)) => return refuse_configuration(&error),
+        Some(Ok(before)) => Some(before),
+        None => None,
+    };
     match find(given) {
         Ok(Found { source, snapshot }) => {
             let backends: usize = snapshot.pools().map(|(_, _, pool)| pool.backends.len()).sum();
@@ -141,6 +153,14 @@ fn check(given: Option<&Path>) -> ExitCode {
                 snapshot.pools().count(),
                 defaults_note(&snapshot),
             );
+            if let Some(before) = before {
+                let differences = config::differences(&before.snapshot, &snapshot);
+                let old = before.source.path().display();
+                println!("changes against {old}: {}", differences.len());
+                for line in differences {
+                    println!("  {line}");
+                }
+            }
             ExitCode::SUCCESS
         }
         Err(error) => refuse_configuration(&error),

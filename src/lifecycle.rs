@@ -1,9 +1,9 @@
 //! Starting, ready, draining; and how many exchanges are in flight.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Where the process is in its life. It only ever moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,13 +17,27 @@ pub enum Phase {
 }
 
 /// The process's phase, and what keeps it from ending.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Lifecycle {
     phase: AtomicU8,
+    leaving: AtomicBool,
+    cut: watch::Sender<bool>,
     exchanges: Arc<Gauge>,
     /// Open HTTP/2 connections. The end of an answer may still be in one's buffers when its exchange
     /// is over.
     pub http2_connections: Arc<Gauge>,
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self {
+            phase: AtomicU8::new(STARTING),
+            leaving: AtomicBool::new(false),
+            cut: watch::Sender::new(false),
+            exchanges: Arc::default(),
+            http2_connections: Arc::default(),
+        }
+    }
 }
 
 const STARTING: u8 = 0;
@@ -49,6 +63,28 @@ impl Lifecycle {
     /// From now on no exchange is admitted.
     pub fn drain(&self) {
         self.phase.fetch_max(DRAINING, Ordering::SeqCst);
+    }
+
+    /// Another process takes over: what comes on open connections is served, and then they close.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a connection is kept for another request.
+    #[must_use]
+    pub fn keeps_connections(&self) -> bool {
+        self.phase() != Phase::Draining && !self.leaving.load(Ordering::SeqCst)
+    }
+
+    /// The drain is over: what is still in flight is told, and cut.
+    pub fn cut(&self) {
+        self.cut.send_replace(true);
+    }
+
+    /// Tells when the drain is over.
+    #[must_use]
+    pub fn cut_signal(&self) -> watch::Receiver<bool> {
+        self.cut.subscribe()
     }
 
     /// Counts one exchange in, unless the process is draining.

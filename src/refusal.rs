@@ -26,6 +26,8 @@ pub enum Refusal {
     KeyWrong,
     /// Several credentials came, and they differ.
     KeysDiffer,
+    /// A browser sent it for a page of another origin.
+    OtherOrigin,
     /// Nothing lives at this path.
     NoRoute {
         /// The path as the client sent it.
@@ -200,6 +202,7 @@ impl Refusal {
             Self::KeyWrong | Self::KeysDiffer => {
                 (401, "invalid_request_error", "invalid_api_key", "authentication_error")
             }
+            Self::OtherOrigin => (403, "invalid_request_error", "other_origin", "permission_error"),
             Self::NoRoute { .. } => (404, "invalid_request_error", "not_found", "not_found_error"),
             Self::NoService { .. } => {
                 (404, "invalid_request_error", "service_not_found", "not_found_error")
@@ -244,6 +247,7 @@ impl Refusal {
             }
             Self::KeyWrong => "the API key is not valid here".into(),
             Self::KeysDiffer => "several different API keys in one request: send one".into(),
+            Self::OtherOrigin => "pages of other origins may not do this".into(),
             Self::NoRoute { path } => {
                 format!("nothing at {}: paths are /{{service}}/{{model}}/...", echo(path))
             }

@@ -2,11 +2,14 @@
 //! their live state.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Snapshot;
 use crate::pool::{Addresses, Names, Pool, Prober};
@@ -91,8 +94,92 @@ pub struct PageRequest<'a> {
     pub headers: &'a HeaderMap,
 }
 
+/// An answer to a request for a page.
+pub enum PageAnswer {
+    /// It is here.
+    Now(Response<Bytes>),
+    /// It takes a while.
+    Later(Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>),
+}
+
 /// The pages that the gateway answers itself: health, status, dashboard.
 pub trait Pages: Send + Sync {
     /// The answer, or none when the path is not one of the gateway's own.
-    fn answer(&self, runtime: &Runtime, request: &PageRequest<'_>) -> Option<Response<Bytes>>;
+    fn answer(&self, runtime: &Runtime, request: &PageRequest<'_>) -> Option<PageAnswer>;
+}
+
+/// What a reload came to.
+#[derive(Clone, Debug)]
+pub struct Reloaded {
+    /// When.
+    pub at: SystemTime,
+    /// What is at work now; or the problems that left the old configuration at work, a line each.
+    pub outcome: Result<ReloadReport, Vec<String>>,
+}
+
+/// A configuration that was taken up.
+#[derive(Clone, Debug)]
+pub struct ReloadReport {
+    /// Models in it.
+    pub models: usize,
+    /// Backends in it.
+    pub backends: usize,
+    /// Keys that were changed and take a restart.
+    pub needs_restart: Vec<&'static str>,
+}
+
+/// Who asks for a reload, who does it, and how the last one went.
+#[derive(Debug)]
+pub struct Reloads {
+    requests: mpsc::Sender<oneshot::Sender<Reloaded>>,
+    state: Mutex<ReloadState>,
+}
+
+/// The configuration at work, as an operator asks for it.
+#[derive(Clone, Debug)]
+pub struct ReloadState {
+    /// 1 at the start, one more with each configuration that is taken up.
+    pub generation: u64,
+    /// Since when it is at work.
+    pub since: SystemTime,
+    /// Reloads that failed since the start.
+    pub failed: u64,
+    /// The last reload.
+    pub last: Option<Reloaded>,
+}
+
+impl Reloads {
+    /// With the end at which requests come out.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<oneshot::Sender<Reloaded>>) {
+        let (requests, asked) = mpsc::channel(8);
+        let state = ReloadState { generation: 1, since: SystemTime::now(), failed: 0, last: None };
+        (Self { requests, state: Mutex::new(state) }, asked)
+    }
+
+    /// Asks for a reload and waits for what it comes to; none when nobody does any.
+    pub async fn ask(&self) -> Option<Reloaded> {
+        let (sender, receiver) = oneshot::channel();
+        self.requests.send(sender).await.ok()?;
+        receiver.await.ok()
+    }
+
+    /// A reload was done.
+    pub fn note(&self, reloaded: &Reloaded) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match reloaded.outcome {
+            Ok(_) => {
+                state.generation += 1;
+                state.since = reloaded.at;
+            }
+            Err(_) => state.failed += 1,
+        }
+        state.last = Some(reloaded.clone());
+    }
+
+    /// The state now.
+    #[must_use]
+    pub fn state(&self) -> ReloadState {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }

@@ -1,6 +1,7 @@
 //! The gateway's own pages: health, status, dashboard.
 
 mod dashboard;
+mod reload;
 mod status;
 
 use std::sync::Arc;
@@ -18,15 +19,17 @@ use crate::auth;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::llm::Dialect;
 use crate::refusal::Refusal;
-use crate::runtime::{PageRequest, Pages, Runtime};
+use crate::runtime::{PageAnswer, PageRequest, Pages, Reloads, Runtime};
 
 use dashboard::Dashboard;
 
 /// Which pages an address serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// All of them.
+    /// All of them, on an address that takes traffic too.
     Everything,
+    /// All of them and what changes the gateway, on an address of their own.
+    Admin,
     /// `/health` and `/ready`: the others have an address of their own.
     Probes,
 }
@@ -35,6 +38,7 @@ pub enum Scope {
 pub struct Admin {
     lifecycle: Arc<Lifecycle>,
     scope: Scope,
+    reloads: Arc<Reloads>,
     dashboard: Dashboard,
 }
 
@@ -46,8 +50,8 @@ const STATUS: &str = "/api/health/status";
 impl Admin {
     /// The pages of `scope`.
     #[must_use]
-    pub fn new(lifecycle: Arc<Lifecycle>, scope: Scope) -> Self {
-        Self { lifecycle, scope, dashboard: Dashboard::new() }
+    pub fn new(lifecycle: Arc<Lifecycle>, scope: Scope, reloads: Arc<Reloads>) -> Self {
+        Self { lifecycle, scope, reloads, dashboard: Dashboard::new() }
     }
 
     /// The page at a path, if there is one.
@@ -59,12 +63,17 @@ impl Admin {
         let page = match (request.path, self.scope) {
             ("/health", _) => Ok(health()),
             ("/ready", _) => Ok(self.ready()),
-            ("/", Scope::Everything) => Ok(self.dashboard.page()),
+            (_, Scope::Probes) => return None,
+            ("/", _) => Ok(self.dashboard.page()),
             (STATUS, Scope::Everything) => Ok(json_page(&status::all(runtime))),
-            (path, Scope::Everything) => {
+            (STATUS, Scope::Admin) => {
+                let mut page = status::all(runtime);
+                page["configuration"] = reload::state(&self.reloads.state());
+                Ok(json_page(&page))
+            }
+            (path, Scope::Everything | Scope::Admin) => {
                 service_status(runtime, request, path.strip_prefix(STATUS)?.strip_prefix('/')?)
             }
-            (_, Scope::Probes) => return None,
         };
         Some(page)
     }
@@ -83,14 +92,17 @@ impl Admin {
 }
 
 impl Pages for Admin {
-    fn answer(&self, runtime: &Runtime, request: &PageRequest<'_>) -> Option<Response<Bytes>> {
+    fn answer(&self, runtime: &Runtime, request: &PageRequest<'_>) -> Option<PageAnswer> {
+        if self.scope == Scope::Admin && request.path == reload::PATH {
+            return Some(reload::answer(&self.reloads, runtime, request));
+        }
         let page = self.page(runtime, request)?;
         let page = match *request.method {
             Method::GET | Method::HEAD => page.unwrap_or_else(|refusal| refusal_page(&refusal)),
             Method::OPTIONS => preflight(),
             _ => refusal_page(&Refusal::MethodNotAllowed { allow: METHODS }),
         };
-        Some(page)
+        Some(PageAnswer::Now(page))
     }
 }
 

@@ -7,12 +7,14 @@
 
 mod decode;
 mod defaults;
+mod diff;
 mod document;
 mod environment;
 mod file;
 mod interpolate;
 mod overrides;
 mod problem;
+mod seen;
 mod snapshot;
 mod source;
 mod units;
@@ -20,8 +22,10 @@ mod validate;
 
 use std::path::Path;
 
+pub use diff::{differences, needs_restart};
 pub use environment::Environment;
 pub use problem::ConfigError;
+pub use seen::SeenFile;
 pub use snapshot::{
     BackendSpec, BackendUrl, Balance, BreakerSpec, ClientBounds, ClientKeys, CorsOrigins,
     Credential, Deadlines, DefaultsOf, HealthSpec, Host, PoolSpec, ProbeSpec, QueueSpec,
@@ -47,8 +51,12 @@ pub fn load(source: &Source, environment: &Environment) -> Result<Snapshot, Conf
         let message = format!("{}: a folder, not a configuration file", path.display());
         return Err(ConfigError::new(vec![message]));
     }
+    // Looked at before it is read: a change in between is seen as one.
+    let seen = SeenFile::look(path);
     let bytes = read_bounded(path).map_err(unreadable)?;
-    read(&bytes, source, environment)
+    let mut snapshot = read(&bytes, source, environment)?;
+    snapshot.files.push(seen);
+    Ok(snapshot)
 }
 
 /// Validates a configuration that is already in memory; `source` says how it is called.

@@ -1,13 +1,13 @@
 //! The validated configuration: immutable, complete, no "not written" left in it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
 use indexmap::IndexMap;
 use ipnet::IpNet;
 
+use super::seen::SeenFile;
 use crate::secret::{KeyHash, Secret};
 
 /// What an exchange can rely on. Nothing in it changes.
@@ -40,7 +40,7 @@ pub struct Snapshot {
     /// Whether a change of the files below is taken up by itself.
     pub reload_on_change: bool,
     /// The files that this was read from: the configuration itself and those with secrets.
-    pub files: Vec<PathBuf>,
+    pub files: Vec<SeenFile>,
     /// How often backends' names are looked up again.
     pub dns_refresh: Duration,
     /// Services by name, in the order of the file.

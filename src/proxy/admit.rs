@@ -21,7 +21,7 @@ use crate::config::{ClientBounds, CorsOrigins};
 use crate::llm::Dialect;
 use crate::refusal::Refusal;
 use crate::routing::Miss;
-use crate::runtime::PageRequest;
+use crate::runtime::{PageAnswer, PageRequest};
 use crate::telemetry;
 
 /// The methods of LLM APIs. Others are forwarded too, but for two: Pingora refuses CONNECT, and the
@@ -31,7 +31,7 @@ const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
 /// What becomes of a request.
 enum Decision {
     Forward(Admitted),
-    Page(Response<Bytes>),
+    Page(PageAnswer),
 }
 
 /// Decides on the request. `true`: it has been answered.
@@ -63,7 +63,13 @@ pub(super) async fn admit(
             body::hold(proxy, session, exchange).await?;
             Ok(false)
         }
-        Ok(Decision::Page(page)) => respond::page(session, exchange, page).await.map(|()| true),
+        Ok(Decision::Page(page)) => {
+            let page = match page {
+                PageAnswer::Now(page) => page,
+                PageAnswer::Later(page) => page.await,
+            };
+            respond::page(session, exchange, page).await.map(|()| true)
+        }
         Err(refusal) => respond::refuse(session, exchange, refusal).await.map(|()| true),
     }
 }
@@ -96,7 +102,7 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
         return Err(refusal_of(Miss::NoRoute, path));
     }
     if let Some(preflight) = preflight(head, exchange) {
-        return Ok(Decision::Page(preflight));
+        return Ok(Decision::Page(PageAnswer::Now(preflight)));
     }
     if head.method == Method::TRACE {
         return Err(Refusal::MethodNotAllowed { allow: METHODS });

@@ -93,6 +93,9 @@ impl ProxyHttp for Proxy {
         exchange: &mut Exchange,
     ) -> Result<()> {
         body::bound_client(session, exchange);
+        if !self.lifecycle.keeps_connections() {
+            session.set_keepalive(None);
+        }
         Ok(())
     }
 

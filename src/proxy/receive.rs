@@ -14,7 +14,6 @@ use smallvec::SmallVec;
 use super::exchange::{Events, Exchange};
 use super::{Proxy, respond};
 use crate::config::{BackendUrl, CorsOrigins};
-use crate::lifecycle::Phase;
 use crate::llm::{EndMarker, Tail};
 use crate::telemetry::REQUEST_ID;
 
@@ -52,7 +51,7 @@ pub(super) fn receive(
         // The backend's own version is the business of its connection.
         response.set_version(Version::HTTP_11);
     }
-    if proxy.lifecycle.phase() == Phase::Draining {
+    if !proxy.lifecycle.keeps_connections() {
         session.set_keepalive(None);
     }
     Ok(())

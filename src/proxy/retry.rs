@@ -61,7 +61,9 @@ pub(super) fn after_broken_exchange(
             exchange.attempts.needs_new_connection = true;
             true
         } else {
-            log_attempt(exchange, &error);
+            if !matches!(exchange.watch.stopped(), Some(Stop::Drain | Stop::Upload)) {
+                log_attempt(exchange, &error);
+            }
             is_backends_fault(exchange) && {
                 tell(exchange, Outcome::Failure);
                 !respond::is_answered(session) && may_retry(session, exchange, Work::Begun, None)

@@ -15,10 +15,13 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
-use pingora_core::server::ShutdownWatch;
+use tokio::sync::watch::Receiver;
 
 use super::respond::raw_refusal;
 use crate::refusal::Refusal;
+
+/// Tells when the drain is over.
+type CutSignal = Receiver<bool>;
 
 /// How often it is looked whether the client is still there, while Pingora does not.
 const LOOK: Duration = Duration::from_millis(50);
@@ -235,7 +238,7 @@ impl Watch {
 /// client is gone or did not send a head.
 pub async fn watched<F: Future>(
     client: ClientSide,
-    drain_over: &ShutdownWatch,
+    drain_over: &Receiver<bool>,
     exchange: F,
 ) -> Option<F::Output> {
     let watch = Arc::new(Watch::new());
@@ -245,7 +248,7 @@ pub async fn watched<F: Future>(
 async fn poll_watched<F: Future>(
     watch: &Watch,
     client: ClientSide,
-    drain_over: &ShutdownWatch,
+    drain_over: &CutSignal,
     exchange: F,
 ) -> Option<F::Output> {
     let mut exchange = pin!(exchange);
@@ -339,7 +342,7 @@ impl Poller<'_> {
     }
 
     /// The timer rang.
-    fn ring(&mut self, drain_over: &ShutdownWatch) -> Ring {
+    fn ring(&mut self, drain_over: &CutSignal) -> Ring {
         self.armed = None;
         let watch = self.watch;
         let now = Instant::now();

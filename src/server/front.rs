@@ -16,6 +16,7 @@ use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::watch;
 
 use super::connections::Connections;
 use crate::config::ClientBounds;
@@ -52,6 +53,8 @@ struct Version {
     proxy: Arc<HttpProxy<Proxy>>,
     options: HttpServerOptions,
     current: Arc<Current>,
+    /// Tells when the drain is over.
+    cut: watch::Receiver<bool>,
 }
 
 impl Front {
@@ -68,7 +71,8 @@ impl Front {
         http2.h2_idle_timeout = Some(idle_timeout);
         let version = |options| {
             let current = Arc::clone(current);
-            Arc::new(Version { proxy: Arc::clone(&proxy), options, current })
+            let cut = lifecycle.cut_signal();
+            Arc::new(Version { proxy: Arc::clone(&proxy), options, current, cut })
         };
         Self {
             http1: version(HttpServerOptions::default()),
@@ -158,7 +162,7 @@ impl HttpServerApp for Version {
         };
         drop(current);
         let exchange = self.proxy.process_new_http(session, shutdown);
-        watched(client, shutdown, exchange).await.flatten()
+        watched(client, &self.cut, exchange).await.flatten()
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {

@@ -1,37 +1,116 @@
-//! Listening sockets: bound before anything starts, so that a busy port is an error at once.
+//! Listening sockets: bound before anything starts, so that a busy port is an error at once; or
+//! inherited, from systemd or from the process that this one takes over from.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::{IntoRawFd, RawFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{SockaddrStorage, getsockname};
 use pingora_core::apps::ServerApp;
 use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::listening::Service;
 use pingora_core::services::{ServiceReadyNotifier, ServiceWithDependents};
 
-/// A socket that is bound.
+/// The name that a socket for status and dashboard has in systemd's unit (`FileDescriptorName=`).
+const ADMIN_SOCKET: &str = "admin";
+
+/// A socket that is bound. It stays open until the process ends, and a program that this one starts
+/// has it too.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Bound {
-    address: SocketAddr,
-    socket: OwnedFd,
+    /// As configured; port 0 is one that the system chooses.
+    pub(super) wanted: SocketAddr,
+    /// As bound.
+    pub(super) address: SocketAddr,
+    pub(super) socket: RawFd,
+}
+
+/// The sockets that this process was started with.
+#[derive(Debug, Default)]
+pub(super) struct Inherited {
+    sockets: Vec<Bound>,
+    /// systemd's, which take the place of those that are configured.
+    activated: Vec<(String, RawFd)>,
 }
 
 impl Bound {
-    pub(super) fn bind(address: SocketAddr) -> Result<Self> {
+    fn bind(wanted: SocketAddr) -> Result<Self> {
         let listener =
-            TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+            TcpListener::bind(wanted).with_context(|| format!("cannot listen on {wanted}"))?;
         listener.set_nonblocking(true).context("cannot make the socket non-blocking")?;
+        fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty()))
+            .context("cannot make the socket one that an upgrade takes over")?;
         let address = listener.local_addr().context("the socket has no address")?;
-        Ok(Self { address, socket: listener.into() })
+        Ok(Self { wanted, address, socket: listener.into_raw_fd() })
+    }
+}
+
+impl Inherited {
+    /// From the process that this one takes over from: `sockets`; from systemd, what its protocol
+    /// says.
+    pub(super) fn find(sockets: Vec<Bound>) -> Result<Self> {
+        let activated = sd_notify::listen_fds_with_names(true)
+            .context("systemd's sockets cannot be read")?
+            .map(|(socket, name)| (name, socket))
+            .collect();
+        Ok(Self { sockets, activated })
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
+    /// The sockets for traffic.
+    pub(super) fn traffic(&mut self, wanted: &[SocketAddr]) -> Result<Vec<Bound>> {
+        let activated = self.activated(|name| name != ADMIN_SOCKET)?;
+        if activated.is_empty() { self.bound(wanted) } else { Ok(activated) }
+    }
+
+    /// The sockets for status and dashboard.
+    pub(super) fn admin(&mut self, wanted: &[SocketAddr]) -> Result<Vec<Bound>> {
+        let activated = self.activated(|name| name == ADMIN_SOCKET)?;
+        if activated.is_empty() { self.bound(wanted) } else { Ok(activated) }
+    }
+
+    fn bound(&mut self, wanted: &[SocketAddr]) -> Result<Vec<Bound>> {
+        let mut one =
+            |wanted: &SocketAddr| match self.sockets.iter().position(|it| it.wanted == *wanted) {
+                Some(at) => Ok(self.sockets.swap_remove(at)),
+                None => Bound::bind(*wanted),
+            };
+        wanted.iter().map(&mut one).collect()
+    }
+
+    fn activated(&mut self, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Bound>> {
+        let mut found = Vec::new();
+        for (name, socket) in self.activated.iter().filter(|(name, _)| is_wanted(name)) {
+            let address = local_address(*socket)
+                .with_context(|| format!("systemd's socket {name} is not one for TCP"))?;
+            found.push(Bound { wanted: address, address, socket: *socket });
+        }
+        Ok(found)
+    }
+
+    /// Closes what the configuration has no use for.
+    pub(super) fn close_rest(self) {
+        for Bound { address, socket, .. } in self.sockets {
+            log::info!("no longer listening on {address}");
+            let _ = nix::unistd::close(socket);
+        }
+    }
+}
+
+fn local_address(socket: RawFd) -> Result<SocketAddr> {
+    let address: SockaddrStorage = getsockname(socket)?;
+    if let Some(address) = address.as_sockaddr_in() {
+        return Ok(SocketAddr::from((address.ip(), address.port())));
+    }
+    match address.as_sockaddr_in6() {
+        Some(address) => Ok(SocketAddr::from((address.ip(), address.port()))),
+        None => bail!("it has no Internet address"),
     }
 }
 
 /// A service that finds its sockets in Pingora's table of listening descriptors, under the address
-/// that it listens on, as it would after an upgrade.
+/// that it listens on.
 pub(super) struct PreBound<A> {
     service: Service<A>,
     sockets: Vec<Bound>,
@@ -57,9 +136,9 @@ impl<A: ServerApp + Send + Sync + 'static> ServiceWithDependents for PreBound<A>
     ) {
         if let Some(table) = &fds {
             let mut table = table.lock();
-            for Bound { address, socket } in self.sockets.drain(..) {
+            for Bound { address, socket, .. } in self.sockets.drain(..) {
                 // The table owns the descriptor from here on.
-                table.add(address.to_string(), socket.into_raw_fd());
+                table.add(address.to_string(), socket);
             }
         }
         self.service.start_service(fds, shutdown, listeners_per_fd, ready).await;

@@ -4,10 +4,14 @@ mod background;
 mod connections;
 mod front;
 mod listen;
+mod reload;
 mod signals;
+mod supervisor;
+mod upgrade;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use pingora_core::server::configuration::ServerConf;
@@ -15,18 +19,21 @@ use pingora_core::server::{ExecutionPhase, RunArgs, Server};
 use pingora_core::services::background::background_service;
 use pingora_core::services::listening::Service;
 use pingora_proxy::http_proxy;
+use tokio::signal::unix::SignalKind;
 use tokio::sync::{Notify, broadcast};
 
 use crate::admin::{Admin, Scope};
 use crate::config::{ConfigError, Snapshot};
 use crate::lifecycle::Lifecycle;
 use crate::proxy::{HeldBytes, Proxy, Serves};
-use crate::runtime::{Current, Runtime};
+use crate::runtime::{Current, Reloads, Runtime};
 
 use background::Background;
 use front::Front;
-use listen::{Bound, PreBound};
+use listen::{Bound, Inherited, PreBound};
+use reload::Reloader;
 use signals::Signals;
+use upgrade::TakeOver;
 
 /// Most idle connections kept to all backends together: each is a descriptor.
 const IDLE_CONNECTIONS_MAX: usize = 16_384;
@@ -62,26 +69,27 @@ pub struct Gateway {
     snapshot: Snapshot,
     traffic: Vec<Bound>,
     admin: Vec<Bound>,
+    take_over: TakeOver,
 }
 
 impl Gateway {
-    /// Binds the sockets of `snapshot`.
+    /// Binds the sockets of `snapshot`, or takes those that the process was started with.
     ///
     /// # Errors
     /// When an address is taken or cannot be used; the message names it.
     pub fn bind(snapshot: Snapshot) -> Result<Self> {
-        let bind_all = |addresses: &[SocketAddr]| -> Result<Vec<Bound>> {
-            addresses.iter().map(|at| Bound::bind(*at)).collect()
-        };
-        let traffic = bind_all(&snapshot.listen)?;
-        let admin = bind_all(&snapshot.admin_listen)?;
-        Ok(Self { snapshot, traffic, admin })
+        let mut take_over = TakeOver::of_process()?;
+        let mut inherited = Inherited::find(std::mem::take(&mut take_over.sockets))?;
+        let traffic = inherited.traffic(&snapshot.listen)?;
+        let admin = inherited.admin(&snapshot.admin_listen)?;
+        inherited.close_rest();
+        Ok(Self { snapshot, traffic, admin, take_over })
     }
 
     /// Where it listens, with the ports that the system chose for port 0.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
-        let of = |sockets: &[Bound]| sockets.iter().map(Bound::address).collect();
+        let of = |sockets: &[Bound]| sockets.iter().map(|socket| socket.address).collect();
         Addresses { traffic: of(&self.traffic), admin: of(&self.admin) }
     }
 
@@ -101,6 +109,9 @@ impl Gateway {
         let current = Arc::new(Current::from_pointee(runtime));
         background::resolve_at_start(&current.load_full())?;
         let configuration = server_configuration(&current.load().snapshot);
+        let sockets = [self.traffic.clone(), self.admin.clone()].concat();
+        let (reloads, asked) = Reloads::new();
+        let reloads = Arc::new(reloads);
         let held = Arc::new(HeldBytes::default());
         let mut server = Server::new_with_opt_and_conf(None, configuration);
         server.bootstrap();
@@ -110,7 +121,7 @@ impl Gateway {
                 current: Arc::clone(&current),
                 lifecycle: Arc::clone(&lifecycle),
                 held: Arc::clone(&held),
-                pages: Arc::new(Admin::new(Arc::clone(&lifecycle), scope)),
+                pages: Arc::new(Admin::new(Arc::clone(&lifecycle), scope, Arc::clone(&reloads))),
                 serves,
             };
             let proxy = http_proxy(&server.configuration, proxy);
@@ -127,7 +138,7 @@ impl Gateway {
             add(&mut server, "traffic", self.traffic, Scope::Everything, Serves::PagesAndTraffic);
         } else {
             add(&mut server, "traffic", self.traffic, Scope::Probes, Serves::PagesAndTraffic);
-            add(&mut server, "admin", self.admin, Scope::Everything, Serves::Pages);
+            add(&mut server, "admin", self.admin, Scope::Admin, Serves::Pages);
         }
         let changed = Arc::new(Notify::new());
         let background = Background::new(Arc::clone(&current), Arc::clone(&changed));
@@ -135,8 +146,18 @@ impl Gateway {
         background.threads = Some(1);
         server.add_service(background);
 
-        end_when_flushed(server.watch_execution_phase(), Arc::clone(&lifecycle))?;
-        let signals = Signals { lifecycle, current, changed, shutdown_timeout, reload, started };
+        let phases = server.watch_execution_phase();
+        end_when_flushed(phases, Arc::clone(&lifecycle), shutdown_timeout)?;
+        let reloader = reload.map(|read| Reloader::new(current, changed, read, reloads));
+        let signals = Signals {
+            lifecycle,
+            reloader,
+            asked: Mutex::new(Some(asked)),
+            shutdown_timeout,
+            sockets,
+            take_over: self.take_over,
+            started,
+        };
         server.run(RunArgs { shutdown_signal: Box::new(signals) });
         Ok(())
     }
@@ -151,21 +172,23 @@ fn server_configuration(snapshot: &Snapshot) -> ServerConf {
         // Pingora multiplies it with the threads again.
         upstream_keepalive_pool_size: idle_connections.div_ceil(snapshot.threads),
         max_retries: ATTEMPTS_MAX,
-        // The drain is over when Pingora learns that it is to stop; see `end_when_flushed`.
-        grace_period_seconds: Some(FLUSH_SECONDS_MAX),
+        // The process ends by itself long before, see `end_when_flushed`.
+        grace_period_seconds: Some(snapshot.shutdown_timeout.as_secs() + 2 * FLUSH_SECONDS_MAX),
         graceful_shutdown_timeout_seconds: Some(0),
         fast_timeout_to_tokio_threshold_seconds: Some(FAST_TIMER_SECONDS_MAX),
         ..ServerConf::default()
     }
 }
 
-/// Ends the process when the drain is over and HTTP/2 connections have sent what they hold: Pingora
-/// would sleep its whole grace period.
+/// Ends the process when nothing is in flight and HTTP/2 connections have sent what they hold:
+/// Pingora would sleep its whole grace period.
 fn end_when_flushed(
     mut phases: broadcast::Receiver<ExecutionPhase>,
     lifecycle: Arc<Lifecycle>,
+    shutdown_timeout: Duration,
 ) -> Result<()> {
     let executor = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
         .build()
         .context("cannot start watching for the end")?;
     std::thread::Builder::new()
@@ -173,11 +196,34 @@ fn end_when_flushed(
         .spawn(move || {
             while let Ok(phase) = phases.blocking_recv() {
                 if matches!(phase, ExecutionPhase::ShutdownGracePeriod) {
-                    executor.block_on(lifecycle.http2_connections.wait_empty());
+                    executor.block_on(last_exchanges(&lifecycle, shutdown_timeout));
                     std::process::exit(0);
                 }
             }
         })
         .context("cannot start watching for the end")?;
     Ok(())
+}
+
+/// Returns when what is in flight is over, or was cut. After a drain nothing is left; after an
+/// upgrade it takes as long as a drain may.
+async fn last_exchanges(lifecycle: &Lifecycle, shutdown_timeout: Duration) {
+    let mut terminate = signals::watch(SignalKind::terminate());
+    let mut interrupt = signals::watch(SignalKind::interrupt());
+    let flush = Duration::from_secs(FLUSH_SECONDS_MAX);
+    let last = async {
+        let is_cut = *lifecycle.cut_signal().borrow();
+        if !is_cut && tokio::time::timeout(shutdown_timeout, lifecycle.wait_idle()).await.is_err() {
+            log::warn!("this took too long; exchanges cut: {}", lifecycle.inflight());
+            lifecycle.cut();
+        }
+        // Those that were cut are told so.
+        let _ = tokio::time::timeout(flush, lifecycle.wait_idle()).await;
+        let _ = tokio::time::timeout(flush, lifecycle.http2_connections.wait_empty()).await;
+    };
+    tokio::select! {
+        () = last => {}
+        _ = terminate.recv() => signals::end_at_once(lifecycle),
+        _ = interrupt.recv() => signals::end_at_once(lifecycle),
+    }
 }

@@ -1,69 +1,82 @@
-//! Signals: SIGHUP reloads; SIGTERM and SIGINT drain, and a second one ends at once.
+//! Signals: SIGHUP reloads, SIGUSR2 hands over to a new process; SIGTERM and SIGINT drain, and a
+//! second one ends at once.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
-use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{mpsc, oneshot};
 
-use super::{Reload, background};
-use crate::config::Snapshot;
+use super::listen::Bound;
+use super::reload::Reloader;
+use super::supervisor;
+use super::upgrade::{self, TakeOver};
 use crate::lifecycle::Lifecycle;
-use crate::runtime::{Current, Runtime};
+use crate::runtime::Reloaded;
+
+/// After a new process has taken over, clients that send on open connections are told to close them
+/// for this long, before those that are idle are closed: closing one in the moment in which its
+/// client sends would cost that request.
+const PART_WITHIN: Duration = Duration::from_secs(1);
 
 /// Watches for signals in Pingora's stead: its own watch would sleep a fixed time on SIGTERM, and
 /// die of SIGHUP.
 pub(super) struct Signals<F> {
     pub(super) lifecycle: Arc<Lifecycle>,
-    pub(super) current: Arc<Current>,
-    pub(super) changed: Arc<Notify>,
+    pub(super) reloader: Option<Reloader>,
+    pub(super) asked: Mutex<Option<mpsc::Receiver<oneshot::Sender<Reloaded>>>>,
     pub(super) shutdown_timeout: Duration,
-    pub(super) reload: Option<Reload>,
+    pub(super) sockets: Vec<Bound>,
+    pub(super) take_over: TakeOver,
     pub(super) started: F,
+}
+
+/// Why the watch is over.
+enum End {
+    Drain,
+    HandedOver,
 }
 
 impl<F: Fn() + Send + Sync> Signals<F> {
     fn start(&self) {
         self.lifecycle.ready();
-        notify_supervisor(NotifyState::Ready);
+        supervisor::ready();
         (self.started)();
+        self.take_over.tell_ready();
     }
 
-    /// All or nothing: a configuration with problems leaves the old one at work.
-    async fn reload(&self) {
-        let Some(reload) = self.reload.clone() else { return };
-        let before = self.current.load_full();
-        // Files are read and a large configuration is checked: not on this thread.
-        let next = match tokio::task::spawn_blocking(move || reload()).await {
-            Ok(Ok(snapshot)) => snapshot,
-            Ok(Err(error)) => return not_used(&error.lines().join("\n  ")),
-            Err(error) => return not_used(&error.to_string()),
-        };
-        let restart = needs_restart(&before.snapshot, &next);
-        let level = next.log_level;
-        let models = next.pools().count();
-        let backends: usize = next.pools().map(|(_, _, pool)| pool.backends.len()).sum();
-        let runtime = match Runtime::new(next, Some(&before)) {
-            Ok(runtime) => runtime,
-            Err(error) => return not_used(&error.to_string()),
-        };
-        background::resolve(&runtime).await;
-        self.current.store(Arc::new(runtime));
-        self.changed.notify_one();
-        log::set_max_level(level);
-        log::info!("the new configuration is at work (models: {models}, backends: {backends})");
-        if !restart.is_empty() {
-            log::warn!("these changes take a restart: {}", restart.join(", "));
+    /// Reloads for as long as it is polled.
+    async fn reload(&self, hangup: &mut Signal) {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (&self.reloader, asked) {
+            (Some(reloader), Some(mut asked)) => reloader.run(hangup, &mut asked).await,
+            _ => std::future::pending().await,
         }
+    }
+
+    /// Returns when a new process serves.
+    async fn hand_over(&self, upgrade: &mut Signal) {
+        while upgrade.recv().await.is_some() {
+            log::info!("starting the program anew, to take over");
+            match upgrade::hand_over(&self.sockets).await {
+                Ok(process) => {
+                    let inflight = self.lifecycle.inflight();
+                    log::info!("process {process} has taken over; exchanges left here: {inflight}");
+                    return;
+                }
+                Err(error) => log::error!("the new process does not take over: {error:#}"),
+            }
+        }
+        std::future::pending().await
     }
 
     /// Returns when nothing is in flight, when time is up, or never: a second signal ends the process.
     async fn drain(&self, terminate: &mut Signal, interrupt: &mut Signal) {
         self.lifecycle.drain();
-        notify_supervisor(NotifyState::Stopping);
+        supervisor::stopping();
         let inflight = self.lifecycle.inflight();
         if inflight > 0 {
             let seconds = self.shutdown_timeout.as_secs_f64();
@@ -74,62 +87,53 @@ impl<F: Fn() + Send + Sync> Signals<F> {
             () = self.lifecycle.wait_idle() => log::info!("drained, nothing was cut"),
             () = tokio::time::sleep(self.shutdown_timeout) => {
                 log::warn!("the drain took too long; exchanges cut: {}", self.lifecycle.inflight());
+                self.lifecycle.cut();
             }
-            _ = terminate.recv() => self.end_at_once(),
-            _ = interrupt.recv() => self.end_at_once(),
+            _ = terminate.recv() => end_at_once(&self.lifecycle),
+            _ = interrupt.recv() => end_at_once(&self.lifecycle),
         }
     }
-
-    fn end_at_once(&self) {
-        log::warn!("second signal; exchanges cut: {}", self.lifecycle.inflight());
-        std::process::exit(1);
-    }
 }
 
-fn not_used(why: &str) {
-    log::error!("the new configuration is not used, the old one stays:\n  {why}");
+/// Ends the process, whatever it does.
+pub(super) fn end_at_once(lifecycle: &Lifecycle) {
+    log::warn!("second signal; exchanges cut: {}", lifecycle.inflight());
+    std::process::exit(1);
 }
 
-/// Keys whose change has no effect until the process starts anew.
-fn needs_restart(before: &Snapshot, next: &Snapshot) -> Vec<&'static str> {
-    let keys = [
-        ("listen", before.listen != next.listen),
-        ("admin.listen", before.admin_listen != next.admin_listen),
-        ("threads", before.threads != next.threads),
-        ("upstream.idle_connections", before.idle_connections != next.idle_connections),
-        ("client.idle_timeout", before.client.idle_timeout != next.client.idle_timeout),
-        ("shutdown_timeout", before.shutdown_timeout != next.shutdown_timeout),
-    ];
-    keys.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
-}
-
-/// Tells systemd, where it supervises us.
-fn notify_supervisor(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(false, &[state]) {
-        log::warn!("systemd could not be told about the state: {error}");
-    }
+/// A signal of this kind, watched from now on.
+pub(super) fn watch(kind: SignalKind) -> Signal {
+    signal(kind).expect("a signal can be watched inside a tokio runtime")
 }
 
 #[async_trait]
 impl<F: Fn() + Send + Sync> ShutdownSignalWatch for Signals<F> {
     async fn recv(&self) -> ShutdownSignal {
-        let watch = |kind| signal(kind).expect("a signal can be watched inside a tokio runtime");
         let mut terminate = watch(SignalKind::terminate());
         let mut interrupt = watch(SignalKind::interrupt());
         let mut hangup = watch(SignalKind::hangup());
+        let mut upgrade = watch(SignalKind::user_defined2());
         self.start();
-        // A reload may wait for a slow disk; a signal to end does not wait for it.
-        let reloads = async {
-            while hangup.recv().await.is_some() {
-                self.reload().await;
-            }
+        let address: Option<SocketAddr> = self.sockets.first().map(|socket| socket.address);
+        let watchdog = async {
+            supervisor::keep_watchdog(address).await;
+            std::future::pending::<()>().await;
         };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            () = reloads => {}
+        // A reload may wait for a slow disk; a signal to end does not wait for it.
+        let end = tokio::select! {
+            _ = terminate.recv() => End::Drain,
+            _ = interrupt.recv() => End::Drain,
+            () = self.reload(&mut hangup) => End::Drain,
+            () = self.hand_over(&mut upgrade) => End::HandedOver,
+            () = watchdog => End::Drain,
+        };
+        match end {
+            End::Drain => self.drain(&mut terminate, &mut interrupt).await,
+            End::HandedOver => {
+                self.lifecycle.leave();
+                tokio::time::sleep(PART_WITHIN).await;
+            }
         }
-        self.drain(&mut terminate, &mut interrupt).await;
         ShutdownSignal::GracefulTerminate
     }
 }

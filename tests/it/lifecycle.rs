@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::harness::{
-    Connection, Gateway, Upstream, config, eventually, get, run_program, send_from,
+    Connection, Gateway, Upstream, config, eventually, get, post, run_program, send_from,
 };
 
 /// An upstream that answers `/fast` at once and everything else when the test lets it.
@@ -70,18 +70,6 @@ fn an_idle_gateway_stops_at_once() {
     assert_eq!(gateway.wait_end().code(), Some(0));
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     assert!(kept.is_closed());
-}
-
-#[test]
-fn a_drain_ends_at_the_shutdown_timeout_and_the_cut_stream_does_not_look_complete() {
-    let (upstream, _release) = held();
-    let mut gateway =
-        Gateway::start_with(&config("", &[&upstream]), &[("SHUTDOWN_TIMEOUT", "0.3")], &[]);
-    let mut stream = open_stream(&gateway);
-    gateway.signal(Signal::SIGTERM);
-    assert_eq!(gateway.wait_end().code(), Some(0));
-    gateway.wait_log("exchanges cut: 1");
-    assert_eq!(stream.read_chunk(), None);
 }
 
 #[test]
@@ -219,4 +207,248 @@ fn a_reload_that_hangs_does_not_hold_up_the_end() {
     });
     gateway.signal(Signal::SIGTERM);
     assert_eq!(gateway.wait_end().code(), Some(0));
+}
+
+/// Writes a file as editors and deployment tools do: beside it, then renamed over it.
+fn replace(file: &std::path::Path, text: &str) {
+    let beside = file.with_extension("new");
+    std::fs::write(&beside, text).unwrap();
+    std::fs::rename(&beside, file).unwrap();
+}
+
+#[test]
+fn a_changed_file_is_taken_up_by_itself_whether_written_renamed_or_linked() {
+    let one = Upstream::named("one");
+    let two = Upstream::named("two");
+    let mut gateway = Gateway::start(&config("", &[&one]));
+    let file = gateway.folder().join("tollgate.yaml");
+    let serves = |gateway: &Gateway, name: &str| {
+        eventually(name, || get(gateway.address(), "/svc/mdl/x", &[]).text() == name);
+    };
+    std::fs::write(&file, config("", &[&two])).unwrap();
+    serves(&gateway, "two");
+    replace(&file, &config("", &[&one]));
+    serves(&gateway, "one");
+    // As Kubernetes does: the file is a link through a link to a folder that is swapped.
+    let folder = gateway.folder().to_owned();
+    for (version, upstream) in [("v1", &one), ("v2", &two)] {
+        std::fs::create_dir(folder.join(version)).unwrap();
+        std::fs::write(folder.join(version).join("tollgate.yaml"), config("", &[upstream]))
+            .unwrap();
+    }
+    let link = |to: &str, at: &str| {
+        let _ = std::fs::remove_file(folder.join("link"));
+        std::os::unix::fs::symlink(to, folder.join("link")).unwrap();
+        std::fs::rename(folder.join("link"), folder.join(at)).unwrap();
+    };
+    link("v1", "current");
+    link("current/tollgate.yaml", "tollgate.yaml");
+    serves(&gateway, "one");
+    link("v2", "current");
+    serves(&gateway, "two");
+    // A mistake changes nothing and is told; the next good one is taken.
+    std::fs::write(folder.join("v2/tollgate.yaml"), "services: {svc: {modles: {}}}").unwrap();
+    gateway.wait_log("did you mean");
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).text(), "two");
+    std::fs::write(folder.join("v2/tollgate.yaml"), config("", &[&one])).unwrap();
+    serves(&gateway, "one");
+}
+
+#[test]
+fn a_rotated_key_file_takes_effect_by_itself() {
+    let upstream = Upstream::named("x");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("key"), "sk-old\n").unwrap();
+    let text = config("api_key_file: key", &[&upstream]);
+    std::fs::write(folder.path().join("tollgate.yaml"), text).unwrap();
+    let gateway = Gateway::start_in(folder, &[], &[]);
+    let status = |key: &str| {
+        get(gateway.address(), "/svc/mdl/x", &[&format!("Authorization: Bearer {key}")]).status
+    };
+    assert_eq!((status("sk-old"), status("sk-new")), (200, 401));
+    replace(&gateway.folder().join("key"), "sk-new\n");
+    eventually("the new key is valid", || status("sk-new") == 200);
+    assert_eq!(status("sk-old"), 401);
+    assert_eq!(upstream.last().header("authorization"), "Bearer sk-new");
+}
+
+#[test]
+fn with_watching_off_a_changed_file_waits_for_a_signal() {
+    let one = Upstream::named("one");
+    let two = Upstream::named("two");
+    let mut gateway = Gateway::start(&config("reload: {watch: false}", &[&one]));
+    let file = gateway.folder().join("tollgate.yaml");
+    std::fs::write(&file, config("reload: {watch: false}", &[&two])).unwrap();
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(1700) {
+        assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).text(), "one");
+    }
+    gateway.signal(Signal::SIGHUP);
+    gateway.wait_log("the new configuration is at work");
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).text(), "two");
+}
+
+#[test]
+fn the_admin_address_reloads_and_shows_how_it_went() {
+    let upstream = Upstream::named("x");
+    let text =
+        config("admin: {listen: 127.0.0.1:0}\napi_key: sk\nreload: {watch: false}", &[&upstream]);
+    let mut gateway = Gateway::start(&text);
+    let line = gateway.wait_log("status and dashboard on http://");
+    let admin = line.rsplit_once("http://").unwrap().1.trim().parse().unwrap();
+    let key = "Authorization: Bearer sk";
+    assert_eq!(post(gateway.address(), "/admin/reload", &[key], "").status, 404, "not for traffic");
+    assert_eq!(get(admin, "/admin/reload", &[key]).status, 405);
+    assert_eq!(post(admin, "/admin/reload", &[], "").status, 401);
+    let foreign = post(admin, "/admin/reload", &[key, "Origin: https://evil.example"], "");
+    assert_eq!(foreign.status, 403);
+    let reloaded = post(admin, "/admin/reload", &[key], "");
+    assert_eq!((reloaded.status, &reloaded.json()["status"]), (200, &"ok".into()));
+    assert_eq!(reloaded.json()["backends"], 1);
+    let file = gateway.folder().join("tollgate.yaml");
+    std::fs::write(&file, text.replace("listen: 127.0.0.1:0\nadmin", "listen: 127.0.0.1:1\nadmin"))
+        .unwrap();
+    let reloaded = post(admin, "/admin/reload", &[key], "").json();
+    assert_eq!(reloaded["needs_restart"], serde_json::json!(["listen"]));
+    std::fs::write(&file, "services: {svc: {modles: {}}}").unwrap();
+    let failed = post(admin, "/admin/reload", &[key], "");
+    assert_eq!((failed.status, &failed.json()["status"]), (422, &"failed".into()));
+    let state = get(admin, "/api/health/status", &[]).json()["configuration"].clone();
+    assert_eq!((&state["generation"], &state["reloads_failed"]), (&3.into(), &1.into()));
+    assert!(state["last_reload"]["problems"][0].as_str().unwrap().contains("modles"), "{state}");
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[key]).status, 200);
+}
+
+#[test]
+fn check_against_prints_what_a_reload_would_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("old.yaml", "services: {s: {models: {m: {backends: [{id: a, url: http://h}]}}}}");
+    write(
+        "new.yaml",
+        "services: {s: {models: {m: {backends: [{id: a, url: http://h, weight: 3, api_key: sk-x}]}}}}",
+    );
+    let output =
+        run_program(folder.path(), &[], &["check", "-c", "new.yaml", "--against", "old.yaml"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("services.s.models.m.backends[a].weight: 1.0 -> 3.0"), "{text}");
+    assert!(text.contains("backends[a].api_key: changed") && !text.contains("sk-x"), "{text}");
+    let output =
+        run_program(folder.path(), &[], &["check", "-c", "new.yaml", "--against", "none.yaml"]);
+    assert_eq!(output.status.code(), Some(78));
+}
+
+#[test]
+fn a_drain_that_takes_too_long_ends_streams_with_an_error_event() {
+    let (upstream, _release) = held();
+    let mut gateway = Gateway::start(&config("shutdown_timeout: 500ms", &[&upstream]));
+    let mut stream = open_stream(&gateway);
+    gateway.signal(Signal::SIGTERM);
+    let event = String::from_utf8(stream.read_chunk().unwrap()).unwrap();
+    assert!(event.contains("stream_interrupted") && event.contains("shutting down"), "{event}");
+    assert!(stream.read_chunk().is_none(), "it does not look complete");
+    assert_eq!(gateway.wait_end().code(), Some(0));
+}
+
+#[test]
+fn an_upgrade_hands_over_without_refusing_a_connection_or_cutting_a_stream() {
+    let (upstream, release) = held();
+    let mut gateway = Gateway::start(&config("", &[&upstream]));
+    let address = gateway.address();
+    let mut stream = open_stream(&gateway);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let clients: Vec<_> = (0..2)
+        .map(|_| {
+            let stop = std::sync::Arc::clone(&stop);
+            std::thread::spawn(move || {
+                let mut count = 0;
+                while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+                    assert_eq!(get(address, "/svc/mdl/fast", &[]).text(), "fast");
+                    count += 1;
+                }
+                count
+            })
+        })
+        .collect();
+    gateway.signal(Signal::SIGUSR2);
+    let line = gateway.wait_log("has taken over");
+    let process: u32 =
+        line.split("process ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert_ne!(process, gateway.process());
+    // The old one takes no more connections, and ends its stream.
+    eventually("the new process answers everything", || {
+        (0..20).all(|_| get(address, "/ready", &[]).json()["in_flight"].as_u64() <= Some(2))
+    });
+    release.send(()).unwrap();
+    assert_eq!(stream.read_chunk().unwrap(), b"data: last\n\n");
+    assert_eq!(stream.read_chunk().unwrap(), b"");
+    assert_eq!(gateway.wait_end().code(), Some(0));
+    stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    for client in clients {
+        assert!(client.join().expect("no request failed") > 0);
+    }
+    assert_eq!(get(address, "/svc/mdl/fast", &[]).text(), "fast");
+    gateway.adopt(process);
+    gateway.signal(Signal::SIGTERM);
+    eventually("the new process ends", || std::net::TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn an_upgrade_that_fails_leaves_the_old_process_serving() {
+    let upstream = Upstream::named("x");
+    let mut gateway = Gateway::start(&config("reload: {watch: false}", &[&upstream]));
+    std::fs::write(gateway.folder().join("tollgate.yaml"), "services: 1").unwrap();
+    gateway.signal(Signal::SIGUSR2);
+    gateway.wait_log("the new process does not take over: it ended");
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 200);
+}
+
+#[test]
+fn systemds_sockets_are_used_and_it_is_told_what_happens() {
+    let upstream = Upstream::named("x");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let notify = std::os::unix::net::UnixDatagram::bind(folder.path().join("notify")).unwrap();
+    notify.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
+    let text = config("", &[&upstream]).replace("listen: 127.0.0.1:0", "listen: 127.0.0.1:1");
+    std::fs::write(folder.path().join("tollgate.yaml"), text).unwrap();
+    // The shell puts the socket where systemd does and takes the process id that it asks for.
+    let script = format!(
+        "exec 3<&{}; LISTEN_FDS=1 LISTEN_PID=$$ NOTIFY_SOCKET=$PWD/notify WATCHDOG_USEC=300000 exec {} serve",
+        std::os::fd::AsRawFd::as_raw_fd(&listener),
+        env!("CARGO_BIN_EXE_tollgate")
+    );
+    nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
+        .unwrap();
+    let log = std::fs::File::create(folder.path().join("log")).unwrap();
+    let mut child = std::process::Command::new("timeout")
+        .args(["-s", "KILL", "60", "sh", "-c", &script])
+        .current_dir(folder.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let next = |wanted: &str| {
+        let mut text = String::new();
+        while !text.contains(wanted) {
+            let mut buffer = [0; 256];
+            let read = notify.recv(&mut buffer).expect("it says so");
+            text = String::from_utf8_lossy(&buffer[..read]).into_owned();
+        }
+        text
+    };
+    let ready = next("READY=1");
+    let process = ready.split("MAINPID=").nth(1).unwrap().lines().next().unwrap();
+    let pid = nix::unistd::Pid::from_raw(process.parse().unwrap());
+    assert_eq!(get(address, "/svc/mdl/x", &[]).status, 200);
+    next("WATCHDOG=1");
+    nix::sys::signal::kill(pid, Signal::SIGHUP).unwrap();
+    assert!(next("RELOADING=1").contains("MONOTONIC_USEC="));
+    next("READY=1");
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    next("STOPPING=1");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }

@@ -18,6 +18,7 @@ use log::LevelFilter;
 use super::defaults::{self, Defaults};
 use super::file::{FileAuthMode, FileClient, FileConfig, FileSecret, OneOrMany};
 use super::problem::{KeyPath, Problems};
+use super::seen::SeenFile;
 use super::snapshot::{AuthMode, ClientBounds, ClientKeys, CorsOrigins, ReplayBounds, Snapshot};
 use super::units::{Size, Span};
 use crate::secret::{KeyHash, Secret};
@@ -40,7 +41,7 @@ struct Files {
     /// Folder that relative paths start from.
     folder: PathBuf,
     /// Those that were read.
-    read: RefCell<Vec<PathBuf>>,
+    read: RefCell<Vec<SeenFile>>,
 }
 
 /// Validates the whole file. The snapshot is worth something only if no problem was found.
@@ -52,7 +53,7 @@ pub(super) fn validate(
 ) -> Snapshot {
     let root = KeyPath::default();
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-    let files = Files { folder, read: RefCell::new(vec![path.to_owned()]) };
+    let files = Files { folder, read: RefCell::default() };
     let global_key =
         secret((file.api_key.as_ref(), file.api_key_file.as_deref()), &root, &files, problems);
     if file.api_key.is_some() && global_key.is_none() && file.api_key_file.is_none() {
@@ -161,7 +162,7 @@ fn secret(
         (Some(FileSecret(secret)), None) => secret.expose().to_owned(),
         (None, Some(name)) => {
             let path = files.folder.join(name);
-            files.read.borrow_mut().push(path.clone());
+            files.read.borrow_mut().push(SeenFile::look(&path));
             match read_secret(&path) {
                 Ok(text) => text,
                 Err(error) => {

@@ -15,6 +15,7 @@ use super::{Upstream, eventually, get};
 /// A running gateway. It ends with the test.
 pub(crate) struct Gateway {
     child: Child,
+    adopted: Option<u32>,
     folder: TempDir,
     log: Arc<Mutex<Vec<String>>>,
     address: SocketAddr,
@@ -59,8 +60,13 @@ impl Gateway {
                 }
             }
         });
-        let mut gateway =
-            Self { child, folder, log, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let mut gateway = Self {
+            child,
+            adopted: None,
+            folder,
+            log,
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        };
         let line = gateway.wait_log("listening on http://");
         let address = line.rsplit_once("http://").expect("an address in the line").1;
         gateway.address = address.trim().parse().expect("an address");
@@ -96,8 +102,18 @@ impl Gateway {
         kill(self.pid(), signal).expect("the process is there");
     }
 
+    /// The process id.
+    pub(crate) fn process(&self) -> u32 {
+        self.adopted.unwrap_or(self.child.id())
+    }
+
+    /// Another process has taken over: signals go to that one, and it ends with the test.
+    pub(crate) fn adopt(&mut self, process: u32) {
+        self.adopted = Some(process);
+    }
+
     fn pid(&self) -> Pid {
-        Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))
+        Pid::from_raw(i32::try_from(self.process()).expect("a process id"))
     }
 
     /// Waits for the end of the process.
@@ -114,7 +130,7 @@ impl Gateway {
     /// The most memory that was ever resident, in MiB, without the pages of the program's file: of
     /// those an unoptimised build has three times as many, and the system drops them when it likes.
     pub(crate) fn peak_memory_mib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process()))
             .expect("the process is there");
         let kib = |name: &str| -> u64 {
             let line = status.lines().find(|line| line.starts_with(name)).expect("a line");
@@ -142,6 +158,9 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
+        if self.adopted.is_some() {
+            let _ = kill(self.pid(), Signal::SIGKILL);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {

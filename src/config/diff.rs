@@ -1,0 +1,165 @@
+//! What changes between two configurations, for people, and which changes take a restart.
+
+use std::fmt::Debug;
+
+use super::snapshot::{BackendSpec, PoolSpec, Snapshot};
+
+/// Keys whose change has no effect until the process starts anew.
+#[must_use]
+pub fn needs_restart(before: &Snapshot, next: &Snapshot) -> Vec<&'static str> {
+    let keys = [
+        ("listen", before.listen != next.listen),
+        ("admin.listen", before.admin_listen != next.admin_listen),
+        ("threads", before.threads != next.threads),
+        ("upstream.idle_connections", before.idle_connections != next.idle_connections),
+        ("client.idle_timeout", before.client.idle_timeout != next.client.idle_timeout),
+        ("shutdown_timeout", before.shutdown_timeout != next.shutdown_timeout),
+    ];
+    keys.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+}
+
+/// A line for every difference, with its key path. Secrets show as changed, never themselves.
+#[must_use]
+pub fn differences(before: &Snapshot, next: &Snapshot) -> Vec<String> {
+    let mut lines = Lines::default();
+    top(before, next, &mut lines);
+    for (service, model, pool) in next.pools() {
+        let at = format!("services.{service}.models.{model}");
+        match before.services.get(service).and_then(|known| known.models.get(model)) {
+            Some(known) => pools(&at, known, pool, &mut lines),
+            None => lines.add(&at, &format!("added, backends: {}", pool.backends.len())),
+        }
+    }
+    for (service, model, pool) in before.pools() {
+        if next.services.get(service).is_none_or(|known| !known.models.contains_key(model)) {
+            let at = format!("services.{service}.models.{model}");
+            lines.add(&at, &format!("removed, backends: {}", pool.backends.len()));
+        }
+    }
+    let restart = needs_restart(before, next);
+    for line in &mut lines.0 {
+        if restart.iter().any(|key| line.split_once(':').is_some_and(|(at, _)| at == *key)) {
+            line.push_str(" (takes a restart)");
+        }
+    }
+    lines.0
+}
+
+#[derive(Default)]
+struct Lines(Vec<String>);
+
+impl Lines {
+    fn add(&mut self, at: &str, what: &str) {
+        self.0.push(format!("{at}: {what}"));
+    }
+
+    fn compare<T: Debug + PartialEq>(&mut self, at: &str, before: &T, next: &T) {
+        if before != next {
+            self.add(at, &format!("{before:?} -> {next:?}"));
+        }
+    }
+
+    /// As [`Lines::compare`], for what is made of many parts or is not to be shown.
+    fn changed<T: PartialEq>(&mut self, at: &str, before: &T, next: &T) {
+        if before != next {
+            self.add(at, "changed");
+        }
+    }
+}
+
+fn top(before: &Snapshot, next: &Snapshot, lines: &mut Lines) {
+    lines.compare("listen", &before.listen, &next.listen);
+    lines.compare("admin.listen", &before.admin_listen, &next.admin_listen);
+    lines.changed("api_key", &before.clients, &next.clients);
+    lines.compare("trusted_proxies", &before.trusted_proxies, &next.trusted_proxies);
+    lines.compare("cors.origins", &before.cors, &next.cors);
+    lines.compare("log.level", &before.log_level, &next.log_level);
+    lines.compare("threads", &before.threads, &next.threads);
+    lines.compare("shutdown_timeout", &before.shutdown_timeout, &next.shutdown_timeout);
+    let (mut known, idle_timeout) = (before.client.clone(), next.client.idle_timeout);
+    lines.compare("client.idle_timeout", &known.idle_timeout, &idle_timeout);
+    known.idle_timeout = idle_timeout;
+    lines.changed("client", &known, &next.client);
+    let idle = (before.idle_connections, next.idle_connections);
+    lines.compare("upstream.idle_connections", &idle.0, &idle.1);
+    lines.compare("replay", &before.replay, &next.replay);
+    lines.compare("reload.watch", &before.reload_on_change, &next.reload_on_change);
+    lines.compare("dns.refresh", &before.dns_refresh, &next.dns_refresh);
+}
+
+fn pools(at: &str, before: &PoolSpec, next: &PoolSpec, lines: &mut Lines) {
+    lines.compare(&format!("{at}.balance"), &before.balance, &next.balance);
+    lines.compare(&format!("{at}.health_check"), &before.health, &next.health);
+    lines.compare(&format!("{at}.retry"), &before.retry, &next.retry);
+    lines.compare(&format!("{at}.breaker"), &before.breaker, &next.breaker);
+    lines.compare(&format!("{at}.queue"), &before.queue, &next.queue);
+    let find = |pool: &PoolSpec, id: &str| -> Option<BackendSpec> {
+        pool.backends.iter().find(|backend| backend.id == id).cloned()
+    };
+    for backend in &next.backends {
+        let at = format!("{at}.backends[{}]", backend.id);
+        match find(before, &backend.id) {
+            Some(known) => backends(&at, &known, backend, lines),
+            None => lines.add(&at, &format!("added, {}", backend.url.shown)),
+        }
+    }
+    for backend in &before.backends {
+        if find(next, &backend.id).is_none() {
+            lines.add(&format!("{at}.backends[{}]", backend.id), "removed");
+        }
+    }
+}
+
+fn backends(at: &str, before: &BackendSpec, next: &BackendSpec, lines: &mut Lines) {
+    lines.compare(&format!("{at}.name"), &before.name, &next.name);
+    lines.compare(&format!("{at}.url"), &before.url.shown, &next.url.shown);
+    lines.compare(&format!("{at}.weight"), &before.weight, &next.weight);
+    lines.compare(&format!("{at}.backup"), &before.backup, &next.backup);
+    lines.compare(&format!("{at}.inflight_max"), &before.inflight_max, &next.inflight_max);
+    lines.changed(&format!("{at}.api_key"), &before.credential, &next.credential);
+    lines.changed(&format!("{at}.health_check"), &before.probe, &next.probe);
+    lines.compare(&format!("{at}.deadlines"), &before.deadlines, &next.deadlines);
+    lines.compare(&format!("{at}.idle_timeout"), &before.idle_timeout, &next.idle_timeout);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Source, read};
+
+    fn snapshot(text: &str) -> Snapshot {
+        let source = Source::File("test.yaml".into());
+        read(text.as_bytes(), &source, &Environment::default()).unwrap()
+    }
+
+    #[test]
+    fn every_difference_has_a_line_and_no_secret_is_in_one() {
+        let before = snapshot(
+            "{api_key: sk-old, services: {s: {models: {m: {backends: \
+             [{id: a, url: \"http://h\", api_key: sk-a}, {id: b, url: \"http://h:1\"}]}, \
+             gone: {backends: [{id: a, url: \"http://h\"}]}}}}}",
+        );
+        let next = snapshot(
+            "{listen: 1.2.3.4:5, api_key: sk-new, retry: {retries_max: 5}, services: {s: {models: {m: {backends: \
+             [{id: a, url: \"http://h\", api_key: sk-b, weight: 2}, {id: c, url: \"http://h:1\"}]}, \
+             new: {backends: [{id: a, url: \"http://h\"}]}}}}}",
+        );
+        let lines = differences(&before, &next);
+        let text = lines.join("\n");
+        for expected in [
+            "listen: [0.0.0.0:8000] -> [1.2.3.4:5] (takes a restart)",
+            "api_key: changed",
+            "services.s.models.m.backends[a].weight: 1.0 -> 2.0",
+            "services.s.models.m.backends[a].api_key: changed",
+            "services.s.models.m.backends[c]: added, http://h:1",
+            "services.s.models.m.backends[b]: removed",
+            "services.s.models.new: added, backends: 1",
+            "services.s.models.gone: removed, backends: 1",
+        ] {
+            assert!(lines.iter().any(|line| line == expected), "{expected} in\n{text}");
+        }
+        assert!(text.contains("services.s.models.m.retry: RetrySpec"), "{text}");
+        assert!(!text.contains("sk-"), "{text}");
+        assert!(differences(&before, &before).is_empty());
+    }
+}
