@@ -10,7 +10,7 @@ CARGO ?= cargo
 BUILD_PACKAGES = cmake gcc libc6-dev make
 TEST_PACKAGES = curl python3-venv
 
-.PHONY: help demo build test unit lint openai bench install uninstall deps test-deps clean
+.PHONY: help demo build test unit lint openai bench chaos fuzz install uninstall deps test-deps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench: deps ## compare CPU time with nginx and bare Pingora
 	  { test "$$(id -u)" = 0 && apt-get install -y -qq nginx-light; } || \
 	  echo "nginx is not installed; it will be left out"
 	$(CARGO) bench --locked --bench compare
+
+chaos: deps ## load for two minutes while backends fail, configurations change and the program is upgraded
+	$(CARGO) test --locked --test chaos
 
 install: ## after build: install program, unit and configuration (as root; DESTDIR and PREFIX count)
 	@test -x target/release/tollgate || { echo "run \"make build\" first"; exit 1; }

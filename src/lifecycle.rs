@@ -1,4 +1,4 @@
-//! Starting, ready, draining; and how many exchanges are in flight.
+//! Starting, ready, draining; and what there is in flight: exchanges, and bytes that are held.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -21,11 +21,14 @@ pub enum Phase {
 pub struct Lifecycle {
     phase: AtomicU8,
     leaving: AtomicBool,
+    parted: watch::Sender<bool>,
     cut: watch::Sender<bool>,
     exchanges: Arc<Gauge>,
-    /// Open HTTP/2 connections. The end of an answer may still be in one's buffers when its exchange
-    /// is over.
-    pub http2_connections: Arc<Gauge>,
+    /// What is held of request bodies.
+    pub held: Arc<HeldBytes>,
+    /// Open connections of clients. With HTTP/2, the end of an answer may still be in one's buffers
+    /// when its exchange is over.
+    pub connections: Arc<Gauge>,
 }
 
 impl Default for Lifecycle {
@@ -33,9 +36,11 @@ impl Default for Lifecycle {
         Self {
             phase: AtomicU8::new(STARTING),
             leaving: AtomicBool::new(false),
+            parted: watch::Sender::new(false),
             cut: watch::Sender::new(false),
             exchanges: Arc::default(),
-            http2_connections: Arc::default(),
+            held: Arc::default(),
+            connections: Arc::default(),
         }
     }
 }
@@ -70,10 +75,27 @@ impl Lifecycle {
         self.leaving.store(true, Ordering::SeqCst);
     }
 
+    /// Whether another process has taken over.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
+    }
+
+    /// From now on nobody waits for a request on an open connection.
+    pub fn part(&self) {
+        self.parted.send_replace(true);
+    }
+
+    /// Returns once nobody waits for requests on open connections.
+    pub async fn parted(&self) {
+        // The sender lives as long as this does.
+        let _ = self.parted.subscribe().wait_for(|parted| *parted).await;
+    }
+
     /// Whether a connection is kept for another request.
     #[must_use]
     pub fn keeps_connections(&self) -> bool {
-        self.phase() != Phase::Draining && !self.leaving.load(Ordering::SeqCst)
+        self.phase() != Phase::Draining && !self.is_leaving()
     }
 
     /// The drain is over: what is still in flight is told, and cut.
@@ -154,6 +176,54 @@ impl Drop for Counted {
     }
 }
 
+/// The bytes of request bodies that are held, of all exchanges.
+#[derive(Debug, Default)]
+pub struct HeldBytes(AtomicUsize);
+
+impl HeldBytes {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Bytes of one body, given back when dropped.
+#[derive(Debug)]
+pub struct HeldShare {
+    of: Arc<HeldBytes>,
+    bytes: usize,
+}
+
+impl HeldShare {
+    /// None of them yet.
+    #[must_use]
+    pub fn none(of: &Arc<HeldBytes>) -> Self {
+        Self { of: Arc::clone(of), bytes: 0 }
+    }
+
+    /// Takes more, if the sum of all stays within `total_max`.
+    pub fn grow(&mut self, bytes: usize, total_max: usize) -> bool {
+        let grown = |held: usize| held.checked_add(bytes).filter(|held| *held <= total_max);
+        let taken = self.of.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown).is_ok();
+        self.bytes += if taken { bytes } else { 0 };
+        taken
+    }
+
+    /// Gives back all but `bytes`.
+    pub fn shrink(&mut self, bytes: usize) {
+        let more = self.bytes.saturating_sub(bytes);
+        self.of.0.fetch_sub(more, Ordering::Relaxed);
+        self.bytes -= more;
+    }
+}
+
+impl Drop for HeldShare {
+    fn drop(&mut self) {
+        self.of.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,5 +253,18 @@ mod tests {
         assert!(!waiting.is_finished());
         drop(exchange);
         waiting.await.unwrap();
+    }
+
+    #[test]
+    fn what_is_held_of_all_bodies_has_a_bound_and_is_given_back() {
+        let held = Arc::new(HeldBytes::default());
+        let mut one = HeldShare::none(&held);
+        let mut two = HeldShare::none(&held);
+        assert!(one.grow(60, 100) && !two.grow(41, 100) && two.grow(40, 100));
+        assert_eq!(held.count(), 100);
+        drop(one);
+        assert_eq!(held.count(), 40);
+        drop(two);
+        assert_eq!(held.count(), 0);
     }
 }

@@ -1,6 +1,7 @@
 //! The gateway's own pages: health, status, dashboard.
 
 mod dashboard;
+mod metrics;
 mod reload;
 mod status;
 
@@ -65,6 +66,13 @@ impl Admin {
             ("/ready", _) => Ok(self.ready()),
             (_, Scope::Probes) => return None,
             ("/", _) => Ok(self.dashboard.page()),
+            ("/metrics", _) => {
+                let page = metrics::page(runtime, &self.lifecycle, &self.reloads.state());
+                page.map_err(|error| {
+                    log::error!("the metrics cannot be shown: {error}");
+                    Refusal::Internal
+                })
+            }
             (STATUS, Scope::Everything) => Ok(json_page(&status::all(runtime))),
             (STATUS, Scope::Admin) => {
                 let mut page = status::all(runtime);

@@ -216,6 +216,12 @@ impl Pool {
         self.budget.take(Instant::now(), &self.spec.retry)
     }
 
+    /// Further attempts so far.
+    #[must_use]
+    pub fn retries(&self) -> u64 {
+        self.budget.granted()
+    }
+
     /// An exchange tells how its backend did. Only the first word of a probe counts, so that a long
     /// answer does not keep a backend out that has begun it well.
     pub fn tell(&self, permit: &mut Permit, outcome: Outcome) {

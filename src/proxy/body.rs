@@ -10,7 +10,6 @@
 //! in the place of what it had. So its buffer is switched on for the last 64 KiB only.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -22,6 +21,7 @@ use pingora_proxy::Session;
 use super::Proxy;
 use super::exchange::{Arrived, Exchange};
 use crate::config::ClientBounds;
+use crate::lifecycle::HeldShare;
 use crate::refusal::Refusal;
 
 /// What Pingora's buffer holds.
@@ -34,52 +34,6 @@ const UNSIZED_BYTES_MAX: usize = 48 * 1024;
 /// From here on a body's rate is looked at; before, a slow start would be taken for a slow client.
 const RATE_GRACE: Duration = Duration::from_secs(5);
 
-/// The bytes that are held of all bodies.
-#[derive(Debug, Default)]
-pub struct HeldBytes(AtomicUsize);
-
-/// Bytes of one body, given back when dropped.
-#[derive(Debug)]
-pub(super) struct Share {
-    of: Arc<HeldBytes>,
-    bytes: usize,
-}
-
-impl HeldBytes {
-    /// How many there are.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl Share {
-    fn none(of: &Arc<HeldBytes>) -> Self {
-        Self { of: Arc::clone(of), bytes: 0 }
-    }
-
-    /// Takes more, if the sum of all stays within `total_max`.
-    fn grow(&mut self, bytes: usize, total_max: usize) -> bool {
-        let grown = |held: usize| held.checked_add(bytes).filter(|held| *held <= total_max);
-        let taken = self.of.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown).is_ok();
-        self.bytes += if taken { bytes } else { 0 };
-        taken
-    }
-
-    /// Gives back all but `bytes`.
-    fn shrink(&mut self, bytes: usize) {
-        let more = self.bytes.saturating_sub(bytes);
-        self.of.0.fetch_sub(more, Ordering::Relaxed);
-        self.bytes -= more;
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.of.0.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
 /// What becomes of the body.
 #[derive(Debug, Default)]
 pub(super) enum Body {
@@ -87,9 +41,9 @@ pub(super) enum Body {
     #[default]
     Empty,
     /// All of it is here.
-    Held { bytes: Bytes, _share: Share },
+    Held { bytes: Bytes, _share: HeldShare },
     /// It passes as it comes, after what was read of it already.
-    Passing { prefix: Prefix, _share: Share, passed: Passed },
+    Passing { prefix: Prefix, _share: HeldShare, passed: Passed },
 }
 
 /// What was read of a body that passes.
@@ -195,7 +149,7 @@ pub(super) async fn hold(
     let mut reader = Reader {
         bytes: BytesMut::new(),
         first: Bytes::new(),
-        share: Share::none(&proxy.held),
+        share: HeldShare::none(&proxy.lifecycle.held),
         total_max: replay.total_bytes_max,
         began,
     };
@@ -233,7 +187,7 @@ struct Reader {
     bytes: BytesMut,
     /// The first chunk: most bodies have just one, which then is not copied.
     first: Bytes,
-    share: Share,
+    share: HeldShare,
     total_max: usize,
     began: Instant,
 }
@@ -386,22 +340,4 @@ pub(super) async fn taken_back(session: &mut Session, arrived: &Arrived) {
         return;
     }
     std::future::pending().await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_held_of_all_bodies_has_a_bound_and_is_given_back() {
-        let held = Arc::new(HeldBytes::default());
-        let mut one = Share::none(&held);
-        let mut two = Share::none(&held);
-        assert!(one.grow(60, 100) && !two.grow(41, 100) && two.grow(40, 100));
-        assert_eq!(held.count(), 100);
-        drop(one);
-        assert_eq!(held.count(), 40);
-        drop(two);
-        assert_eq!(held.count(), 0);
-    }
 }

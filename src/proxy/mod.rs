@@ -41,7 +41,6 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
-pub use body::HeldBytes;
 pub use exchange::Exchange;
 pub use respond::raw_refusal;
 pub use watch::{ClientSide, watched};
@@ -59,8 +58,6 @@ pub struct Proxy {
     pub current: Arc<Current>,
     /// Says when to refuse, and counts.
     pub lifecycle: Arc<Lifecycle>,
-    /// What is held of request bodies.
-    pub held: Arc<HeldBytes>,
     /// The gateway's own pages.
     pub pages: Arc<dyn Pages>,
     /// Whether there is traffic here, or just pages.

@@ -126,9 +126,14 @@ impl ServerApp for Front {
             },
             None => None,
         };
+        let _open = self.lifecycle.connections.enter();
         let look = tokio::time::timeout(client.idle_timeout, speaks_http2(&mut stream));
-        if look.await.ok()?? {
-            let _open = self.lifecycle.http2_connections.enter();
+        let speaks_http2 = tokio::select! {
+            biased;
+            look = look => look.ok()??,
+            () = self.lifecycle.parted() => return None,
+        };
+        if speaks_http2 {
             self.http2.process_new(stream, shutdown).await
         } else {
             let http1 = self.http1.process_new(stream, shutdown);
@@ -137,6 +142,7 @@ impl ServerApp for Front {
     }
 
     async fn cleanup(&self) {
+        self.lifecycle.parted().await;
         self.http1.proxy.http_cleanup().await;
     }
 }

@@ -25,7 +25,7 @@ use tokio::sync::{Notify, broadcast};
 use crate::admin::{Admin, Scope};
 use crate::config::{ConfigError, Snapshot};
 use crate::lifecycle::Lifecycle;
-use crate::proxy::{HeldBytes, Proxy, Serves};
+use crate::proxy::{Proxy, Serves};
 use crate::runtime::{Current, Reloads, Runtime};
 
 use background::Background;
@@ -44,8 +44,13 @@ const IDLE_CONNECTIONS_MIN: usize = 128;
 /// Attempts that Pingora allows one exchange. Ours end by themselves, when every backend was asked.
 const ATTEMPTS_MAX: usize = 4096;
 
-/// Longest wait, after the drain, for HTTP/2 connections to send their last bytes and to part; only
-/// a client that has stopped to answer takes that long.
+/// After a new process has taken over, open connections still get an answer for this long, and close
+/// after it. Those that stay idle are closed then: closing one in the moment in which its client sends
+/// costs that request.
+const PART_WITHIN: Duration = Duration::from_secs(5);
+
+/// Longest wait, after the drain, for connections to send their last bytes and to part; only a client
+/// that has stopped to answer takes that long.
 const FLUSH_SECONDS_MAX: u64 = 5;
 
 /// Above this many seconds a deadline runs on tokio's timer: Pingora's own keeps each of them until
@@ -112,7 +117,6 @@ impl Gateway {
         let sockets = [self.traffic.clone(), self.admin.clone()].concat();
         let (reloads, asked) = Reloads::new();
         let reloads = Arc::new(reloads);
-        let held = Arc::new(HeldBytes::default());
         let mut server = Server::new_with_opt_and_conf(None, configuration);
         server.bootstrap();
 
@@ -120,7 +124,6 @@ impl Gateway {
             let proxy = Proxy {
                 current: Arc::clone(&current),
                 lifecycle: Arc::clone(&lifecycle),
-                held: Arc::clone(&held),
                 pages: Arc::new(Admin::new(Arc::clone(&lifecycle), scope, Arc::clone(&reloads))),
                 serves,
             };
@@ -180,7 +183,7 @@ fn server_configuration(snapshot: &Snapshot) -> ServerConf {
     }
 }
 
-/// Ends the process when nothing is in flight and HTTP/2 connections have sent what they hold:
+/// Ends the process when nothing is in flight and connections have sent what they hold:
 /// Pingora would sleep its whole grace period.
 fn end_when_flushed(
     mut phases: broadcast::Receiver<ExecutionPhase>,
@@ -212,6 +215,10 @@ async fn last_exchanges(lifecycle: &Lifecycle, shutdown_timeout: Duration) {
     let mut interrupt = signals::watch(SignalKind::interrupt());
     let flush = Duration::from_secs(FLUSH_SECONDS_MAX);
     let last = async {
+        if lifecycle.is_leaving() {
+            let _ = tokio::time::timeout(PART_WITHIN, lifecycle.connections.wait_empty()).await;
+        }
+        lifecycle.part();
         let is_cut = *lifecycle.cut_signal().borrow();
         if !is_cut && tokio::time::timeout(shutdown_timeout, lifecycle.wait_idle()).await.is_err() {
             log::warn!("this took too long; exchanges cut: {}", lifecycle.inflight());
@@ -219,7 +226,7 @@ async fn last_exchanges(lifecycle: &Lifecycle, shutdown_timeout: Duration) {
         }
         // Those that were cut are told so.
         let _ = tokio::time::timeout(flush, lifecycle.wait_idle()).await;
-        let _ = tokio::time::timeout(flush, lifecycle.http2_connections.wait_empty()).await;
+        let _ = tokio::time::timeout(flush, lifecycle.connections.wait_empty()).await;
     };
     tokio::select! {
         () = last => {}

@@ -17,11 +17,6 @@ use super::upgrade::{self, TakeOver};
 use crate::lifecycle::Lifecycle;
 use crate::runtime::Reloaded;
 
-/// After a new process has taken over, clients that send on open connections are told to close them
-/// for this long, before those that are idle are closed: closing one in the moment in which its
-/// client sends would cost that request.
-const PART_WITHIN: Duration = Duration::from_secs(1);
-
 /// Watches for signals in Pingora's stead: its own watch would sleep a fixed time on SIGTERM, and
 /// die of SIGHUP.
 pub(super) struct Signals<F> {
@@ -129,10 +124,7 @@ impl<F: Fn() + Send + Sync> ShutdownSignalWatch for Signals<F> {
         };
         match end {
             End::Drain => self.drain(&mut terminate, &mut interrupt).await,
-            End::HandedOver => {
-                self.lifecycle.leave();
-                tokio::time::sleep(PART_WITHIN).await;
-            }
+            End::HandedOver => self.lifecycle.leave(),
         }
         ShutdownSignal::GracefulTerminate
     }

@@ -134,7 +134,6 @@ fn names_that_no_service_has_are_404_and_say_how_paths_look() {
         ("/svc", "not_found"),
         ("/favicon.ico", "service_not_found"),
         ("/v1/chat/completions", "not_found"),
-        ("/metrics", "service_not_found"),
     ] {
         let answer = get(gateway.address(), path, &[]);
         assert_eq!(

@@ -364,7 +364,8 @@ fn an_upgrade_hands_over_without_refusing_a_connection_or_cutting_a_stream() {
             std::thread::spawn(move || {
                 let mut count = 0;
                 while !stop.load(std::sync::atomic::Ordering::SeqCst) {
-                    assert_eq!(get(address, "/svc/mdl/fast", &[]).text(), "fast");
+                    let answer = get(address, "/svc/mdl/fast", &[]);
+                    assert_eq!(answer.text(), "fast", "{answer:?}");
                     count += 1;
                 }
                 count

@@ -161,3 +161,29 @@ fn a_malformed_request_to_the_admin_address_leaves_no_credential_in_the_log() {
     let log = gateway.log().join("\n");
     assert!(!log.contains("sk-"), "{log}");
 }
+
+#[test]
+fn metrics_show_pools_backends_and_reloads() {
+    let upstream = Upstream::start(|_, reply| reply.send(503, &[], b""));
+    let settings = "breaker: {consecutive_failures: 1, open: 1h, open_max: 1h}\nretry: {delay: 1ms}";
+    let gateway = Gateway::start(&config(settings, &[&upstream]));
+    gateway.wait_backend("svc/mdl", "a", "healthy");
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 503);
+    let page = get(gateway.address(), "/metrics", &[]);
+    assert_eq!((page.status, page.header("content-type").as_str()), (200, "text/plain; version=0.0.4"));
+    let text = page.text();
+    for line in [
+        "proxy_inflight 0",
+        "proxy_buffered_bytes 0",
+        "proxy_reloads_total{outcome=\"ok\"} 0",
+        "proxy_queue_length{model=\"mdl\",service=\"svc\"} 0",
+        "proxy_retries_total{model=\"mdl\",service=\"svc\"} 2",
+        "proxy_backend_up{backend=\"a\",model=\"mdl\",service=\"svc\"} 1",
+        "proxy_backend_breaker_state{backend=\"a\",model=\"mdl\",service=\"svc\"} 2",
+        "proxy_backend_misconfigured{backend=\"a\",model=\"mdl\",service=\"svc\"} 0",
+        "proxy_backend_inflight{backend=\"a\",model=\"mdl\",service=\"svc\"} 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+    }
+    assert!(text.contains("# HELP proxy_backend_response_time_seconds"), "{text}");
+}

@@ -1,4 +1,7 @@
-//! What links a request, its log line and its backend's: request ids and words for the log.
+//! What links a request, its log line and its backend's: request ids, words for the log, and the names
+//! of metrics.
+
+pub mod metrics;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora_core::{Error, ErrorType};

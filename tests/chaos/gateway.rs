@@ -1,0 +1,154 @@
+//! The program under chaos, through its upgrades.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::backend::Backend;
+
+pub(crate) struct Gateway {
+    process: Pid,
+    child: std::process::Child,
+    folder: TempDir,
+    log: Arc<Mutex<Vec<String>>>,
+    address: SocketAddr,
+}
+
+/// Longest that a line of the log is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Gateway {
+    pub(crate) fn start(backends: &[Arc<Backend>]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tollgate.yaml"), config(backends, 1)).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
+            .current_dir(folder.path())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let stderr = child.stderr.take().unwrap();
+        std::thread::spawn({
+            let log = Arc::clone(&log);
+            // The processes after an upgrade write to the same pipe.
+            move || collect(stderr, &log)
+        });
+        let process = Pid::from_raw(child.id().try_into().unwrap());
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut gateway = Self { process, child, folder, log, address };
+        let line = gateway.wait_blocking("listening on http://", 0);
+        gateway.address = line.rsplit_once("http://").unwrap().1.trim().parse().unwrap();
+        gateway
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) async fn wait_healthy(&self) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+
+    /// Writes another configuration and has it taken up; every fifth is broken.
+    pub(crate) async fn reload(&self, backends: &[Arc<Backend>], number: u32) {
+        let text = match number % 5 {
+            0 => "services: {svc: {modles: {}}}".to_owned(),
+            _ => config(backends, number % 3 + 1),
+        };
+        std::fs::write(self.folder.path().join("tollgate.yaml"), text).unwrap();
+        let before = self.log.lock().unwrap().len();
+        kill(self.process, Signal::SIGHUP).unwrap();
+        self.wait("the new configuration is", before).await;
+    }
+
+    pub(crate) async fn upgrade(&mut self) {
+        let before = self.log.lock().unwrap().len();
+        kill(self.process, Signal::SIGUSR2).unwrap();
+        let line = self.wait("has taken over", before).await;
+        let process = line.split("process ").nth(1).unwrap().split(' ').next().unwrap();
+        self.process = Pid::from_raw(process.parse().unwrap());
+    }
+
+    /// Ends the last process; whether it drained, and the first one ended well.
+    pub(crate) async fn stop(&mut self) -> bool {
+        let before = self.log.lock().unwrap().len();
+        kill(self.process, Signal::SIGTERM).unwrap();
+        self.wait("drained, nothing was cut", before).await;
+        self.child.wait().is_ok_and(|status| status.success())
+    }
+
+    async fn wait(&self, text: &str, from: usize) -> String {
+        let began = Instant::now();
+        loop {
+            if let Some(line) = self.find(text, from) {
+                return line;
+            }
+            assert!(began.elapsed() < PATIENCE, "no {text:?} in the log: {:#?}", self.last());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    fn wait_blocking(&self, text: &str, from: usize) -> String {
+        let began = Instant::now();
+        loop {
+            if let Some(line) = self.find(text, from) {
+                return line;
+            }
+            assert!(began.elapsed() < PATIENCE, "no {text:?} in the log: {:#?}", self.last());
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+    }
+
+    fn find(&self, text: &str, from: usize) -> Option<String> {
+        self.log.lock().unwrap().iter().skip(from).find(|line| line.contains(text)).cloned()
+    }
+
+    fn last(&self) -> Vec<String> {
+        let log = self.log.lock().unwrap();
+        log.iter().rev().take(20).cloned().collect()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = kill(self.process, Signal::SIGKILL);
+        let _ = self.child.kill();
+        if let Ok(path) = std::env::var("CHAOS_LOG") {
+            std::fs::write(path, self.log.lock().unwrap().join("\n")).unwrap();
+        }
+    }
+}
+
+fn collect(stderr: impl Read, log: &Mutex<Vec<String>>) {
+    for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        log.lock().unwrap().push(line);
+    }
+}
+
+fn config(backends: &[Arc<Backend>], weight: u32) -> String {
+    let mut text = String::from(
+        "listen: 127.0.0.1:0\n\
+         reload: {watch: false}\n\
+         balance: least_inflight\n\
+         health_check: {interval: 1s, timeout: 500ms, path: /v1/health}\n\
+         deadlines: {connect: 500ms, first_byte: 1s, silence: 2s}\n\
+         retry: {retries_max: 6, budget: 1, delay: 50ms}\n\
+         breaker: {open: 1s, slow_start: 2s}\n\
+         services: {svc: {models: {mdl: {backends: [\n",
+    );
+    for (number, backend) in backends.iter().enumerate() {
+        let weight = if number == 0 { weight } else { 1 };
+        text.push_str(&format!(
+            "  {{id: b{number}, url: \"http://{}\", weight: {weight}}},\n",
+            backend.address
+        ));
+    }
+    text.push_str("]}}}}\n");
+    text
+}
