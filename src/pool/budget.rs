@@ -30,7 +30,11 @@ impl Default for RetryBudget {
     fn default() -> Self {
         let spent =
             Spent { began: Instant::now(), retries: 0, retries_before: 0, exchanges_before: 0 };
-        Self { exchanges: AtomicUsize::new(0), granted: AtomicU64::new(0), spent: Mutex::new(spent) }
+        Self {
+            exchanges: AtomicUsize::new(0),
+            granted: AtomicU64::new(0),
+            spent: Mutex::new(spent),
+        }
     }
 }
 

@@ -165,12 +165,16 @@ fn a_malformed_request_to_the_admin_address_leaves_no_credential_in_the_log() {
 #[test]
 fn metrics_show_pools_backends_and_reloads() {
     let upstream = Upstream::start(|_, reply| reply.send(503, &[], b""));
-    let settings = "breaker: {consecutive_failures: 1, open: 1h, open_max: 1h}\nretry: {delay: 1ms}";
+    let settings =
+        "breaker: {consecutive_failures: 1, open: 1h, open_max: 1h}\nretry: {delay: 1ms}";
     let gateway = Gateway::start(&config(settings, &[&upstream]));
     gateway.wait_backend("svc/mdl", "a", "healthy");
     assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 503);
     let page = get(gateway.address(), "/metrics", &[]);
-    assert_eq!((page.status, page.header("content-type").as_str()), (200, "text/plain; version=0.0.4"));
+    assert_eq!(
+        (page.status, page.header("content-type").as_str()),
+        (200, "text/plain; version=0.0.4")
+    );
     let text = page.text();
     for line in [
         "proxy_inflight 0",
