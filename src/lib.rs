@@ -23,8 +23,8 @@
 //! | [`server`] | the composition root: snapshot -> runtime -> Pingora services; signals, sockets |
 //! | [`proxy`], [`admin`] | the data path, a file a step; status pages and dashboard |
 //! | [`runtime`] | everything one exchange needs, behind one `Arc` |
-//! | [`auth`], [`routing`], [`pool`] | who may pass; path to target; backends, balance and health |
-//! | [`telemetry`], [`lifecycle`], [`config`], [`refusal`] | log words; starting to draining; files to snapshot; every "no" |
+//! | [`auth`], [`routing`], [`pool`] | who may pass; path to target; backends, balance, health, breakers and queue |
+//! | [`telemetry`], [`lifecycle`], [`config`], [`refusal`] | log words and metric names; starting to draining; files to snapshot; every "no" |
 //! | [`llm`], [`secret`] | API families; a string that cannot be printed |
 //!
 //! # Words
@@ -35,15 +35,19 @@
 //! - **exchange**: one request with its response; **attempt**: one try of it on one backend.
 //! - **snapshot**: the validated, immutable configuration; **runtime**: the snapshot with the live
 //!   state that outlives it (health, exchanges in flight, clients' homes).
+//! - **permit**: a place at a backend, held for an attempt; **breaker**: what leaves a failing backend
+//!   alone: closed, open, half open.
 //! - **refusal**: a "no" said to a client. **drain**: finishing without accepting.
 //!
 //! # What can be relied on
 //!
 //! - An exchange sees one runtime, from its first step to its last.
-//! - What is taken (a place in flight) is given back by `Drop`, so neither a panic nor an abort
+//! - What is taken (a permit, a place in line, bytes held) is given back by `Drop`, so neither a panic nor an abort
 //!   leaks it.
 //! - File types never meet an exchange, and the snapshot has no "not written".
-//! - The request path does not resolve names, read files or hold a body.
+//! - The request path does not resolve names or read files. A body is held only to be sent again, within
+//!   a bound of its own and one of all; an answer is never held.
+//! - After the first byte of an answer there is no other attempt, and one that breaks never looks whole.
 //! - Paths are decided upon and passed on as the bytes that came.
 //! - Routing does not know what a target is, and a pool does not know HTTP exchanges. Configuration,
 //!   keys, routing, refusals and pages do not know Pingora.
