@@ -272,7 +272,8 @@ impl Pool {
         }
     }
 
-    /// When a backend may take exchanges again, if none does now.
+    /// When a backend may take exchanges again, if none does now. One that is unhealthy is expected
+    /// to need some time, though it is checked sooner.
     #[must_use]
     pub fn back_within(&self) -> Duration {
         let now = Instant::now();
@@ -307,6 +308,11 @@ impl Pool {
     /// An exchange could not reach the backend: it is checked soon, and till then asked last.
     pub fn suspect(&self, backend: &Backend) {
         backend.suspect();
+        self.checks.suspected.notify_one();
+    }
+
+    /// An exchange found nobody to ask: those that are unhealthy may be well again.
+    pub fn check_soon(&self) {
         self.checks.suspected.notify_one();
     }
 
@@ -353,7 +359,7 @@ impl Checks {
     }
 
     /// Checks the backends for as long as it is polled: a first round at once, then one an interval,
-    /// or when an exchange raised a suspicion, or when the name of a backend has been found.
+    /// or soon when an exchange raised a suspicion or found nobody to ask, or when the name of a backend has been found.
     pub async fn run(&self) {
         loop {
             let started = tokio::time::Instant::now();

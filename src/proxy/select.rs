@@ -67,12 +67,9 @@ async fn find(session: &mut Session, exchange: &mut Exchange) -> Result<Result<P
         }
         let attempts = &mut exchange.attempts;
         if !attempts.is_round_begun() || !another_round(attempts, &pool) {
-            let nobody = || Refusal::NoBackend {
-                pool: pool.name().to_owned(),
-                retry_after: pool.back_within().min(RETRY_AFTER_MAX),
-            };
-            return Ok(Err(attempts.failure.take().unwrap_or_else(nobody)));
+            return Ok(Err(attempts.failure.take().unwrap_or_else(|| nobody_left(&pool))));
         }
+        pool.check_soon();
         let pause = pause(attempts, pool.spec().retry.delay);
         attempts.next_round();
         if let Some(refusal) = wait(session, exchange, pause).await? {
@@ -166,6 +163,7 @@ async fn wait_in_line(
 }
 
 fn nobody_left(pool: &Pool) -> Refusal {
+    pool.check_soon();
     let retry_after = pool.back_within().min(RETRY_AFTER_MAX);
     Refusal::NoBackend { pool: pool.name().to_owned(), retry_after }
 }

@@ -23,6 +23,12 @@ pub(crate) enum Mode {
     Resetting,
 }
 
+impl Mode {
+    fn breaks_streams(self) -> bool {
+        matches!(self, Self::Dead | Self::Frozen)
+    }
+}
+
 /// Events of a stream, and the time between two.
 pub(crate) const EVENTS: usize = 40;
 const GAP: Duration = Duration::from_millis(100);
@@ -51,11 +57,12 @@ impl Backend {
     }
 
     pub(crate) fn set(&self, mode: Mode) {
-        if matches!(mode, Mode::Dead | Mode::Frozen) {
-            let streaming = self.streaming.lock().unwrap();
+        // Nobody begins or ends a stream meanwhile.
+        let streaming = self.streaming.lock().unwrap();
+        self.mode.send_replace(mode);
+        if mode.breaks_streams() {
             self.broken.lock().unwrap().extend(streaming.iter().cloned());
         }
-        self.mode.send_replace(mode);
     }
 
     /// Whether the stream of this request was broken here.
@@ -152,7 +159,7 @@ impl Backend {
         stream: &mut BufReader<TcpStream>,
         request_id: &str,
     ) -> std::io::Result<()> {
-        self.streaming.lock().unwrap().insert(request_id.to_owned());
+        let _streaming = self.streaming(request_id);
         let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
         stream.write_all(head.as_bytes()).await?;
         for number in 0..EVENTS {
@@ -166,7 +173,22 @@ impl Backend {
             }
         }
         stream.write_all(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n").await?;
-        self.streaming.lock().unwrap().remove(request_id);
         Ok(())
+    }
+
+    /// Notes that it is at work on a stream, until dropped.
+    fn streaming<'a>(&'a self, request_id: &'a str) -> impl Drop + 'a {
+        struct Streaming<'a>(&'a Backend, &'a str);
+        impl Drop for Streaming<'_> {
+            fn drop(&mut self) {
+                self.0.streaming.lock().unwrap().remove(self.1);
+            }
+        }
+        let mut streaming = self.streaming.lock().unwrap();
+        streaming.insert(request_id.to_owned());
+        if self.mode().breaks_streams() {
+            self.broken.lock().unwrap().insert(request_id.to_owned());
+        }
+        Streaming(self, request_id)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use super::backend::Backend;
 
 pub(crate) struct Gateway {
     process: Pid,
-    child: std::process::Child,
+    child: Child,
     folder: TempDir,
     log: Arc<Mutex<Vec<String>>>,
     address: SocketAddr,
@@ -51,10 +51,6 @@ impl Gateway {
         self.address
     }
 
-    pub(crate) async fn wait_healthy(&self) {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-
     /// Writes another configuration and has it taken up; every fifth is broken.
     pub(crate) async fn reload(&self, backends: &[Arc<Backend>], number: u32) {
         let text = match number % 5 {
@@ -80,7 +76,11 @@ impl Gateway {
         let before = self.log.lock().unwrap().len();
         kill(self.process, Signal::SIGTERM).unwrap();
         self.wait("drained, nothing was cut", before).await;
-        self.child.wait().is_ok_and(|status| status.success())
+        let ended = self.child.wait().is_ok_and(|status| status.success());
+        if let Ok(path) = std::env::var("CHAOS_LOG") {
+            std::fs::write(path, self.log.lock().unwrap().join("\n")).unwrap();
+        }
+        ended
     }
 
     async fn wait(&self, text: &str, from: usize) -> String {
@@ -119,9 +119,6 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         let _ = kill(self.process, Signal::SIGKILL);
         let _ = self.child.kill();
-        if let Ok(path) = std::env::var("CHAOS_LOG") {
-            std::fs::write(path, self.log.lock().unwrap().join("\n")).unwrap();
-        }
     }
 }
 
@@ -138,7 +135,7 @@ fn config(backends: &[Arc<Backend>], weight: u32) -> String {
          balance: least_inflight\n\
          health_check: {interval: 1s, timeout: 500ms, path: /v1/health}\n\
          deadlines: {connect: 500ms, first_byte: 1s, silence: 2s}\n\
-         retry: {retries_max: 6, budget: 1, delay: 50ms}\n\
+         retry: {retries_max: 10, budget: 1, budget_min: 100, delay: 100ms}\n\
          breaker: {open: 1s, slow_start: 2s}\n\
          services: {svc: {models: {mdl: {backends: [\n",
     );

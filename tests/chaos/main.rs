@@ -3,6 +3,7 @@
 //! upgraded twice. Nothing may fail but streams whose own backend died after their first byte.
 //!
 //! `make chaos` runs it; it takes two minutes, prints what happened, and ends with 1 if more failed.
+//! `SEED` repeats the troubles of another run, `CHAOS_LOG` names a file for the program's log.
 
 #![allow(clippy::unwrap_used, reason = "a run that cannot go on has failed")]
 
@@ -52,7 +53,6 @@ async fn main() {
         backends.push(Backend::start().await);
     }
     let mut gateway = Gateway::start(&backends);
-    gateway.wait_healthy().await;
     let tally = Arc::new(Tally::default());
     let stop = Arc::new(AtomicBool::new(false));
     let mut clients = tokio::task::JoinSet::new();

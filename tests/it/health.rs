@@ -180,3 +180,19 @@ fn interim_responses_come_before_the_one_that_counts() {
     gateway.wait_backend("svc/mdl", "switch", "unhealthy");
     gateway.wait_backend("svc/mdl", "endless", "unhealthy");
 }
+
+#[test]
+fn an_exchange_that_finds_nobody_has_the_backends_checked_soon() {
+    let upstream = Upstream::named("up");
+    upstream.set_healthy(false);
+    let url = upstream.url();
+    let gateway = Gateway::start(&pool(
+        "health_check: {interval: 1h}",
+        &format!("{{id: a, url: \"{url}\"}}"),
+    ));
+    gateway.wait_backend("svc/mdl", "a", "unhealthy");
+    upstream.set_healthy(true);
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 503);
+    gateway.wait_backend("svc/mdl", "a", "healthy");
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).text(), "up");
+}
