@@ -174,9 +174,11 @@ fn check_head(head: &RequestHeader) -> Result<(), Refusal> {
         }
         _ => {}
     }
-    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
-    if codings.any(|value| !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
-        return bad("chunked is the only transfer coding that is taken");
+    let codings = head.headers.get_all(TRANSFER_ENCODING).iter().enumerate();
+    for (at, coding) in codings {
+        if at > 0 || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
+            return bad("chunked, once, is the only transfer coding that is taken");
+        }
     }
     Ok(())
 }

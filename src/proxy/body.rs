@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::Method;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
@@ -96,7 +96,10 @@ pub(super) fn bound_client(session: &mut Session, exchange: &Exchange) {
     let bounds = &exchange.arrived.runtime.snapshot.client;
     session.set_read_timeout(Some(bounds.body_timeout));
     session.set_write_timeout(Some(bounds.write_timeout));
-    session.set_pipelining_enabled(true);
+    // Pingora takes a chunk without a size for the last one: what follows chunks is not read on, in case
+    // that somebody in front of us takes it for a part of the body.
+    let has_chunks = session.req_header().headers.contains_key(TRANSFER_ENCODING);
+    session.set_pipelining_enabled(!has_chunks);
     if bounds.half_close {
         session.set_abort_on_close(false);
     }

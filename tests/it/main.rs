@@ -20,5 +20,6 @@ mod hostile;
 mod lifecycle;
 mod queue;
 mod retries;
+mod smuggling;
 mod status;
 mod streaming;
