@@ -5,6 +5,7 @@ SYSCONFDIR ?= /etc
 UNITDIR ?= /etc/systemd/system
 DESTDIR ?=
 CARGO ?= cargo
+FUZZ_SECONDS ?= 30
 
 # Pingora links zlib-ng and zstd, which are built with cmake and a C compiler.
 BUILD_PACKAGES = cmake gcc libc6-dev make
@@ -48,6 +49,16 @@ bench: deps ## compare CPU time with nginx and bare Pingora
 
 chaos: deps ## load for two minutes while backends fail, configurations change and the program is upgraded
 	$(CARGO) test --locked --test chaos
+
+fuzz: deps ## give every parser garbage, FUZZ_SECONDS each (30)
+	@rustup toolchain list | grep -q nightly || rustup toolchain install nightly --profile minimal
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
+	@mkdir -p fuzz/corpus/configuration fuzz/corpus/routing fuzz/corpus/headers fuzz/corpus/streams
+	for target in configuration routing headers streams; do \
+	  seeds=$$(test $$target = configuration && echo conf tests/data/broken); \
+	  cargo +nightly fuzz run --sanitizer none $$target fuzz/corpus/$$target $$seeds -- \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=10 -rss_limit_mb=2048 || exit 1; \
+	done
 
 install: ## after build: install program, unit and configuration (as root; DESTDIR and PREFIX count)
 	@test -x target/release/tollgate || { echo "run \"make build\" first"; exit 1; }

@@ -219,28 +219,38 @@ fn preflight(head: &RequestHeader, exchange: &Exchange) -> Option<Response<Bytes
     Some(response)
 }
 
-/// Who sent the request: the peer, or behind trusted proxies the address that the last of them
-/// saw, the first from the right that is not itself trusted.
+/// Who sent the request: the peer, or behind trusted proxies the address that the last of them saw.
 fn client(session: &Session, trusted: &[IpNet]) -> Client {
-    let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
     let peer = session.client_addr().and_then(|address| address.as_inet());
     let peer = peer.map(|address| address.ip().to_canonical());
-    let peer_is_trusted = peer.is_some_and(is_trusted);
-    let forwarded = peer_is_trusted.then(|| {
-        let values = session.req_header().headers.get_all(X_FORWARDED_FOR);
-        let mut hops: Vec<IpAddr> = Vec::new();
-        for value in values {
-            for hop in value.to_str().unwrap_or_default().split(',') {
-                // What stands left of something unreadable cannot be believed.
-                match forwarded_address(hop.trim()) {
-                    Some(address) => hops.push(address.to_canonical()),
-                    None => hops.clear(),
-                }
+    let peer_is_trusted = peer.is_some_and(|peer| is_among(trusted, peer));
+    let forwarded = if peer_is_trusted {
+        forwarded_client(&session.req_header().headers, trusted)
+    } else {
+        None
+    };
+    Client { peer, address: forwarded.or(peer), peer_is_trusted }
+}
+
+/// The address that the last trusted proxy saw, by `X-Forwarded-For`: the first from the right that is
+/// not itself trusted.
+#[must_use]
+pub fn forwarded_client(headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAddr> {
+    let mut hops: Vec<IpAddr> = Vec::new();
+    for value in headers.get_all(X_FORWARDED_FOR) {
+        for hop in value.to_str().unwrap_or_default().split(',') {
+            // What stands left of something unreadable cannot be believed.
+            match forwarded_address(hop.trim()) {
+                Some(address) => hops.push(address.to_canonical()),
+                None => hops.clear(),
             }
         }
-        hops.iter().rev().find(|hop| !is_trusted(**hop)).or(hops.first()).copied()
-    });
-    Client { peer, address: forwarded.flatten().or(peer), peer_is_trusted }
+    }
+    hops.iter().rev().find(|hop| !is_among(trusted, **hop)).or(hops.first()).copied()
+}
+
+fn is_among(networks: &[IpNet], address: IpAddr) -> bool {
+    networks.iter().any(|network| network.contains(&address))
 }
 
 /// Reads an address of `X-Forwarded-For`; some load balancers write the port too.

@@ -41,6 +41,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
+pub use admit::forwarded_client;
 pub use exchange::Exchange;
 pub use respond::raw_refusal;
 pub use watch::{ClientSide, watched};

@@ -131,6 +131,9 @@ mod tests {
         assert_eq!(taken.sockets[0].wanted, address("0.0.0.0:0"));
         assert_eq!(taken.sockets[0].address, address("0.0.0.0:4711"));
         assert_eq!(taken.sockets[1].socket, 6);
+        proptest::proptest!(|(text: String)| {
+            let _ = TakeOver::parse(&text);
+        });
         for wrong in ["", "x", "7;", "7;a=b=c", "7;0.0.0.0:0=5"] {
             assert!(TakeOver::parse(wrong).is_err(), "{wrong}");
         }
