@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 30
 BUILD_PACKAGES = cmake gcc libc6-dev make
 TEST_PACKAGES = curl python3-venv
 
-.PHONY: help demo build test unit lint openai bench chaos fuzz install uninstall deps test-deps clean
+.PHONY: help demo build test unit lint openai bench chaos endurance fuzz install uninstall deps test-deps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,7 +48,10 @@ bench: deps ## compare CPU time with nginx and bare Pingora
 	$(CARGO) bench --locked --bench compare
 
 chaos: deps ## load for two minutes while backends fail, configurations change and the program is upgraded
-	$(CARGO) test --locked --test chaos
+	$(CARGO) test --locked --test stress -- chaos
+
+endurance: deps ## streams through reload and upgrade, hostile crowds, memory after a million requests
+	$(CARGO) test --locked --release --test stress -- endurance
 
 fuzz: deps ## give every parser garbage, FUZZ_SECONDS each (30)
 	@rustup toolchain list | grep -q nightly || rustup toolchain install nightly --profile minimal

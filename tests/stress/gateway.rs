@@ -10,8 +10,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::backend::Backend;
-
 pub(crate) struct Gateway {
     process: Pid,
     child: Child,
@@ -24,9 +22,9 @@ pub(crate) struct Gateway {
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Gateway {
-    pub(crate) fn start(backends: &[Arc<Backend>]) -> Self {
+    pub(crate) fn start(config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("tollgate.yaml"), config(backends, 1)).unwrap();
+        std::fs::write(folder.path().join("tollgate.yaml"), config).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
             .current_dir(folder.path())
             .stderr(Stdio::piped())
@@ -51,13 +49,9 @@ impl Gateway {
         self.address
     }
 
-    /// Writes another configuration and has it taken up; every fifth is broken.
-    pub(crate) async fn reload(&self, backends: &[Arc<Backend>], number: u32) {
-        let text = match number % 5 {
-            0 => "services: {svc: {modles: {}}}".to_owned(),
-            _ => config(backends, number % 3 + 1),
-        };
-        std::fs::write(self.folder.path().join("tollgate.yaml"), text).unwrap();
+    /// Writes another configuration and has it taken up, or refused.
+    pub(crate) async fn reload(&self, config: &str) {
+        std::fs::write(self.folder.path().join("tollgate.yaml"), config).unwrap();
         let before = self.log.lock().unwrap().len();
         kill(self.process, Signal::SIGHUP).unwrap();
         self.wait("the new configuration is", before).await;
@@ -77,10 +71,17 @@ impl Gateway {
         kill(self.process, Signal::SIGTERM).unwrap();
         self.wait("drained, nothing was cut", before).await;
         let ended = self.child.wait().is_ok_and(|status| status.success());
-        if let Ok(path) = std::env::var("CHAOS_LOG") {
+        if let Ok(path) = std::env::var("STRESS_LOG") {
             std::fs::write(path, self.log.lock().unwrap().join("\n")).unwrap();
         }
         ended
+    }
+
+    /// Memory of its own that the process holds, in KiB.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process)).unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
     async fn wait(&self, text: &str, from: usize) -> String {
@@ -126,26 +127,4 @@ fn collect(stderr: impl Read, log: &Mutex<Vec<String>>) {
     for line in BufReader::new(stderr).lines().map_while(Result::ok) {
         log.lock().unwrap().push(line);
     }
-}
-
-fn config(backends: &[Arc<Backend>], weight: u32) -> String {
-    let mut text = String::from(
-        "listen: 127.0.0.1:0\n\
-         reload: {watch: false}\n\
-         balance: least_inflight\n\
-         health_check: {interval: 1s, timeout: 500ms, path: /v1/health}\n\
-         deadlines: {connect: 500ms, first_byte: 1s, silence: 2s}\n\
-         retry: {retries_max: 10, budget: 1, budget_min: 100, delay: 100ms}\n\
-         breaker: {open: 1s, slow_start: 2s}\n\
-         services: {svc: {models: {mdl: {backends: [\n",
-    );
-    for (number, backend) in backends.iter().enumerate() {
-        let weight = if number == 0 { weight } else { 1 };
-        text.push_str(&format!(
-            "  {{id: b{number}, url: \"http://{}\", weight: {weight}}},\n",
-            backend.address
-        ));
-    }
-    text.push_str("]}}}}\n");
-    text
 }

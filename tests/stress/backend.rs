@@ -147,6 +147,14 @@ impl Backend {
                 stream.write_all(answer.as_bytes()).await?;
             } else if first.contains("/chat/completions") {
                 self.events(&mut stream, &request_id).await?;
+            } else if first.contains("/big") {
+                let part = vec![0; 1024 * 1024];
+                let head =
+                    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 64 * part.len());
+                stream.write_all(head.as_bytes()).await?;
+                for _ in 0..64 {
+                    stream.write_all(&part).await?;
+                }
             } else {
                 let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
                 stream.write_all(&[head.as_bytes(), &body].concat()).await?;

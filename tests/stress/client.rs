@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use super::Tally;
 use super::backend::{Backend, EVENTS};
+use super::chaos::Tally;
 
 /// Longer than anything may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -143,14 +143,16 @@ pub(crate) async fn streams(
     }
 }
 
-struct Broken {
+/// A stream that is not whole.
+pub(crate) struct Broken {
     after_first_byte: bool,
     /// Whether the stream ended with an error event and uncleanly.
     is_told: bool,
-    why: String,
+    pub(crate) why: String,
 }
 
-async fn stream(to: SocketAddr, id: &str) -> Result<(), Broken> {
+/// One stream, which is whole and in order.
+pub(crate) async fn stream(to: SocketAddr, id: &str) -> Result<(), Broken> {
     let before = |why: String| Broken { after_first_byte: false, is_told: false, why };
     let failed = |error: std::io::Error| before(error.to_string());
     let mut connection = connect(to).await.map_err(failed)?;

@@ -1,0 +1,32 @@
+//! The program under stress, for minutes: `chaos`, where everything fails that can, and `endurance`,
+//! where there is more of everything than usual. Each prints what it saw, and ends with 1 if that is
+//! not as it should be. `STRESS_LOG` names a file for the program's log.
+
+#![allow(clippy::unwrap_used, reason = "a run that cannot go on has failed")]
+
+mod backend;
+mod chaos;
+mod client;
+mod crowd;
+mod endurance;
+mod gateway;
+
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // Every connection has two ends here.
+    let (_, most) =
+        nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most).unwrap();
+    let passed = match std::env::args().nth(1).as_deref() {
+        Some("chaos") => chaos::run().await,
+        Some("endurance") => endurance::run().await,
+        _ => {
+            println!("usage: stress chaos|endurance");
+            false
+        }
+    };
+    println!("{}", if passed { "passed" } else { "FAILED" });
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
