@@ -46,7 +46,7 @@ pub(super) async fn admit(
             admitted.pool.count_exchange();
             exchange.admitted = Some(admitted);
             if let Some(deadlines) = exchange.deadlines() {
-                exchange.watch.limit_exchange(deadlines.exchange);
+                exchange.watch.limit_exchange(exchange.arrived.at, deadlines.exchange);
             }
             // HTTP/1.0 knows no interim responses (RFC 9110, section 15.2).
             session.set_ignore_info_resp(exchange.arrived.is_http_10);

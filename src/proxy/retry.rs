@@ -129,8 +129,8 @@ pub(super) fn judge(
     if backend.spec.credential.is_some() && (is_refused || status.is_success()) {
         pool.note_credential(backend, is_refused.then(|| status.as_u16()));
     }
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let asked = if status.is_client_error() || status.is_server_error() {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         llm::pause(&response.headers, since_1970)
     } else {
         None

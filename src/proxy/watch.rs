@@ -124,9 +124,9 @@ impl Watch {
         self.enter(Phase::Inside);
     }
 
-    /// From now on the whole exchange has this long.
-    pub(super) fn limit_exchange(&self, limit: Duration) {
-        self.exchange_by.store(self.nanos(Instant::now() + limit), Ordering::Relaxed);
+    /// The whole exchange has this long.
+    pub(super) fn limit_exchange(&self, began: Instant, limit: Duration) {
+        self.exchange_by.store(self.nanos(began + limit), Ordering::Relaxed);
     }
 
     /// When the exchange is stopped, whatever it does.
@@ -322,7 +322,7 @@ impl Poller<'_> {
             Phase::Head if self.refused_at.is_some() => {
                 Some(self.armed.unwrap_or_else(|| Instant::now() + LOOK))
             }
-            Phase::Head => Some(watch.base + self.client.head_within),
+            Phase::Head => Some(self.head_by()),
             Phase::Inside => match self.armed {
                 // The first look is not before long: most exchanges are never looked at.
                 None => Some(Instant::now() + LOOK),
@@ -330,7 +330,8 @@ impl Poller<'_> {
             },
             _ => watch.instant(watch.next().0).filter(|_| watch.stopped().is_none()),
         };
-        if matches!(self.told, Told::NotYet) && watch.phase() != Phase::Head {
+        // The first that is armed for, so that a short exchange sets the timer once.
+        if matches!(self.told, Told::NotYet) {
             next = Some(next.map_or(watch.base + LONG, |next| next.min(watch.base + LONG)));
         }
         let next = next?;
@@ -339,6 +340,11 @@ impl Poller<'_> {
         }
         self.armed = Some(next);
         Some(next)
+    }
+
+    /// When the head must be there.
+    fn head_by(&self) -> Instant {
+        self.watch.base + self.client.head_within
     }
 
     /// The timer rang.
@@ -356,7 +362,7 @@ impl Poller<'_> {
             }));
         }
         match watch.phase() {
-            Phase::Head if now >= watch.base + self.client.head_within => {
+            Phase::Head if now >= self.head_by() => {
                 return self.refuse_head(now);
             }
             Phase::Inside => {
@@ -433,7 +439,7 @@ mod tests {
     fn the_first_deadline_is_the_one_that_counts() {
         let watch = Watch::new();
         assert_eq!(watch.next(), (NEVER, Stop::Exchange));
-        watch.limit_exchange(Duration::from_secs(60));
+        watch.limit_exchange(watch.base, Duration::from_secs(60));
         assert_eq!(watch.next().1, Stop::Exchange);
         watch.expect_first_byte(Duration::from_secs(5));
         assert_eq!(watch.next().1, Stop::FirstByte);

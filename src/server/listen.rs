@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{SockaddrStorage, getsockname};
 use pingora_core::apps::ServerApp;
+use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
 use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::listening::Service;
 use pingora_core::services::{ServiceReadyNotifier, ServiceWithDependents};
@@ -117,9 +118,12 @@ pub(super) struct PreBound<A> {
 }
 
 impl<A> PreBound<A> {
+    /// Connections get no buffer for reading: heads and bodies are read into buffers of their own, and
+    /// Pingora's 64 KiB would be the most that an idle connection costs.
     pub(super) fn new(mut service: Service<A>, sockets: Vec<Bound>) -> Self {
         for socket in &sockets {
-            service.add_tcp(&socket.address.to_string());
+            let listener = ListenerConfig::tcp(socket.address.to_string());
+            service.add_listener(listener.l4_buffer(L4BufferSettings::default().read(0)));
         }
         Self { service, sockets }
     }

@@ -116,8 +116,8 @@ async fn crowds(gateway: &Gateway) -> bool {
 
 async fn memory(gateway: &Gateway) -> bool {
     let to = gateway.address();
-    requests(to, REQUESTS / 50).await;
-    aborted(to, ABORTED / 50).await;
+    requests(to, REQUESTS / 10).await;
+    aborted(to, ABORTED / 2).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let before = gateway.memory_kib();
     let began = Instant::now();
