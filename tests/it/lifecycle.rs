@@ -418,16 +418,14 @@ fn systemds_sockets_are_used_and_it_is_told_what_happens() {
     std::fs::write(folder.path().join("tollgate.yaml"), text).unwrap();
     // The shell puts the socket where systemd does and takes the process id that it asks for.
     let script = format!(
-        "exec 3<&{}; LISTEN_FDS=1 LISTEN_PID=$$ NOTIFY_SOCKET=$PWD/notify WATCHDOG_USEC=300000 exec {} serve",
-        std::os::fd::AsRawFd::as_raw_fd(&listener),
+        "exec 3<&0; LISTEN_FDS=1 LISTEN_PID=$$ NOTIFY_SOCKET=$PWD/notify WATCHDOG_USEC=300000 exec {} serve",
         env!("CARGO_BIN_EXE_tollgate")
     );
-    nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
-        .unwrap();
     let log = std::fs::File::create(folder.path().join("log")).unwrap();
     let mut child = std::process::Command::new("timeout")
         .args(["-s", "KILL", "60", "sh", "-c", &script])
         .current_dir(folder.path())
+        .stdin(std::os::fd::OwnedFd::from(listener))
         .stdout(std::process::Stdio::null())
         .stderr(log)
         .spawn()
