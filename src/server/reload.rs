@@ -1,7 +1,7 @@
 //! Taking up a new configuration: on SIGHUP, on a change of its files, or when asked to.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::signal::unix::Signal;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -13,6 +13,16 @@ use crate::runtime::{Current, ReloadReport, Reloaded, Reloads, Runtime};
 /// How often the files are looked at. Looking sees every way of changing a file, also on network
 /// file systems and where Kubernetes swaps a link, and costs a `stat` a file.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How soon one that was refused is tried again, though the files that are looked at are the same: it
+/// may name one that was missing.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// A configuration that was refused.
+struct Failed {
+    files: Vec<SeenFile>,
+    at: Instant,
+}
 
 /// Takes up configurations, one at a time.
 pub(super) struct Reloader {
@@ -41,36 +51,64 @@ impl Reloader {
     ) {
         // What was seen last, and what was tried in vain.
         let mut pending = None;
-        let mut failed = None;
+        let mut failed: Option<Failed> = None;
         loop {
             let answer = tokio::select! {
                 _ = hangup.recv() => None,
                 Some(answer) = asked.recv() => Some(answer),
                 () = tokio::time::sleep(LOOK_EVERY) => {
                     let now = self.look().await;
-                    let is_news = now != self.current.load().snapshot.files && failed.as_ref() != Some(&now);
+                    let known = failed.as_ref().map(|failed| &failed.files);
+                    let is_news = now != self.current.load().snapshot.files && known != Some(&now);
                     // An editor may still be writing: only what is the same twice is taken.
                     let is_settled = pending.as_ref() == Some(&now);
                     pending = Some(now);
-                    if !is_news || !is_settled || !self.current.load().snapshot.reload_on_change {
+                    if !self.current.load().snapshot.reload_on_change {
+                        continue;
+                    }
+                    if !is_news {
+                        self.try_again(&mut failed).await;
+                        continue;
+                    }
+                    if !is_settled {
                         continue;
                     }
                     log::info!("the configuration's files changed");
                     None
                 }
             };
-            let tried = self.look().await;
+            let files = self.look().await;
             let reloaded = self.reload().await;
-            failed = reloaded.outcome.is_err().then_some(tried);
+            let is_err = reloaded.outcome.is_err();
+            failed = is_err.then(|| Failed { files, at: Instant::now() });
             if let Some(answer) = answer {
                 let _ = answer.send(reloaded);
             }
         }
     }
 
+    /// Sees, without a word, whether what was refused is fine by now.
+    async fn try_again(&self, failed: &mut Option<Failed>) {
+        let Some(refused) = failed else { return };
+        if refused.at.elapsed() < TRY_AGAIN_AFTER {
+            return;
+        }
+        refused.at = Instant::now();
+        if let Ok(report) = self.take_up().await {
+            self.note(Ok(report));
+            *failed = None;
+        }
+    }
+
     async fn reload(&self) -> Reloaded {
         supervisor::reloading();
         let outcome = self.take_up().await;
+        let reloaded = self.note(outcome);
+        supervisor::ready();
+        reloaded
+    }
+
+    fn note(&self, outcome: Result<ReloadReport, Vec<String>>) -> Reloaded {
         match &outcome {
             Ok(report) => {
                 let ReloadReport { models, backends, needs_restart } = report;
@@ -86,7 +124,6 @@ impl Reloader {
                 problems.join("\n  ")
             ),
         }
-        supervisor::ready();
         let reloaded = Reloaded { at: SystemTime::now(), outcome };
         self.reloads.note(&reloaded);
         reloaded

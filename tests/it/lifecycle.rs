@@ -273,6 +273,21 @@ fn a_rotated_key_file_takes_effect_by_itself() {
 }
 
 #[test]
+fn a_configuration_whose_key_file_comes_later_is_taken_up_then() {
+    let upstream = Upstream::named("x");
+    let mut gateway = Gateway::start(&config("", &[&upstream]));
+    let folder = gateway.folder().to_owned();
+    replace(&folder.join("tollgate.yaml"), &config("api_key_file: key", &[&upstream]));
+    gateway.wait_log("the new configuration is not used");
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 200);
+    std::fs::write(folder.join("key"), "sk-late").unwrap();
+    gateway.wait_log("the new configuration is at work");
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 401);
+    let failures = gateway.log().iter().filter(|line| line.contains("is not used")).count();
+    assert_eq!(failures, 1, "it says so once");
+}
+
+#[test]
 fn with_watching_off_a_changed_file_waits_for_a_signal() {
     let one = Upstream::named("one");
     let two = Upstream::named("two");
