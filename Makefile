@@ -26,6 +26,7 @@ test: deps test-deps lint unit ## lint, then run all tests; installs what they n
 
 unit: openai
 	$(CARGO) test --locked
+	$(CARGO) test --locked --test stress -- streams
 
 lint: deps
 	$(CARGO) fmt --check

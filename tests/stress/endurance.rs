@@ -21,16 +21,18 @@ const ABORTED: usize = 10_000;
 /// Growth that is no leak: what an allocator keeps, and buffers of connections that are still open.
 const GROWTH_KIB_MAX: u64 = 16 * 1024;
 
-/// Whether everything was as it should be.
-pub(crate) async fn run() -> bool {
+/// Whether everything was as it should be. `all`: not only the streams, which take half a minute.
+pub(crate) async fn run(all: bool) -> bool {
     let mut backends = Vec::new();
     for _ in 0..2 {
         backends.push(Backend::start().await);
     }
     let mut gateway = Gateway::start(&config(&backends, 1));
     let mut passed = streams(&mut gateway, &backends).await;
-    passed &= crowds(&gateway).await;
-    passed &= memory(&gateway).await;
+    if all {
+        passed &= crowds(&gateway).await;
+        passed &= memory(&gateway).await;
+    }
     gateway.stop().await && passed
 }
 

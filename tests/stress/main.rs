@@ -1,5 +1,5 @@
 //! The program under stress, for minutes: `chaos`, where everything fails that can, and `endurance`,
-//! where there is more of everything than usual. Each prints what it saw, and ends with 1 if that is
+//! where there is more of everything than usual (`streams` is its first part). Each prints what it saw, and ends with 1 if that is
 //! not as it should be. `STRESS_LOG` names a file for the program's log.
 
 #![allow(clippy::unwrap_used, reason = "a run that cannot go on has failed")]
@@ -21,9 +21,10 @@ async fn main() -> ExitCode {
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most).unwrap();
     let passed = match std::env::args().nth(1).as_deref() {
         Some("chaos") => chaos::run().await,
-        Some("endurance") => endurance::run().await,
+        Some("endurance") => endurance::run(true).await,
+        Some("streams") => endurance::run(false).await,
         _ => {
-            println!("usage: stress chaos|endurance");
+            println!("usage: stress chaos|endurance|streams");
             false
         }
     };
