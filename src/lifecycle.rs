@@ -21,6 +21,7 @@ pub enum Phase {
 pub struct Lifecycle {
     phase: AtomicU8,
     leaving: AtomicBool,
+    closing: watch::Sender<bool>,
     parted: watch::Sender<bool>,
     cut: watch::Sender<bool>,
     exchanges: Arc<Gauge>,
@@ -36,6 +37,7 @@ impl Default for Lifecycle {
         Self {
             phase: AtomicU8::new(STARTING),
             leaving: AtomicBool::new(false),
+            closing: watch::Sender::new(false),
             parted: watch::Sender::new(false),
             cut: watch::Sender::new(false),
             exchanges: Arc::default(),
@@ -68,11 +70,20 @@ impl Lifecycle {
     /// From now on no exchange is admitted.
     pub fn drain(&self) {
         self.phase.fetch_max(DRAINING, Ordering::SeqCst);
+        self.closing.send_replace(true);
     }
 
     /// Another process takes over: what comes on open connections is served, and then they close.
     pub fn leave(&self) {
         self.leaving.store(true, Ordering::SeqCst);
+        self.closing.send_replace(true);
+    }
+
+    /// Tells connections that they are to close after what they have begun: the drain has begun, or
+    /// another process has taken over.
+    #[must_use]
+    pub fn closing_signal(&self) -> watch::Receiver<bool> {
+        self.closing.subscribe()
     }
 
     /// Whether another process has taken over.

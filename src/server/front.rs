@@ -44,6 +44,8 @@ pub(super) struct Front {
     http2: Arc<Version>,
     current: Arc<Current>,
     lifecycle: Arc<Lifecycle>,
+    /// In place of Pingora's own signal, which comes after the drain.
+    closing: ShutdownWatch,
     /// Counts connections; none where they are not bounded.
     connections: Option<Arc<Connections>>,
 }
@@ -78,6 +80,7 @@ impl Front {
             http1: version(HttpServerOptions::default()),
             http2: version(http2),
             current: Arc::clone(current),
+            closing: lifecycle.closing_signal(),
             lifecycle,
             connections,
         }
@@ -113,7 +116,7 @@ impl ServerApp for Front {
     async fn process_new(
         self: &Arc<Self>,
         mut stream: Stream,
-        shutdown: &ShutdownWatch,
+        _shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let client = self.current.load().snapshot.client.clone();
         let address = stream.get_socket_digest().and_then(|digest| {
@@ -134,9 +137,9 @@ impl ServerApp for Front {
             () = self.lifecycle.parted() => return None,
         };
         if speaks_http2 {
-            self.http2.process_new(stream, shutdown).await
+            self.http2.process_new(stream, &self.closing).await
         } else {
-            let http1 = self.http1.process_new(stream, shutdown);
+            let http1 = self.http1.process_new(stream, &self.closing);
             FIRST.scope(AtomicBool::new(true), http1).await
         }
     }

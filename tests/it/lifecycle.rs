@@ -187,6 +187,47 @@ async fn a_drain_sends_an_http_2_answer_to_its_last_byte() {
     drop(client);
 }
 
+#[tokio::test]
+async fn a_drain_tells_http_2_clients_to_go_away_and_finishes_their_streams() {
+    let (upstream, release) = held();
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    let socket = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
+    let (client, connection) = h2::client::handshake(socket).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut client: h2::client::SendRequest<bytes::Bytes> = client.ready().await.unwrap();
+    let request =
+        |path: &str| http::Request::get(format!("http://g/svc/mdl{path}")).body(()).unwrap();
+    let (response, _) = client.send_request(request("/stream"), true).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    assert_eq!(body.data().await.unwrap().unwrap(), "data: first\n\n");
+    gateway.signal(Signal::SIGTERM);
+    let began = Instant::now();
+    // A request that is too late is not lost: it was not taken, so the client may send it elsewhere.
+    let refused = loop {
+        let sent = match client.clone().ready().await {
+            Ok(mut ready) => ready.send_request(request("/fast"), true),
+            Err(error) => break error,
+        };
+        match sent {
+            // Before and after the signal is heard.
+            Ok((response, _)) => {
+                assert!(matches!(response.await.unwrap().status().as_u16(), 200 | 503));
+            }
+            Err(error) => break error,
+        }
+        assert!(began.elapsed() < Duration::from_secs(5), "nobody told the client to go away");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert!(refused.is_go_away() && refused.is_remote(), "{refused:?}");
+    assert_eq!(refused.reason(), Some(h2::Reason::NO_ERROR));
+    release.send(()).unwrap();
+    assert_eq!(body.data().await.unwrap().unwrap(), "data: last\n\n");
+    while let Some(rest) = body.data().await {
+        assert_eq!(rest.unwrap(), "", "it ends without an error");
+    }
+    assert!(connection.await.unwrap().is_ok());
+}
+
 #[test]
 fn a_reload_that_hangs_does_not_hold_up_the_end() {
     let upstream = Upstream::named("x");
