@@ -18,8 +18,9 @@ const STREAMS: usize = 1000;
 const REQUESTS: usize = 1_000_000;
 const ABORTED: usize = 10_000;
 
-/// Growth that is no leak: what an allocator keeps, and buffers of connections that are still open.
-const GROWTH_KIB_MAX: u64 = 16 * 1024;
+/// Growth that is no leak: what the allocator keeps goes up and down by 20 MiB. A leak of one small
+/// object a request, or of one buffer a stream, is several times as much.
+const GROWTH_KIB_MAX: u64 = 32 * 1024;
 
 /// Whether everything was as it should be. `all`: not only the streams, which take half a minute.
 pub(crate) async fn run(all: bool) -> bool {
