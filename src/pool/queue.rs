@@ -38,7 +38,6 @@ pub struct Waiter {
     client: u64,
     /// Whether nobody else waited when it came.
     pub is_first: bool,
-    is_served: bool,
 }
 
 impl Queue {
@@ -50,7 +49,6 @@ impl Queue {
             queue: Arc::clone(self),
             client: client_number(client),
             is_first: before == 0,
-            is_served: false,
         };
         // Dropped, it is counted out again.
         (before < length_max).then_some(waiter)
@@ -96,19 +94,19 @@ impl Waiter {
         self.queue.locked().stand(self.client, sender, again);
         receiver
     }
-
-    /// It has a place.
-    pub fn leave_served(mut self) {
-        self.is_served = true;
-    }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        self.queue.waiting.fetch_sub(1, Ordering::SeqCst);
-        // It may have been called and left before it heard; the next one looks in its stead.
-        if !self.is_served && self.queue.length() > 0 {
-            self.queue.locked().call();
+        let is_last = self.queue.waiting.fetch_sub(1, Ordering::SeqCst) == 1;
+        let mut line = self.queue.locked();
+        if is_last {
+            // A quiet time is none between two calls.
+            line.called_at = None;
+        } else {
+            // It may have been called and left before it heard, or found a place that nobody was called
+            // for, and there may be another one: the next one looks.
+            line.call();
         }
     }
 }
@@ -122,9 +120,9 @@ impl Line {
         }
         if at_head {
             line.push_front(waiter);
-            if line.len() == 1 {
-                self.turns.push_front(client);
-            }
+            // The turn that it did not use is still its client's.
+            self.turns.retain(|other| *other != client);
+            self.turns.push_front(client);
         } else {
             line.push_back(waiter);
             if line.len() == 1 {
@@ -176,7 +174,13 @@ mod tests {
             queue.call();
             let at = waiting.iter_mut().position(|(_, signal, _)| signal.try_recv().is_ok());
             let (name, _, waiter) = waiting.remove(at.unwrap());
-            waiter.leave_served();
+            drop(waiter);
+            // Who is called in its stead finds nothing and stands again.
+            for (_, signal, waiter) in &mut waiting {
+                if signal.try_recv().is_ok() {
+                    *signal = waiter.stand(true);
+                }
+            }
             order.push(name);
         }
         assert_eq!(order, ["1a", "2a", "3a", "1b", "2b", "1c"]);
@@ -204,6 +208,15 @@ mod tests {
         assert!(again.try_recv().is_ok() && later.try_recv().is_err());
     }
 
+    /// Who was called in another's stead finds nothing and stands again.
+    fn stand_again(waiting: &mut [(oneshot::Receiver<()>, Waiter)]) {
+        for (signal, waiter) in waiting {
+            if signal.try_recv().is_ok() {
+                *signal = waiter.stand(true);
+            }
+        }
+    }
+
     proptest! {
         /// As many are called as places became free, as long as somebody waits; nobody is forgotten.
         #[test]
@@ -222,20 +235,16 @@ mod tests {
                         let at = waiting.iter_mut().position(|(signal, _)| signal.try_recv().is_ok());
                         prop_assert_eq!(at.is_some(), !waiting.is_empty());
                         if let Some(at) = at {
-                            waiting.remove(at).1.leave_served();
+                            drop(waiting.remove(at));
                             called += 1;
+                            stand_again(&mut waiting);
                         }
                     }
                     _ => {
                         if let Some((signal, waiter)) = waiting.pop() {
                             drop(signal);
                             drop(waiter);
-                            // Whoever was called in its stead finds nothing and stands again.
-                            for (signal, waiter) in &mut waiting {
-                                if signal.try_recv().is_ok() {
-                                    *signal = waiter.stand(true);
-                                }
-                            }
+                            stand_again(&mut waiting);
                         }
                     }
                 }

@@ -148,7 +148,6 @@ impl ProxyHttp for Proxy {
     ) -> Result<()> {
         receive::check_switch(session, response)?;
         if response.status.is_informational() {
-            exchange.watch.heard();
             return Ok(());
         }
         retry::judge(session, response, exchange)

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
+use http::header::RETRY_AFTER;
 use pingora::http::ResponseHeader;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
@@ -129,13 +130,14 @@ pub(super) fn judge(
     if backend.spec.credential.is_some() && (is_refused || status.is_success()) {
         pool.note_credential(backend, is_refused.then(|| status.as_u16()));
     }
-    let asked = if status.is_client_error() || status.is_server_error() {
+    let is_limited = status == StatusCode::TOO_MANY_REQUESTS;
+    // Other answers hold the limits too, and ask for nothing by that.
+    let asked = if is_limited || response.headers.contains_key(RETRY_AFTER) {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         llm::pause(&response.headers, since_1970)
     } else {
         None
     };
-    let is_limited = status == StatusCode::TOO_MANY_REQUESTS;
     if is_limited || status == StatusCode::SERVICE_UNAVAILABLE && asked.is_some() {
         pool.cool_down(backend, asked.unwrap_or(COOL_DOWN).min(COOL_DOWN_MAX));
     }
@@ -206,7 +208,8 @@ fn may_retry(
     if is_granted {
         exchange.attempts.retries += 1;
         exchange.attempts.is_granted = true;
-        exchange.attempts.pause = asked;
+        // A longer one was granted because another backend is asked meanwhile.
+        exchange.attempts.pause = asked.filter(|asked| *asked <= spec.retry_after_max);
     }
     is_granted
 }

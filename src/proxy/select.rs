@@ -19,7 +19,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 /// How far a pause may be off, either way: clients that failed together come back apart.
 const JITTER: f64 = 0.2;
 
-/// How often who waits for a place looks whether there is still a backend to wait for.
+/// How often who waits for a place looks by itself whether there is one, and a backend to wait for.
 const QUEUE_LOOK: Duration = Duration::from_secs(1);
 
 /// Chooses the backend of the next attempt.
@@ -135,10 +135,7 @@ async fn wait_in_line(
         // A place may have become free before it stood in line, with nobody there to be called.
         if waiter.is_first || was_called {
             match pool.choose(key, true, |_| true) {
-                Choice::Taken(permit) => {
-                    waiter.leave_served();
-                    return Ok(Ok(permit));
-                }
+                Choice::Taken(permit) => return Ok(Ok(permit)),
                 Choice::Full => {}
                 Choice::None => return Ok(Err(nobody_left(pool))),
             }
@@ -151,6 +148,10 @@ async fn wait_in_line(
                     return Ok(Err(if by < late { out_of_time(exchange) } else { busy() }));
                 }
                 () = tokio::time::sleep(QUEUE_LOOK) => {
+                    // A backend may have come back, or have been given more room.
+                    if let Choice::Taken(permit) = pool.choose(key, true, |_| true) {
+                        return Ok(Ok(permit));
+                    }
                     if !pool.has_other(|_| true) && !pool.spec().breaker.fail_open {
                         return Ok(Err(nobody_left(pool)));
                     }

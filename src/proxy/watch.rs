@@ -323,11 +323,11 @@ impl Poller<'_> {
                 Some(self.armed.unwrap_or_else(|| Instant::now() + LOOK))
             }
             Phase::Head => Some(self.head_by()),
-            Phase::Inside => match self.armed {
-                // The first look is not before long: most exchanges are never looked at.
-                None => Some(Instant::now() + LOOK),
-                armed => armed,
-            },
+            // The first look is not before long: most exchanges are never looked at.
+            Phase::Inside => {
+                let look = Instant::now() + LOOK;
+                Some(self.armed.map_or(look, |armed| armed.min(look)))
+            }
             _ => watch.instant(watch.next().0).filter(|_| watch.stopped().is_none()),
         };
         // The first that is armed for, so that a short exchange sets the timer once.

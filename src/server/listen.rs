@@ -26,6 +26,8 @@ pub(super) struct Bound {
     /// As bound.
     pub(super) address: SocketAddr,
     pub(super) socket: RawFd,
+    /// Whether systemd bound it, and gives it to the next process.
+    pub(super) is_systemds: bool,
 }
 
 /// The sockets that this process was started with.
@@ -44,7 +46,7 @@ impl Bound {
         fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty()))
             .context("cannot make the socket one that an upgrade takes over")?;
         let address = listener.local_addr().context("the socket has no address")?;
-        Ok(Self { wanted, address, socket: listener.into_raw_fd() })
+        Ok(Self { wanted, address, socket: listener.into_raw_fd(), is_systemds: false })
     }
 }
 
@@ -85,7 +87,7 @@ impl Inherited {
         for (name, socket) in self.activated.iter().filter(|(name, _)| is_wanted(name)) {
             let address = local_address(*socket)
                 .with_context(|| format!("systemd's socket {name} is not one for TCP"))?;
-            found.push(Bound { wanted: address, address, socket: *socket });
+            found.push(Bound { wanted: address, address, socket: *socket, is_systemds: true });
         }
         Ok(found)
     }

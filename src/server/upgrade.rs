@@ -48,7 +48,7 @@ impl TakeOver {
             let mut parts = part.split('=');
             let mut next = || parts.next().context("a part is missing");
             let (wanted, address) = (next()?.parse()?, next()?.parse()?);
-            Ok(Bound { wanted, address, socket: next()?.parse()? })
+            Ok(Bound { wanted, address, socket: next()?.parse()?, is_systemds: false })
         };
         Ok(Self { sockets: parts.map(socket).collect::<Result<_>>()?, word: Some(word) })
     }
@@ -69,6 +69,9 @@ impl TakeOver {
 /// # Errors
 /// When it does not come to serve; it has ended then, and nothing has changed.
 pub(super) async fn hand_over(sockets: &[Bound]) -> Result<u32> {
+    if sockets.iter().any(|socket| socket.is_systemds) {
+        bail!("systemd holds the sockets: restart the unit, no connection is refused meanwhile");
+    }
     let (mut child, word) = start(sockets)?;
     let mut word = tokio::net::UnixStream::from_std(word)?;
     let mut told = [0; 5];
@@ -91,7 +94,7 @@ fn start(sockets: &[Bound]) -> Result<(Child, UnixStream)> {
     fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
     ours.set_nonblocking(true)?;
     let mut variable = theirs.as_raw_fd().to_string();
-    for Bound { wanted, address, socket } in sockets {
+    for Bound { wanted, address, socket, .. } in sockets {
         variable.push_str(&format!(";{wanted}={address}={socket}"));
     }
     let mut arguments = std::env::args_os();
