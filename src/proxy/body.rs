@@ -41,7 +41,7 @@ pub(super) enum Body {
     #[default]
     Empty,
     /// All of it is here.
-    Held { bytes: Bytes, _share: HeldShare },
+    Held { bytes: Bytes, _share: HeldShare, is_sent: bool },
     /// It passes as it comes, after what was read of it already.
     Passing { prefix: Prefix, _share: HeldShare, passed: Passed },
 }
@@ -81,6 +81,20 @@ impl Body {
                 passed.is_buffered && !session.as_ref().retry_buffer_truncated()
             }
             _ => true,
+        }
+    }
+
+    /// A backend is about to be sent it.
+    pub(super) fn begin_attempt(&mut self) {
+        if let Self::Held { is_sent, .. } = self {
+            *is_sent = false;
+        }
+    }
+
+    /// The answer passes to the client: there is no other attempt, and nothing is held for one.
+    pub(super) fn let_go(&mut self) {
+        if matches!(self, Self::Held { is_sent: true, .. }) {
+            *self = Self::Empty;
         }
     }
 
@@ -170,7 +184,7 @@ pub(super) async fn hold(
     let bytes = reader.take();
     reader.share.shrink(bytes.len());
     exchange.body = if is_whole {
-        Body::Held { bytes, _share: reader.share }
+        Body::Held { bytes, _share: reader.share, is_sent: false }
     } else {
         let is_buffered = bytes.is_empty() || session.as_ref().get_retry_buffer().is_some();
         let passed = Passed { bytes: bytes.len(), began, is_begun: false, is_buffered };
@@ -291,7 +305,10 @@ pub(super) fn send(
     let bounds = &runtime.snapshot.client;
     match &mut exchange.body {
         Body::Empty => {}
-        Body::Held { bytes, .. } => *chunk = Some(bytes.clone()),
+        Body::Held { bytes, is_sent, .. } => {
+            *chunk = Some(bytes.clone());
+            *is_sent = true;
+        }
         Body::Passing { prefix, passed, .. } => {
             passed.is_begun = true;
             passed.bytes += chunk.as_ref().map_or(0, Bytes::len);

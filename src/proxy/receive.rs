@@ -36,6 +36,7 @@ pub(super) fn receive(
         return Ok(());
     }
     exchange.observed.first_byte.get_or_insert_with(|| exchange.arrived.at.elapsed());
+    exchange.body.let_go();
     expect_body(session, response, exchange);
     hop_by_hop(response);
     response.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;

@@ -21,12 +21,13 @@ const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 ///
 /// # Errors
 /// When the time for the whole exchange is up already.
-pub(super) fn connected(exchange: &Exchange, socket: RawFd) -> Result<()> {
+pub(super) fn connected(exchange: &mut Exchange, socket: RawFd) -> Result<()> {
     if exchange.watch.stopped().is_some() {
         return Err(Error::explain(ErrorType::ReadTimedout, "out of time").into_up());
     }
     let body_timeout = exchange.arrived.runtime.snapshot.client.body_timeout;
     exchange.watch.connected(socket, body_timeout);
+    exchange.body.begin_attempt();
     if !exchange.body.is_passing() {
         exchange.expect_first_byte();
     }

@@ -302,3 +302,27 @@ fn beyond_the_bounds_a_body_passes_unheld_and_only_connect_failures_are_tried_ag
         dead.restart();
     }
 }
+
+#[test]
+fn what_was_held_of_a_body_is_given_back_when_its_answer_begins() {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = std::sync::Mutex::new(released);
+    let upstream = Upstream::start(move |_, reply| {
+        reply.begin("text/event-stream");
+        reply.chunk(b"data: first\n\n");
+        let _ = released.lock().unwrap().recv();
+        reply.end();
+    });
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    let mut connection = Connection::open(gateway.address());
+    let body = large_body();
+    let head =
+        format!("POST /svc/mdl/x HTTP/1.1\r\nHost: g\r\nContent-Length: {}\r\n\r\n", body.len());
+    connection.write(&[head.as_bytes(), &body].concat()).unwrap();
+    assert_eq!(connection.read_head().unwrap().status, 200);
+    assert_eq!(connection.read_chunk().unwrap(), b"data: first\n\n");
+    let metrics = get(gateway.address(), "/metrics", &[]).text();
+    assert!(metrics.contains("\nproxy_buffered_bytes 0\n"), "{metrics}");
+    assert!(metrics.contains("\nproxy_inflight 1\n"), "{metrics}");
+    release.send(()).unwrap();
+}
