@@ -32,13 +32,20 @@ pub(super) fn after_connect_failure(exchange: &mut Exchange, mut error: Box<Erro
     exchange.watch.attempt_over();
     exchange.attempts.failure = failure(exchange, &error);
     log_attempt(exchange, &error);
-    if let Some(admitted) = &exchange.admitted
-        && let Some(attempt) = &mut exchange.attempts.current
+    exchange.attempts.unreachable();
+    // No descriptor or port left: that is our own trouble.
+    let is_ours = matches!(error.etype, ErrorType::SocketError | ErrorType::BindError);
+    let attempts = &exchange.attempts;
+    if let Some(attempt) = &attempts.current
+        && let Some(admitted) = &exchange.admitted
+        && !is_ours
     {
         admitted.pool.suspect(attempt.backend());
-        admitted.pool.tell(&mut attempt.permit, Outcome::Failure);
+        // Another address of its name may do better.
+        if !attempts.may_ask(attempt.backend()) {
+            tell(exchange, Outcome::Failure);
+        }
     }
-    exchange.attempts.unreachable();
     error.as_up();
     error.set_retry(exchange.watch.stopped().is_none());
     error
@@ -190,7 +197,6 @@ fn may_retry(
     let spec = &pool.spec().retry;
     let attempts = &exchange.attempts;
     let is_safe = spec.non_idempotent || work == Work::Refused || body::is_idempotent(session);
-    let is_in_time = exchange.watch.exchange_by().is_none_or(|by| Instant::now() < by);
     let current = attempts.current.as_ref().map(|attempt| attempt.backend().identity);
     let has_other = || {
         pool.has_other(|backend| {
@@ -199,8 +205,13 @@ fn may_retry(
                 && !backend.is_avoided(Instant::now())
         })
     };
+    let is_in_time = || {
+        let pause = asked.filter(|_| !has_other()).unwrap_or_default();
+        exchange.watch.exchange_by().is_none_or(|by| Instant::now() + pause < by)
+    };
     let is_granted = is_safe
-        && is_in_time
+        && is_in_time()
+        && (pool.spec().breaker.fail_open || pool.has_other(|_| true))
         && attempts.retries < spec.retries_max
         && exchange.body.is_replayable()
         && (asked.is_none_or(|asked| asked <= spec.retry_after_max) || has_other())
