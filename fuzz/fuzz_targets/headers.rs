@@ -34,7 +34,7 @@ fuzz_target!(|input: (u32, Vec<(u8, Vec<u8>)>)| {
     }
     let id = telemetry::request_id(&headers);
     assert!(!id.is_empty() && id.to_str().is_ok(), "{id:?} cannot be logged");
-    let _ = llm::pause(&headers, Duration::from_secs(u64::from(seconds)));
+    let _ = llm::pause(&headers, seconds % 2 == 0, Duration::from_secs(u64::from(seconds)));
     let trusted =
         ["10.0.0.0/8".parse().expect("a network"), "fd00::/8".parse().expect("a network")];
     if let Some(address) = proxy::forwarded_client(&headers, &trusted) {

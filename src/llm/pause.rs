@@ -19,9 +19,10 @@ const RESETS: [&str; 4] = [
 ];
 
 /// The pause that a response asks for, at `now`, the time since 1970. The most exact word wins:
-/// `Retry-After` in seconds or as a date, then milliseconds, then the limits' resets.
+/// `Retry-After` in seconds or as a date, then milliseconds, then the limits' resets. Those stand in
+/// every answer; they are a wish only in one that `is_limited`.
 #[must_use]
-pub fn pause(headers: &HeaderMap, now: Duration) -> Option<Duration> {
+pub fn pause(headers: &HeaderMap, is_limited: bool, now: Duration) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let seconds = |text: &str| text.parse::<f64>().ok().and_then(of_seconds);
     if let Some(retry_after) = text("retry-after") {
@@ -32,7 +33,7 @@ pub fn pause(headers: &HeaderMap, now: Duration) -> Option<Duration> {
     }
     let milliseconds =
         MILLISECONDS.iter().find_map(|name| of_seconds(text(name)?.parse::<f64>().ok()? / 1000.0));
-    if milliseconds.is_some() {
+    if milliseconds.is_some() || !is_limited {
         return milliseconds;
     }
     if let Some(reset) = text("x-ratelimit-reset").and_then(|reset| reset.parse::<f64>().ok()) {
@@ -84,12 +85,16 @@ mod tests {
     use super::*;
 
     fn of(headers: &[(&'static str, &'static str)]) -> Option<f64> {
+        asked(headers, true)
+    }
+
+    fn asked(headers: &[(&'static str, &'static str)], is_limited: bool) -> Option<f64> {
         let now = Duration::from_secs(1_800_000_000);
         let map = headers
             .iter()
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
             .collect();
-        pause(&map, now).map(|pause| pause.as_secs_f64())
+        pause(&map, is_limited, now).map(|pause| pause.as_secs_f64())
     }
 
     #[test]
@@ -121,13 +126,21 @@ mod tests {
     }
 
     #[test]
+    fn the_limits_of_an_answer_that_is_not_limited_ask_for_nothing() {
+        assert_eq!(asked(&[("x-ratelimit-reset-requests", "12s")], false), None);
+        assert_eq!(asked(&[("x-ratelimit-reset", "30")], false), None);
+        assert_eq!(asked(&[("retry-after", "7"), ("x-ratelimit-reset", "30")], false), Some(7.0));
+        assert_eq!(asked(&[("retry-after-ms", "250")], false), Some(0.25));
+    }
+
+    #[test]
     fn no_text_makes_it_panic() {
         proptest::proptest!(|(text in "[ -~]{0,20}|([0-9.]{0,3}(h|m|s|ms|us)){0,4}")| {
             let value = HeaderValue::from_str(&text).unwrap();
             for name in ["retry-after", "x-ratelimit-reset", "x-ratelimit-reset-tokens"] {
                 let mut headers = HeaderMap::new();
                 headers.insert(name, value.clone());
-                let _ = pause(&headers, Duration::from_secs(1));
+                let _ = pause(&headers, true, Duration::from_secs(1));
             }
         });
     }

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::breaker::{Breaker, BreakerState, Entry};
+use super::moment::Moment;
 use super::queue::Queue;
 use super::resolve::Addresses;
 use crate::config::{BackendSpec, Deadlines, Host};
@@ -49,33 +50,6 @@ pub struct Live {
     pub(super) breaker: Breaker,
     cooling: Moment,
     misconfigured: AtomicU16,
-}
-
-/// A time, or none; read without a lock.
-#[derive(Debug)]
-struct Moment {
-    base: Instant,
-    nanos: AtomicU64,
-}
-
-impl Default for Moment {
-    fn default() -> Self {
-        Self { base: Instant::now(), nanos: AtomicU64::new(0) }
-    }
-}
-
-impl Moment {
-    fn set(&self, at: Instant) {
-        let nanos = at.saturating_duration_since(self.base).as_nanos();
-        self.nanos.store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    /// How long it is until then; none once it has passed.
-    fn left(&self, now: Instant) -> Option<Duration> {
-        let nanos = self.nanos.load(Ordering::Relaxed);
-        let left = (nanos > 0).then(|| self.base + Duration::from_nanos(nanos))?;
-        Some(left.saturating_duration_since(now)).filter(|left| !left.is_zero())
-    }
 }
 
 impl Backend {
@@ -125,7 +99,7 @@ impl Backend {
 
     /// It is overloaded (429): till then it is asked after all others.
     pub(super) fn cool_down(&self, until: Instant) {
-        self.live.cooling.set(until);
+        self.live.cooling.extend(until);
     }
 
     /// How long it still wants to be left alone.

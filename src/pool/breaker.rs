@@ -4,14 +4,13 @@
 //! when its time is over and one exchange probes; `half_open` -> `closed` when that succeeds, else
 //! `open` again, for twice as long.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::moment::Moment;
+use super::window::Window;
 use crate::config::BreakerSpec;
-
-/// Parts that the failure rate's window moves by.
-const BUCKETS: usize = 10;
 
 /// A breaker's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,32 +64,25 @@ pub(super) enum Change {
 /// The machine behind a lock, and what everybody asks of it without one.
 #[derive(Debug)]
 pub(super) struct Breaker {
-    base: Instant,
     machine: Mutex<Machine>,
-    /// Whether the machine is closed.
-    state: AtomicU8,
-    /// When the slow start is over, in nanoseconds after `base`; 0: there is none.
-    ramp_until: AtomicU64,
+    is_closed: AtomicBool,
+    /// When the slow start is over.
+    ramp_until: Moment,
 }
-
-const CLOSED: u8 = 0;
-const NOT_CLOSED: u8 = 1;
 
 impl Default for Breaker {
     fn default() -> Self {
-        let now = Instant::now();
         Self {
-            base: now,
-            machine: Mutex::new(Machine::new(now)),
-            state: AtomicU8::new(CLOSED),
-            ramp_until: AtomicU64::new(0),
+            machine: Mutex::new(Machine::new(Instant::now())),
+            is_closed: AtomicBool::new(true),
+            ramp_until: Moment::default(),
         }
     }
 }
 
 impl Breaker {
     pub(super) fn is_closed(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == CLOSED
+        self.is_closed.load(Ordering::Relaxed)
     }
 
     pub(super) fn state(&self, now: Instant) -> BreakerState {
@@ -124,12 +116,11 @@ impl Breaker {
     ) -> Change {
         let mut machine = self.locked();
         let change = machine.tell(entry, entered, outcome, now, spec, may_open);
-        let is_closed = matches!(machine.state, State::Closed);
-        self.state.store(if is_closed { CLOSED } else { NOT_CLOSED }, Ordering::Relaxed);
-        if change == Change::Closed && !spec.slow_start.is_zero() {
-            let until = (now + spec.slow_start).saturating_duration_since(self.base);
-            let nanos = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
-            self.ramp_until.store(nanos, Ordering::Relaxed);
+        if change != Change::None {
+            self.is_closed.store(change == Change::Closed, Ordering::Relaxed);
+        }
+        if change == Change::Closed {
+            self.ramp_until.extend(now + spec.slow_start);
         }
         change
     }
@@ -141,13 +132,8 @@ impl Breaker {
 
     /// The share of its weight that a backend has back after a recovery, above 0 and at most 1.
     pub(super) fn ramp(&self, now: Instant, slow_start: Duration) -> f64 {
-        let until = self.ramp_until.load(Ordering::Relaxed);
-        if until == 0 || slow_start.is_zero() {
-            return 1.0;
-        }
-        let left = (self.base + Duration::from_nanos(until)).saturating_duration_since(now);
-        if left.is_zero() {
-            self.ramp_until.store(0, Ordering::Relaxed);
+        let Some(left) = self.ramp_until.left(now) else { return 1.0 };
+        if slow_start.is_zero() {
             return 1.0;
         }
         // It begins with a tenth, as Envoy's does: with nothing there would be nothing to learn.
@@ -305,45 +291,6 @@ impl Machine {
     }
 }
 
-/// Successes and failures of the last while.
-#[derive(Clone, Debug)]
-struct Window {
-    buckets: [(u32, u32); BUCKETS],
-    at: usize,
-    began: Instant,
-}
-
-impl Window {
-    fn new(now: Instant) -> Self {
-        Self { buckets: [(0, 0); BUCKETS], at: 0, began: now }
-    }
-
-    fn add(&mut self, now: Instant, window: Duration, outcome: Outcome) {
-        let bucket = (window / BUCKETS as u32).max(Duration::from_nanos(1));
-        let elapsed = now.saturating_duration_since(self.began).as_nanos() / bucket.as_nanos();
-        let steps = usize::try_from(elapsed).unwrap_or(usize::MAX);
-        for _ in 0..steps.min(BUCKETS) {
-            self.at = (self.at + 1) % BUCKETS;
-            self.buckets[self.at] = (0, 0);
-        }
-        if steps > 0 {
-            self.began = now;
-        }
-        let (success, failure) = &mut self.buckets[self.at];
-        match outcome {
-            Outcome::Success => *success = success.saturating_add(1),
-            Outcome::Failure => *failure = failure.saturating_add(1),
-        }
-    }
-
-    /// All of them, and the failures among them.
-    fn counts(&self) -> (u32, u32) {
-        self.buckets.iter().fold((0u32, 0u32), |(total, failed), (success, failure)| {
-            (total.saturating_add(success + failure), failed.saturating_add(*failure))
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -477,7 +424,7 @@ mod tests {
     #[test]
     fn a_recovered_backend_comes_back_slowly() {
         let breaker = Breaker::default();
-        let now = breaker.base;
+        let now = Instant::now();
         let tell = |entry, outcome, now| {
             breaker.tell(entry, now, outcome, now, &spec(), || true);
         };

@@ -6,9 +6,11 @@ mod balance;
 mod breaker;
 mod budget;
 mod health;
+mod moment;
 mod queue;
 mod resolve;
 mod stickiness;
+mod window;
 
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};

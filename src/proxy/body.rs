@@ -283,7 +283,8 @@ fn patience(began: Instant, bounds: &ClientBounds) -> Duration {
 /// Whether a body comes more slowly than allowed.
 fn is_slow(bytes: usize, began: Instant, bounds: &ClientBounds) -> bool {
     let elapsed = began.elapsed();
-    let expected = elapsed.saturating_sub(RATE_GRACE).as_secs() as usize * bounds.body_rate_min;
+    let seconds = elapsed.saturating_sub(RATE_GRACE).as_secs() as usize;
+    let expected = seconds.saturating_mul(bounds.body_rate_min);
     bytes < expected || elapsed > bounds.body_deadline
 }
 

@@ -21,7 +21,7 @@ use crate::telemetry::{self, REQUEST_ID};
 
 /// How long a refused client may go on sending before its connection is cut. Closing at once would
 /// reset the connection, and the client could lose the answer (RFC 9112, section 9.6).
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 
 /// What the last frame of an HTTP/2 stream has to be sent before the stream is reset: h2 drops what
 /// it has not sent by then, and does not tell when it has.

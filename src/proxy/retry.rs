@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
-use http::header::RETRY_AFTER;
 use pingora::http::ResponseHeader;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
@@ -138,10 +137,9 @@ pub(super) fn judge(
         pool.note_credential(backend, is_refused.then(|| status.as_u16()));
     }
     let is_limited = status == StatusCode::TOO_MANY_REQUESTS;
-    // Other answers hold the limits too, and ask for nothing by that.
-    let asked = if is_limited || response.headers.contains_key(RETRY_AFTER) {
+    let asked = if status.is_client_error() || status.is_server_error() {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        llm::pause(&response.headers, since_1970)
+        llm::pause(&response.headers, is_limited, since_1970)
     } else {
         None
     };
@@ -207,7 +205,8 @@ fn may_retry(
     };
     let is_in_time = || {
         let pause = asked.filter(|_| !has_other()).unwrap_or_default();
-        exchange.watch.exchange_by().is_none_or(|by| Instant::now() + pause < by)
+        let next = Instant::now().checked_add(pause);
+        exchange.watch.exchange_by().is_none_or(|by| next.is_some_and(|next| next < by))
     };
     let is_granted = is_safe
         && is_in_time()

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use tokio::sync::watch::Receiver;
 
-use super::respond::raw_refusal;
+use super::respond::{LINGER, raw_refusal};
 use crate::refusal::Refusal;
 
 /// Tells when the drain is over.
@@ -388,10 +388,6 @@ impl Poller<'_> {
         Ring::GoOn
     }
 }
-
-/// A client that is refused may go on sending this long: closed with bytes unread, its connection
-/// would be reset, and the answer with it.
-const LINGER: Duration = Duration::from_secs(1);
 
 impl Poller<'_> {
     /// Tells the client, and reads what it still sends for a while. There is no session yet to do it

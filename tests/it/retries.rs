@@ -326,3 +326,15 @@ fn what_was_held_of_a_body_is_given_back_when_its_answer_begins() {
     assert!(metrics.contains("\nproxy_inflight 1\n"), "{metrics}");
     release.send(()).unwrap();
 }
+
+#[test]
+fn a_backend_that_asks_for_an_endless_pause_is_not_waited_for() {
+    let limited = answering(429, &[("Retry-After", "10000000000000000000")]);
+    let gateway = Gateway::start(&config("", &[&limited]));
+    let answer = get(gateway.address(), "/svc/mdl/x", &[]);
+    assert_eq!(
+        (answer.status, answer.header("retry-after").as_str()),
+        (429, "10000000000000000000")
+    );
+    assert!(gateway.log().iter().all(|line| !line.contains("panic")), "{:?}", gateway.log());
+}
