@@ -153,8 +153,13 @@ impl Backend {
         self.spec.inflight_max == 0 || self.inflight() < self.spec.inflight_max
     }
 
-    /// Takes a place, unless it is full.
-    pub(super) fn enter(self: &Arc<Self>, queue: &Arc<Queue>, now: Instant) -> Option<Permit> {
+    /// Takes a place, unless it is full or, meanwhile, left alone.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        queue: &Arc<Queue>,
+        now: Instant,
+        terms: Terms,
+    ) -> Option<Permit> {
         let inflight = &self.live.inflight;
         if self.spec.inflight_max == 0 {
             inflight.fetch_add(1, Ordering::SeqCst);
@@ -162,7 +167,14 @@ impl Backend {
             let one_more = |count| (count < self.spec.inflight_max).then_some(count + 1);
             inflight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;
         }
-        let entry = self.live.breaker.enter(now);
+        let entry = match (self.live.breaker.enter(now), terms) {
+            (Some(entry), _) => entry,
+            (None, Terms::LastResort) => Entry::Normal,
+            (None, Terms::Regular) => {
+                inflight.fetch_sub(1, Ordering::SeqCst);
+                return None;
+            }
+        };
         Some(Permit {
             backend: Arc::clone(self),
             queue: Arc::clone(queue),
@@ -171,6 +183,15 @@ impl Backend {
             is_told: false,
         })
     }
+}
+
+/// Why an exchange comes to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Terms {
+    /// Its breaker lets it.
+    Regular,
+    /// There is no other backend: whatever its breaker says.
+    LastResort,
 }
 
 /// An exchange's place at a backend, given back when dropped.
@@ -199,7 +220,7 @@ impl Drop for Permit {
         if self.is_probe() && !self.is_told {
             self.backend.live.breaker.abandon();
         }
-        self.queue.call();
+        self.queue.call(self.backend.identity);
     }
 }
 
@@ -220,10 +241,9 @@ fn peer(spec: &BackendSpec) -> HttpPeer {
     // A literal address: `new` would look a name up, blocking, and panic when that fails.
     let placeholder = SocketAddr::from(([0, 0, 0, 0], 0));
     let mut peer = HttpPeer::new(placeholder, spec.url.tls, sni);
-    let Deadlines { connect, tls, silence, .. } = spec.deadlines;
+    let Deadlines { connect, tls, .. } = spec.deadlines;
     let options = &mut peer.options;
-    // Reading has no timeout of its own: the exchange's watch sees to that.
-    options.write_timeout = Some(silence);
+    // Reading and writing have no timeouts of their own: the exchange's watch sees to that.
     if spec.url.tls {
         // Pingora has one timeout for both: it is the handshake's, and ours dials.
         options.connection_timeout = Some(tls);

@@ -100,8 +100,8 @@ impl Breaker {
     }
 
     /// See [`Machine::enter`].
-    pub(super) fn enter(&self, now: Instant) -> Entry {
-        if self.is_closed() { Entry::Normal } else { self.locked().enter(now) }
+    pub(super) fn enter(&self, now: Instant) -> Option<Entry> {
+        if self.is_closed() { Some(Entry::Normal) } else { self.locked().enter(now) }
     }
 
     /// See [`Machine::tell`].
@@ -200,19 +200,19 @@ impl Machine {
         }
     }
 
-    /// An exchange goes to the backend. Only one at a time is a probe; others that come to a breaker
-    /// that is not closed come because there is no other backend.
-    fn enter(&mut self, now: Instant) -> Entry {
+    /// An exchange goes to the backend, if it may. Only one at a time is a probe.
+    fn enter(&mut self, now: Instant) -> Option<Entry> {
         match self.state {
+            State::Closed => Some(Entry::Normal),
             State::Open { since, until } if now >= until => {
                 self.state = State::HalfOpen { since, is_probed: true };
-                Entry::Probe
+                Some(Entry::Probe)
             }
             State::HalfOpen { since, is_probed: false } => {
                 self.state = State::HalfOpen { since, is_probed: true };
-                Entry::Probe
+                Some(Entry::Probe)
             }
-            _ => Entry::Normal,
+            State::Open { .. } | State::HalfOpen { .. } => None,
         }
     }
 
@@ -326,7 +326,7 @@ mod tests {
         }
 
         fn exchange(&mut self, outcome: Option<Outcome>) -> Change {
-            let entry = self.machine.enter(self.now);
+            let entry = self.machine.enter(self.now).unwrap_or(Entry::Normal);
             match outcome {
                 Some(outcome) => {
                     self.machine.tell(entry, self.now, outcome, self.now, &spec(), || true)
@@ -416,9 +416,9 @@ mod tests {
                 .tell(Entry::Normal, before, Outcome::Success, trial.now, &spec(), || true);
         assert_eq!(late, Change::None);
         trial.pass(10 * SECOND);
-        assert_eq!(trial.machine.enter(trial.now), Entry::Probe);
+        assert_eq!(trial.machine.enter(trial.now), Some(Entry::Probe));
         assert!(!trial.machine.may_enter(trial.now));
-        assert_eq!(trial.machine.enter(trial.now), Entry::Normal);
+        assert_eq!(trial.machine.enter(trial.now), None);
     }
 
     #[test]
@@ -433,7 +433,7 @@ mod tests {
             tell(Entry::Normal, Outcome::Failure, now);
         }
         let later = now + 10 * SECOND;
-        assert_eq!(breaker.enter(later), Entry::Probe);
+        assert_eq!(breaker.enter(later), Some(Entry::Probe));
         tell(Entry::Probe, Outcome::Success, later);
         let ramp = |seconds| breaker.ramp(later + seconds * SECOND, spec().slow_start);
         assert_eq!(ramp(0), 0.1);
@@ -458,7 +458,7 @@ mod tests {
                     // A probe that is still on its way when others come.
                     _ => {
                         if trial.machine.may_enter(trial.now)
-                            && trial.machine.enter(trial.now) == Entry::Probe
+                            && trial.machine.enter(trial.now) == Some(Entry::Probe)
                         {
                             probes.push(trial.now);
                         }

@@ -15,8 +15,8 @@ mod window;
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -27,9 +27,10 @@ use tokio::sync::Notify;
 pub use backend::{Backend, CONNECT_DEADLINE, Health, HealthState, Live, Permit};
 pub use breaker::{BreakerState, Outcome};
 pub use health::Prober;
-pub use queue::{Queue, Waiter};
+pub use queue::{Avoided, Queue, Waiter};
 pub use resolve::Addresses;
 
+use backend::Terms;
 use balance::{BalanceConfig, Balancer};
 use breaker::Change;
 use budget::RetryBudget;
@@ -58,6 +59,8 @@ pub struct Pool {
     clients: Arc<Clients>,
     queue: Arc<Queue>,
     budget: Arc<RetryBudget>,
+    /// Held while it is decided whether one more backend is left alone.
+    ejecting: Arc<Mutex<()>>,
 }
 
 /// The part of a pool that outlives a configuration: Pingora's health registry and what it checks.
@@ -126,7 +129,19 @@ impl Pool {
         let balancer = load_balancer(&spec, &backends, &checks.registry, &clients)?;
         let queue = previous.map(|previous| Arc::clone(&previous.queue)).unwrap_or_default();
         let budget = previous.map(|previous| Arc::clone(&previous.budget)).unwrap_or_default();
-        Ok(Self { name, spec, backends, by_identity, balancer, checks, clients, queue, budget })
+        let ejecting = previous.map(|previous| Arc::clone(&previous.ejecting)).unwrap_or_default();
+        Ok(Self {
+            name,
+            spec,
+            backends,
+            by_identity,
+            balancer,
+            checks,
+            clients,
+            queue,
+            budget,
+            ejecting,
+        })
     }
 
     /// `service/model`.
@@ -162,15 +177,15 @@ impl Pool {
             let chosen = self.select(key, |backend| {
                 accept(backend) && backend.live.breaker.may_enter(now) && has_room(backend)
             });
-            let chosen = chosen.or_else(|| {
+            let chosen = chosen.map(|backend| (backend, Terms::Regular)).or_else(|| {
                 let fail_open = self.spec.breaker.fail_open && !is_full.get();
-                fail_open
-                    .then(|| self.least_broken(|backend| accept(backend) && has_room(backend)))?
+                let broken = || self.least_broken(|backend| accept(backend) && has_room(backend));
+                fail_open.then(broken)?.map(|backend| (backend, Terms::LastResort))
             });
             match chosen {
-                Some(backend) => {
+                Some((backend, terms)) => {
                     // Without a place, another exchange was faster: the next one then.
-                    if let Some(permit) = backend.enter(&self.queue, now) {
+                    if let Some(permit) = backend.enter(&self.queue, now, terms) {
                         return Choice::Taken(permit);
                     }
                 }
@@ -233,6 +248,9 @@ impl Pool {
         permit.is_told = true;
         let now = Instant::now();
         let Permit { backend, entry, entered, .. } = &*permit;
+        // One at a time: two that open in the same moment could both be the last that may.
+        let _one_at_a_time = (outcome == Outcome::Failure)
+            .then(|| self.ejecting.lock().unwrap_or_else(PoisonError::into_inner));
         let may_open = || self.ejected(now) < self.ejected_max();
         let change =
             backend.live.breaker.tell(*entry, *entered, outcome, now, &self.spec.breaker, may_open);

@@ -2,10 +2,12 @@
 //! A client with a hundred exchanges waiting and one with a single one take turns.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::stickiness::client_number;
@@ -25,11 +27,22 @@ pub struct Queue {
 struct Line {
     /// Clients with somebody in line, in the order of their turns.
     turns: VecDeque<u64>,
-    waiters: HashMap<u64, VecDeque<oneshot::Sender<()>>>,
+    waiters: HashMap<u64, VecDeque<Standing>>,
     /// When the last waiter was called, and the average time between two calls in seconds.
     called_at: Option<Instant>,
     gap_seconds: Option<f64>,
 }
+
+/// One who stands in line.
+#[derive(Debug)]
+struct Standing {
+    call: oneshot::Sender<()>,
+    /// Backends where it will not go.
+    avoids: Avoided,
+}
+
+/// Identities of backends.
+pub type Avoided = SmallVec<[SocketAddr; 2]>;
 
 /// A place in line, left when dropped.
 #[derive(Debug)]
@@ -38,6 +51,8 @@ pub struct Waiter {
     client: u64,
     /// Whether nobody else waited when it came.
     pub is_first: bool,
+    /// Whether it may have been called for a place that it does not take.
+    owes_call: bool,
 }
 
 impl Queue {
@@ -49,6 +64,7 @@ impl Queue {
             queue: Arc::clone(self),
             client: client_number(client),
             is_first: before == 0,
+            owes_call: true,
         };
         // Dropped, it is counted out again.
         (before < length_max).then_some(waiter)
@@ -60,12 +76,12 @@ impl Queue {
         self.waiting.load(Ordering::SeqCst)
     }
 
-    /// A place is free: the next in line is called.
-    pub fn call(&self) {
+    /// A place is free at the backend `free`: the next in line who goes there is called.
+    pub fn call(&self, free: SocketAddr) {
         if self.length() > 0 {
             let mut line = self.locked();
             line.note_call(Instant::now());
-            line.call();
+            line.call(|avoids| !avoids.contains(&free));
         }
     }
 
@@ -86,13 +102,19 @@ impl Queue {
 }
 
 impl Waiter {
-    /// The signal that a place is free. `again`: it was called before and found none, so it stands
-    /// at the head of the line.
+    /// The signal that a place is free, at a backend not among those that it `avoids`. `again`: it was
+    /// called before and found none, so it stands at the head of the line.
     #[must_use]
-    pub fn stand(&self, again: bool) -> oneshot::Receiver<()> {
-        let (sender, receiver) = oneshot::channel();
-        self.queue.locked().stand(self.client, sender, again);
+    pub fn stand(&self, avoids: Avoided, again: bool) -> oneshot::Receiver<()> {
+        let (call, receiver) = oneshot::channel();
+        self.queue.locked().stand(self.client, Standing { call, avoids }, again);
         receiver
+    }
+
+    /// It was called, stood again with this signal, and has taken the place that it was called for.
+    pub fn served(mut self, mut signal: oneshot::Receiver<()>) {
+        signal.close();
+        self.owes_call = signal.try_recv().is_ok();
     }
 }
 
@@ -103,20 +125,21 @@ impl Drop for Waiter {
         if is_last {
             // A quiet time is none between two calls.
             line.called_at = None;
-        } else {
-            // It may have been called and left before it heard, or found a place that nobody was called
-            // for, and there may be another one: the next one looks.
-            line.call();
+        } else if self.owes_call {
+            // It may have left before it heard the call, or found a place that nobody was called for,
+            // and there may be another one: the next one looks who goes anywhere.
+            let _ = line.call(Avoided::is_empty) || line.call(|_| true);
         }
     }
 }
 
 impl Line {
-    fn stand(&mut self, client: u64, waiter: oneshot::Sender<()>, at_head: bool) {
+    fn stand(&mut self, client: u64, waiter: Standing, at_head: bool) {
         let line = self.waiters.entry(client).or_default();
         // Who left is still in line; a line is never longer than those in it who wait, twice over.
-        if line.len() > 64 && line.len() > 2 * line.iter().filter(|one| !one.is_closed()).count() {
-            line.retain(|one| !one.is_closed());
+        let waits = |one: &&Standing| !one.call.is_closed();
+        if line.len() > 64 && line.len() > 2 * line.iter().filter(waits).count() {
+            line.retain(|one| waits(&one));
         }
         if at_head {
             line.push_front(waiter);
@@ -139,19 +162,31 @@ impl Line {
         }
     }
 
-    fn call(&mut self) {
-        while let Some(client) = self.turns.pop_front() {
-            let Some(line) = self.waiters.get_mut(&client) else { continue };
-            let next = line.pop_front();
+    /// Calls the first in line who `goes` there, judged by what it avoids; false: there is nobody.
+    fn call(&mut self, goes: impl Fn(&Avoided) -> bool) -> bool {
+        let mut at = 0;
+        while let Some(&client) = self.turns.get(at) {
+            let Some(line) = self.waiters.get_mut(&client) else {
+                self.turns.remove(at);
+                continue;
+            };
+            // Who has left, or found a place without being called, has had its client's turn.
+            let found = line.iter().position(|one| one.call.is_closed() || goes(&one.avoids));
+            let Some(called) = found.and_then(|found| line.remove(found)) else {
+                at += 1;
+                continue;
+            };
+            self.turns.remove(at);
             if line.is_empty() {
                 self.waiters.remove(&client);
             } else {
                 self.turns.push_back(client);
             }
-            if next.is_some_and(|waiter| waiter.send(()).is_ok()) {
-                return;
+            if called.call.send(()).is_ok() {
+                return true;
             }
         }
+        false
     }
 }
 
@@ -161,24 +196,28 @@ mod tests {
 
     use super::*;
 
+    fn backend(number: u16) -> SocketAddr {
+        SocketAddr::from(([0; 8], number))
+    }
+
     #[test]
     fn clients_take_turns_and_each_ones_exchanges_keep_their_order() {
         let queue = Arc::new(Queue::default());
         let mut waiting = Vec::new();
         for (client, name) in [(1, "1a"), (1, "1b"), (1, "1c"), (2, "2a"), (3, "3a"), (2, "2b")] {
             let waiter = queue.join(&[client], 10).unwrap();
-            waiting.push((name, waiter.stand(false), waiter));
+            waiting.push((name, waiter.stand(Avoided::new(), false), waiter));
         }
         let mut order = Vec::new();
         for _ in 0..6 {
-            queue.call();
+            queue.call(backend(1));
             let at = waiting.iter_mut().position(|(_, signal, _)| signal.try_recv().is_ok());
             let (name, _, waiter) = waiting.remove(at.unwrap());
             drop(waiter);
             // Who is called in its stead finds nothing and stands again.
             for (_, signal, waiter) in &mut waiting {
                 if signal.try_recv().is_ok() {
-                    *signal = waiter.stand(true);
+                    *signal = waiter.stand(Avoided::new(), true);
                 }
             }
             order.push(name);
@@ -195,24 +234,73 @@ mod tests {
         assert!(one.is_first && !two.is_first);
         assert!(queue.join(b"2", 2).is_none());
         assert_eq!(queue.length(), 2);
-        let gone = one.stand(false);
-        let mut stays = two.stand(false);
+        let gone = one.stand(Avoided::new(), false);
+        let mut stays = two.stand(Avoided::new(), false);
         drop((gone, one));
-        queue.call();
+        queue.call(backend(1));
         assert!(stays.try_recv().is_ok());
         // It found no place after all and keeps its turn.
         let other = queue.join(b"2", 2).unwrap();
-        let mut later = other.stand(false);
-        let mut again = two.stand(true);
-        queue.call();
+        let mut later = other.stand(Avoided::new(), false);
+        let mut again = two.stand(Avoided::new(), true);
+        queue.call(backend(1));
         assert!(again.try_recv().is_ok() && later.try_recv().is_err());
+    }
+
+    #[test]
+    fn who_avoids_a_backend_is_passed_over_when_it_is_free_and_keeps_its_place() {
+        let queue = Arc::new(Queue::default());
+        let [one, two, three] = [1, 2, 1].map(|client| queue.join(&[client], 9).unwrap());
+        let mut avoids = one.stand(Avoided::from_slice(&[backend(1)]), false);
+        let mut goes_anywhere = two.stand(Avoided::new(), false);
+        let mut behind = three.stand(Avoided::from_slice(&[backend(2)]), false);
+        queue.call(backend(1));
+        assert!(avoids.try_recv().is_err() && goes_anywhere.try_recv().is_err());
+        assert!(behind.try_recv().is_ok(), "it was its client's turn");
+        queue.call(backend(1));
+        assert!(avoids.try_recv().is_err() && goes_anywhere.try_recv().is_ok());
+        queue.call(backend(1));
+        assert!(avoids.try_recv().is_err(), "nobody is left who goes there");
+        queue.call(backend(2));
+        assert!(avoids.try_recv().is_ok());
+    }
+
+    #[test]
+    fn a_call_that_is_not_heard_goes_to_the_next() {
+        let queue = Arc::new(Queue::default());
+        let [one, two, three] = [1, 2, 3].map(|client| queue.join(&[client], 9).unwrap());
+        let called = one.stand(Avoided::new(), false);
+        let mut second = two.stand(Avoided::from_slice(&[backend(1)]), false);
+        let mut third = three.stand(Avoided::new(), false);
+        queue.call(backend(1));
+        drop((called, one));
+        assert!(second.try_recv().is_err() && third.try_recv().is_ok());
+        drop((third, three));
+        assert!(second.try_recv().is_ok(), "for want of another");
+    }
+
+    #[test]
+    fn the_expected_wait_grows_with_the_line_and_forgets_quiet_times() {
+        let queue = Arc::new(Queue::default());
+        assert_eq!(queue.expected_wait(), None);
+        let call = |at| queue.locked().note_call(at);
+        let start = Instant::now();
+        call(start);
+        call(start + Duration::from_secs(2));
+        assert_eq!(queue.expected_wait(), Some(Duration::from_secs(2)));
+        let waiter = queue.join(b"1", 9).unwrap();
+        assert_eq!(queue.expected_wait(), Some(Duration::from_secs(4)));
+        // The line is empty for an hour.
+        drop(waiter);
+        call(start + Duration::from_secs(3600));
+        assert_eq!(queue.expected_wait(), Some(Duration::from_secs(2)));
     }
 
     /// Who was called in another's stead finds nothing and stands again.
     fn stand_again(waiting: &mut [(oneshot::Receiver<()>, Waiter)]) {
         for (signal, waiter) in waiting {
             if signal.try_recv().is_ok() {
-                *signal = waiter.stand(true);
+                *signal = waiter.stand(Avoided::new(), true);
             }
         }
     }
@@ -228,10 +316,10 @@ mod tests {
                 match event {
                     0 => {
                         let waiter = queue.join(&[client], 1000).unwrap();
-                        waiting.push((waiter.stand(false), waiter));
+                        waiting.push((waiter.stand(Avoided::new(), false), waiter));
                     }
                     1 => {
-                        queue.call();
+                        queue.call(backend(1));
                         let at = waiting.iter_mut().position(|(signal, _)| signal.try_recv().is_ok());
                         prop_assert_eq!(at.is_some(), !waiting.is_empty());
                         if let Some(at) = at {

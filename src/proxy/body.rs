@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::Method;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use pingora_core::protocols::http::ServerSession;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::Proxy;
-use super::exchange::{Arrived, Exchange};
+use super::exchange::Exchange;
+use super::watch::Stop;
 use crate::config::ClientBounds;
 use crate::lifecycle::HeldShare;
 use crate::refusal::Refusal;
@@ -42,23 +44,19 @@ pub(super) enum Body {
     Empty,
     /// All of it is here.
     Held { bytes: Bytes, _share: HeldShare, is_sent: bool },
-    /// It passes as it comes, after what was read of it already.
-    Passing { prefix: Prefix, _share: HeldShare, passed: Passed },
-}
-
-/// What was read of a body that passes.
-#[derive(Debug, Default)]
-pub(super) struct Prefix {
-    bytes: Bytes,
-    /// Whether Pingora has kept the same bytes and begins with them by itself.
-    is_buffered: bool,
+    /// It passes as it comes, after what was read of it already and Pingora has not kept.
+    Passing { prefix: Bytes, _share: HeldShare, passed: Passed },
 }
 
 /// How much of a body has passed, and since when.
 #[derive(Debug)]
 pub(super) struct Passed {
     bytes: usize,
+    /// What of it counts for its rate, and since when: not while a backend is looked for, or takes
+    /// nothing.
+    rated_bytes: usize,
     began: Instant,
+    paused: Option<Instant>,
     /// Whether a backend was sent any of it.
     is_begun: bool,
     /// Whether Pingora keeps all of it, as long as it has room.
@@ -84,10 +82,26 @@ impl Body {
         }
     }
 
+    /// A backend is looked for: nothing of it is read meanwhile.
+    pub(super) fn pause(&mut self) {
+        if let Self::Passing { passed, .. } = self {
+            passed.paused.get_or_insert_with(Instant::now);
+        }
+    }
+
     /// A backend is about to be sent it.
     pub(super) fn begin_attempt(&mut self) {
-        if let Self::Held { is_sent, .. } = self {
-            *is_sent = false;
+        match self {
+            Self::Empty => {}
+            Self::Held { is_sent, .. } => *is_sent = false,
+            Self::Passing { passed, .. } => {
+                passed.began += passed.paused.take().map(|at| at.elapsed()).unwrap_or_default();
+                if passed.is_begun {
+                    // Pingora begins again with what it has kept, which is all.
+                    passed.bytes = 0;
+                    passed.rated_bytes = 0;
+                }
+            }
         }
     }
 
@@ -187,8 +201,17 @@ pub(super) async fn hold(
         Body::Held { bytes, _share: reader.share, is_sent: false }
     } else {
         let is_buffered = bytes.is_empty() || session.as_ref().get_retry_buffer().is_some();
-        let passed = Passed { bytes: bytes.len(), began, is_begun: false, is_buffered };
-        Body::Passing { prefix: Prefix { bytes, is_buffered }, _share: reader.share, passed }
+        // What Pingora has kept it begins with by itself.
+        let prefix = if is_buffered { Bytes::new() } else { bytes };
+        let passed = Passed {
+            bytes: prefix.len(),
+            rated_bytes: prefix.len(),
+            began,
+            paused: None,
+            is_begun: false,
+            is_buffered,
+        };
+        Body::Passing { prefix, _share: reader.share, passed }
     };
     Ok(())
 }
@@ -231,7 +254,12 @@ impl Reader {
                 is_last_part = true;
             }
             let patience = patience(self.began, bounds);
-            let chunk = tokio::time::timeout(patience, session.as_mut().read_request_body()).await;
+            let chunk = tokio::time::timeout(patience, session.as_mut().read_request_body());
+            let chunk = tokio::select! {
+                biased;
+                chunk = chunk => chunk,
+                stop = exchange.watch.ended() => return Err(ended(exchange, stop)),
+            };
             let chunk = match chunk {
                 Ok(chunk) => chunk.map_err(Error::into_down)?,
                 Err(_) => return Err(too_slow(exchange)),
@@ -293,6 +321,11 @@ fn too_slow(exchange: &mut Exchange) -> Box<Error> {
     Error::explain(ErrorType::ReadTimedout, "the body comes too slowly").into_down()
 }
 
+fn ended(exchange: &mut Exchange, stop: Stop) -> Box<Error> {
+    exchange.attempts.failure = Some(exchange.stop_refusal(stop));
+    Error::explain(ErrorType::ReadTimedout, "stopped while the body came").into_up()
+}
+
 /// A chunk goes to a backend; of a held body, all of it.
 ///
 /// # Errors
@@ -311,25 +344,27 @@ pub(super) fn send(
             *is_sent = true;
         }
         Body::Passing { prefix, passed, .. } => {
+            let chunk_bytes = chunk.as_ref().map_or(0, Bytes::len);
             passed.is_begun = true;
-            passed.bytes += chunk.as_ref().map_or(0, Bytes::len);
-            let Passed { mut bytes, began, .. } = *passed;
-            let prefix = std::mem::take(prefix);
-            if prefix.is_buffered {
-                bytes -= prefix.bytes.len();
-                passed.bytes = bytes;
-            } else if !prefix.bytes.is_empty() {
+            passed.bytes += chunk_bytes;
+            passed.rated_bytes += chunk_bytes;
+            if !prefix.is_empty() {
+                let prefix = std::mem::take(prefix);
                 *chunk = Some(match chunk.take() {
-                    Some(next) => [prefix.bytes, next].concat().into(),
-                    None => prefix.bytes,
+                    Some(next) => [prefix, next].concat().into(),
+                    None => prefix,
                 });
             }
-            if bounds.body_bytes_max > 0 && bytes > bounds.body_bytes_max {
+            if bounds.body_bytes_max > 0 && passed.bytes > bounds.body_bytes_max {
                 let bytes_max = bounds.body_bytes_max;
                 exchange.observed.client_fault = Some(Refusal::BodyTooLarge { bytes_max });
                 return Err(Error::explain(ErrorType::ReadError, "too large a body").into_down());
             }
-            if !end_of_stream && is_slow(bytes, began, bounds) {
+            if exchange.watch.take_stall() {
+                passed.rated_bytes = 0;
+                passed.began = Instant::now();
+            }
+            if !end_of_stream && is_slow(passed.rated_bytes, passed.began, bounds) {
                 return Err(too_slow(exchange));
             }
         }
@@ -340,9 +375,9 @@ pub(super) fn send(
         if chunk.as_ref().is_some_and(Bytes::is_empty) {
             *chunk = None;
         }
-        exchange.expect_first_byte();
+        exchange.watch.uploaded();
     } else {
-        exchange.watch.heard();
+        exchange.watch.uploading();
     }
     Ok(())
 }
@@ -355,9 +390,9 @@ pub(super) fn is_idempotent(session: &Session) -> bool {
 }
 
 /// Returns when an HTTP/2 client takes its request back. The watch looks after those of HTTP/1.
-pub(super) async fn taken_back(session: &mut Session, arrived: &Arrived) {
-    if arrived.is_http_2 && session.as_mut().is_body_done() {
-        while session.as_mut().read_body_or_idle(true).await.is_ok() {}
+pub(super) async fn taken_back(session: &mut Session) {
+    if let ServerSession::H2(session) = session.as_mut() {
+        let _ = session.idle().await;
         return;
     }
     std::future::pending().await

@@ -8,11 +8,11 @@ use http::HeaderValue;
 use smallvec::SmallVec;
 
 use super::body::Body;
-use super::watch::Watch;
+use super::watch::{Stop, Watch};
 use crate::config::Deadlines;
 use crate::lifecycle::Counted;
 use crate::llm::{Dialect, EndMarker, Tail};
-use crate::pool::{Backend, Permit, Pool};
+use crate::pool::{Avoided, Backend, Permit, Pool};
 use crate::refusal::Refusal;
 use crate::runtime::Runtime;
 
@@ -72,7 +72,7 @@ pub(super) struct Attempts {
     /// Connections that could not be made in this round, by backend identity.
     unreachable: SmallVec<[(SocketAddr, usize); 2]>,
     /// Backends that are not asked again in this round.
-    given_up: SmallVec<[SocketAddr; 2]>,
+    pub(super) given_up: Avoided,
     /// Whether a kept connection turned out to be dead: the next attempt makes a new one.
     pub(super) needs_new_connection: bool,
     /// Further attempts that count, so far.
@@ -107,6 +107,8 @@ pub(super) struct Observed {
     pub(super) first_byte: Option<Duration>,
     /// Whether the response's status has said all about the backend that it can.
     pub(super) is_judged: bool,
+    /// Whether the end of the answer's body is the end of the backend's connection.
+    pub(super) ends_by_close: bool,
     /// What the client did wrong, where Pingora's error does not tell.
     pub(super) client_fault: Option<Refusal>,
     /// The end of the answer so far, where it is an event stream.
@@ -117,6 +119,15 @@ pub(super) struct Observed {
 pub(super) struct Events {
     pub(super) tail: Tail,
     pub(super) end: Option<EndMarker>,
+    /// Whether the backend ends it by closing its connection, as it also does when it breaks off.
+    pub(super) ends_by_close: bool,
+}
+
+impl Events {
+    /// Whether the event is missing that this family of answers ends with.
+    pub(super) fn is_cut(&self) -> bool {
+        self.end.is_some_and(|end| !self.tail.is_complete(end))
+    }
 }
 
 impl Exchange {
@@ -156,10 +167,20 @@ impl Exchange {
         })
     }
 
-    /// The backend has the whole request.
-    pub(super) fn expect_first_byte(&self) {
-        if let Some(deadlines) = self.deadlines() {
-            self.watch.expect_first_byte(deadlines.first_byte);
+    /// What the client is told when the exchange was stopped.
+    pub(super) fn stop_refusal(&self, stop: Stop) -> Refusal {
+        let deadlines = self.deadlines();
+        let slow = |deadline, limit: fn(Deadlines) -> Duration| Refusal::BackendSlow {
+            pool: self.pool_name().to_owned(),
+            deadline,
+            limit: deadlines.map(limit).unwrap_or_default(),
+        };
+        match stop {
+            Stop::Upload => Refusal::BodySlow,
+            Stop::FirstByte => slow("first_byte", |deadlines| deadlines.first_byte),
+            Stop::Silence => slow("silence", |deadlines| deadlines.silence),
+            Stop::Exchange => slow("exchange", |deadlines| deadlines.exchange),
+            Stop::Drain => Refusal::Draining,
         }
     }
 

@@ -150,6 +150,7 @@ impl ProxyHttp for Proxy {
         if response.status.is_informational() {
             return Ok(());
         }
+        receive::note_framing(response, exchange);
         retry::judge(session, response, exchange)
     }
 

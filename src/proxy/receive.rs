@@ -67,9 +67,7 @@ fn expect_body(session: &Session, response: &ResponseHeader, exchange: &mut Exch
         exchange.watch.answered();
         return;
     }
-    if let Some(deadlines) = exchange.deadlines() {
-        exchange.watch.expect_more(deadlines.silence);
-    }
+    exchange.watch.answers();
     let is_events = response.headers.get(CONTENT_TYPE).is_some_and(|kind| {
         let kind = kind.as_bytes();
         kind.len() >= EVENTS.len() && kind[..EVENTS.len()].eq_ignore_ascii_case(EVENTS)
@@ -79,33 +77,47 @@ fn expect_body(session: &Session, response: &ResponseHeader, exchange: &mut Exch
         && !response.headers.contains_key(CONTENT_LENGTH);
     if is_events && is_plain && response.status.is_success() {
         let end = EndMarker::of_path(super::admit::split_target(session.req_header()).0);
-        exchange.observed.events = Some(Events { tail: Tail::default(), end });
+        let ends_by_close = exchange.observed.ends_by_close;
+        exchange.observed.events = Some(Events { tail: Tail::default(), end, ends_by_close });
     }
 }
 
 /// A piece of the answer passes, or its end.
 ///
 /// # Errors
-/// When the end is one that the gateway brought about: it must not look like the backend's.
+/// When the end is one that the gateway brought about, or that a backend which broke off: it must not
+/// look like the end of the answer.
 pub(super) fn pass(
     exchange: &mut Exchange,
     chunk: Option<&Bytes>,
     end_of_stream: bool,
 ) -> Result<()> {
-    let watch = &exchange.watch;
-    if end_of_stream {
-        if watch.stopped().is_some() {
-            let error = Error::explain(ErrorType::ConnectionClosed, "stopped by a deadline");
-            return Err(error.into_up());
-        }
-        watch.answered();
-    } else {
-        watch.heard();
-    }
-    if let (Some(events), Some(chunk)) = (&mut exchange.observed.events, chunk) {
+    let events = &mut exchange.observed.events;
+    if let (Some(events), Some(chunk)) = (&mut *events, chunk) {
         events.tail.pass(chunk);
     }
+    let watch = &exchange.watch;
+    if !end_of_stream {
+        watch.heard();
+        return Ok(());
+    }
+    if watch.stopped().is_some() {
+        let error = Error::explain(ErrorType::ConnectionClosed, "stopped by a deadline");
+        return Err(error.into_up());
+    }
+    if events.as_ref().is_some_and(|events| events.ends_by_close && events.is_cut()) {
+        let error = Error::explain(ErrorType::ConnectionClosed, "closed before the last event");
+        return Err(error.into_up());
+    }
+    watch.answered();
     Ok(())
+}
+
+/// Notes how the backend's body ends. Later Pingora has put its own framing in the place of none.
+pub(super) fn note_framing(response: &ResponseHeader, exchange: &mut Exchange) {
+    let headers = &response.headers;
+    exchange.observed.ends_by_close =
+        !headers.contains_key(CONTENT_LENGTH) && !headers.contains_key(TRANSFER_ENCODING);
 }
 
 /// A switch of protocols that the client did not ask for would be a tunnel past every rule.

@@ -119,7 +119,8 @@ pub(super) async fn interrupt(session: &mut Session, exchange: &mut Exchange) {
         Some(Stop::Silence) => "the backend was silent for too long",
         Some(Stop::Exchange) => "it took too long",
         Some(Stop::Drain) => "the gateway is shutting down",
-        Some(Stop::Upload | Stop::FirstByte) | None => "the backend broke off",
+        Some(Stop::Upload) => "the rest of the request's body did not come",
+        Some(Stop::FirstByte) | None => "the backend broke off",
     };
     let refusal = Refusal::Interrupted { pool: exchange.pool_name().to_owned(), why };
     if let Some(events) = &exchange.observed.events {

@@ -59,22 +59,24 @@ pub(super) fn after_broken_exchange(
     connection_was_kept: bool,
 ) -> Box<Error> {
     exchange.watch.attempt_over();
-    let retry = if exchange.attempts.is_granted {
+    let is_over = exchange.watch.stopped().is_some_and(Stop::is_final);
+    let retry = if exchange.attempts.is_granted && !is_over {
         // Decided with the response head, see `judge`.
         true
     } else if error.esource == ErrorSource::Upstream {
         exchange.attempts.failure = failure(exchange, &error);
-        if is_stale(session, exchange, &error, connection_was_kept) {
+        if is_over {
+            if exchange.watch.stopped() == Some(Stop::Exchange) {
+                log_attempt(exchange, &error);
+            }
+            false
+        } else if is_stale(session, exchange, &error, connection_was_kept) {
             exchange.attempts.needs_new_connection = true;
             true
         } else {
-            if !matches!(exchange.watch.stopped(), Some(Stop::Drain | Stop::Upload)) {
-                log_attempt(exchange, &error);
-            }
-            is_backends_fault(exchange) && {
-                tell(exchange, Outcome::Failure);
-                !respond::is_answered(session) && may_retry(session, exchange, Work::Begun, None)
-            }
+            log_attempt(exchange, &error);
+            tell(exchange, Outcome::Failure);
+            !respond::is_answered(session) && may_retry(session, exchange, Work::Begun, None)
         }
     } else {
         false
@@ -108,13 +110,6 @@ fn is_stale(
         && exchange.attempts.current.as_ref().is_some_and(at_once)
         && !respond::is_answered(session)
         && exchange.body.is_kept(session)
-}
-
-fn is_backends_fault(exchange: &Exchange) -> bool {
-    match exchange.watch.stopped() {
-        None | Some(Stop::FirstByte | Stop::Silence) => true,
-        Some(Stop::Upload | Stop::Exchange | Stop::Drain) => false,
-    }
 }
 
 /// A final response head has come. What it says about the backend is noted.
@@ -239,13 +234,8 @@ fn failure(exchange: &Exchange, error: &Error) -> Option<Refusal> {
     let pool = exchange.pool_name().to_owned();
     let deadlines = &attempt.backend().spec.deadlines;
     let slow = |deadline, limit| Some(Refusal::BackendSlow { pool: pool.clone(), deadline, limit });
-    match exchange.watch.stopped() {
-        Some(Stop::Upload) => return Some(Refusal::BodySlow),
-        Some(Stop::FirstByte) => return slow("first_byte", deadlines.first_byte),
-        Some(Stop::Silence) => return slow("silence", deadlines.silence),
-        Some(Stop::Exchange) => return slow("exchange", deadlines.exchange),
-        Some(Stop::Drain) => return Some(Refusal::Draining),
-        None => {}
+    if let Some(stop) = exchange.watch.stopped() {
+        return Some(exchange.stop_refusal(stop));
     }
     match error.etype {
         CONNECT_DEADLINE => slow("connect", deadlines.connect),

@@ -10,7 +10,8 @@ use pingora_proxy::Session;
 
 use super::body;
 use super::exchange::{Attempt, Attempts, Exchange};
-use crate::pool::{Choice, Permit, Pool};
+use super::watch::Stop;
+use crate::pool::{Backend, Choice, Permit, Pool};
 use crate::refusal::Refusal;
 
 /// Longest `Retry-After`: SDKs give up on long waits, and the next check may bring a backend back.
@@ -27,8 +28,7 @@ pub(super) async fn select(
     session: &mut Session,
     exchange: &mut Exchange,
 ) -> Result<Box<HttpPeer>> {
-    // What the attempt before held is given back before the next one takes its own.
-    exchange.attempts.current = None;
+    exchange.body.pause();
     let permit = match find(session, exchange).await? {
         Ok(permit) => permit,
         Err(refusal) => {
@@ -55,15 +55,20 @@ async fn find(session: &mut Session, exchange: &mut Exchange) -> Result<Result<P
     let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
     let pool = Arc::clone(&admitted.pool);
     let key = AddressBytes::of(admitted.client.address);
+    let key = key.as_slice();
+    if let Some(permit) = keep_place(&mut exchange.attempts, &pool, key) {
+        return Ok(Ok(permit));
+    }
     loop {
         let attempts = &exchange.attempts;
-        let choice = pool.choose(key.as_slice(), false, |backend| attempts.may_ask(backend));
-        match choice {
+        match pool.choose(key, false, |backend| attempts.may_ask(backend)) {
             Choice::Taken(permit) => return Ok(Ok(permit)),
-            Choice::Full if !attempts.is_round_begun() => {
-                return wait_in_line(session, exchange, &pool, key.as_slice()).await;
-            }
-            Choice::Full | Choice::None => {}
+            Choice::Full => match wait_in_line(session, exchange, &pool, key).await? {
+                Waited::Place(permit) => return Ok(Ok(permit)),
+                Waited::Refused(refusal) => return Ok(Err(refusal)),
+                Waited::NobodyLeft => {}
+            },
+            Choice::None => {}
         }
         let attempts = &mut exchange.attempts;
         if !attempts.is_round_begun() || !another_round(attempts, &pool) {
@@ -76,6 +81,25 @@ async fn find(session: &mut Session, exchange: &mut Exchange) -> Result<Result<P
             return Ok(Err(refusal));
         }
     }
+}
+
+/// The attempt before is over. What it held is given back before the next one takes its own, but not
+/// where the same backend is asked again: others may wait for that place.
+fn keep_place(attempts: &mut Attempts, pool: &Pool, key: &[u8]) -> Option<Permit> {
+    let before = attempts.current.take()?;
+    if attempts.is_granted || !attempts.may_ask(before.backend()) {
+        return None;
+    }
+    if !attempts.needs_new_connection {
+        // An address of its name cannot be reached: another backend goes before its next address.
+        let identity = before.backend().identity;
+        let is_other =
+            |backend: &Backend| backend.identity != identity && attempts.may_ask(backend);
+        if let Choice::Taken(permit) = pool.choose(key, false, is_other) {
+            return Some(permit);
+        }
+    }
+    Some(before.permit)
 }
 
 /// Whether backends that were asked already may be asked again.
@@ -105,58 +129,75 @@ async fn wait(
     let until = Instant::now() + pause;
     let too_late = exchange.watch.exchange_by().is_some_and(|by| by < until);
     if too_late {
-        return Ok(Some(out_of_time(exchange)));
+        return Ok(Some(exchange.stop_refusal(Stop::Exchange)));
     }
     tokio::select! {
         () = tokio::time::sleep(pause) => Ok(None),
-        () = body::taken_back(session, &exchange.arrived) => gone(),
+        stop = exchange.watch.ended() => Ok(Some(exchange.stop_refusal(stop))),
+        () = body::taken_back(session) => gone(),
     }
 }
 
-/// Waits for a place while every backend is full.
+/// What a wait in line comes to.
+enum Waited {
+    Place(Permit),
+    Refused(Refusal),
+    /// None of the backends that it could wait for can be asked any more.
+    NobodyLeft,
+}
+
+/// Waits for a place while every backend that was not asked yet is full.
 async fn wait_in_line(
     session: &mut Session,
     exchange: &Exchange,
     pool: &Pool,
     key: &[u8],
-) -> Result<Result<Permit, Refusal>> {
+) -> Result<Waited> {
+    let attempts = &exchange.attempts;
     let spec = &pool.spec().queue;
     let busy = || {
         let expected = pool.queue().expected_wait().unwrap_or(spec.timeout);
         let retry_after = expected.clamp(Duration::from_secs(1), RETRY_AFTER_MAX);
-        Refusal::Busy { pool: pool.name().to_owned(), retry_after }
+        Waited::Refused(Refusal::Busy { pool: pool.name().to_owned(), retry_after })
     };
-    let Some(mut waiter) = pool.queue().join(key, spec.length_max) else { return Ok(Err(busy())) };
-    let late = Instant::now() + spec.timeout;
-    let by = exchange.watch.exchange_by().map_or(late, |by| by.min(late));
+    let Some(mut waiter) = pool.queue().join(key, spec.length_max) else { return Ok(busy()) };
+    let choose = || pool.choose(key, true, |backend| attempts.may_ask(backend));
+    let late = tokio::time::sleep(spec.timeout);
+    tokio::pin!(late);
     let mut was_called = false;
     loop {
-        let mut called = waiter.stand(was_called);
+        let mut called = waiter.stand(attempts.given_up.clone(), was_called);
         // A place may have become free before it stood in line, with nobody there to be called.
         if waiter.is_first || was_called {
-            match pool.choose(key, true, |_| true) {
-                Choice::Taken(permit) => return Ok(Ok(permit)),
+            match choose() {
+                Choice::Taken(permit) => {
+                    if was_called {
+                        waiter.served(called);
+                    }
+                    return Ok(Waited::Place(permit));
+                }
                 Choice::Full => {}
-                Choice::None => return Ok(Err(nobody_left(pool))),
+                Choice::None => return Ok(Waited::NobodyLeft),
             }
         }
         waiter.is_first = false;
         loop {
             tokio::select! {
-                _ = &mut called => break,
-                () = tokio::time::sleep_until(by.into()) => {
-                    return Ok(Err(if by < late { out_of_time(exchange) } else { busy() }));
+                biased;
+                stop = exchange.watch.ended() => {
+                    return Ok(Waited::Refused(exchange.stop_refusal(stop)));
                 }
+                _ = &mut called => break,
+                () = &mut late => return Ok(busy()),
                 () = tokio::time::sleep(QUEUE_LOOK) => {
                     // A backend may have come back, or have been given more room.
-                    if let Choice::Taken(permit) = pool.choose(key, true, |_| true) {
-                        return Ok(Ok(permit));
-                    }
-                    if !pool.has_other(|_| true) && !pool.spec().breaker.fail_open {
-                        return Ok(Err(nobody_left(pool)));
+                    match choose() {
+                        Choice::Taken(permit) => return Ok(Waited::Place(permit)),
+                        Choice::Full => {}
+                        Choice::None => return Ok(Waited::NobodyLeft),
                     }
                 }
-                () = body::taken_back(session, &exchange.arrived) => return gone(),
+                () = body::taken_back(session) => return gone(),
             }
         }
         was_called = true;
@@ -167,14 +208,6 @@ fn nobody_left(pool: &Pool) -> Refusal {
     pool.check_soon();
     let retry_after = pool.back_within().min(RETRY_AFTER_MAX);
     Refusal::NoBackend { pool: pool.name().to_owned(), retry_after }
-}
-
-fn out_of_time(exchange: &Exchange) -> Refusal {
-    Refusal::BackendSlow {
-        pool: exchange.pool_name().to_owned(),
-        deadline: "exchange",
-        limit: exchange.deadlines().map(|deadlines| deadlines.exchange).unwrap_or_default(),
-    }
 }
 
 fn gone<T>() -> Result<T> {

@@ -25,11 +25,11 @@ pub(super) fn connected(exchange: &mut Exchange, socket: RawFd) -> Result<()> {
     if exchange.watch.stopped().is_some() {
         return Err(Error::explain(ErrorType::ReadTimedout, "out of time").into_up());
     }
-    let body_timeout = exchange.arrived.runtime.snapshot.client.body_timeout;
-    exchange.watch.connected(socket, body_timeout);
     exchange.body.begin_attempt();
-    if !exchange.body.is_passing() {
-        exchange.expect_first_byte();
+    let upload = exchange.arrived.runtime.snapshot.client.body_timeout;
+    let upload = exchange.body.is_passing().then_some(upload);
+    if let Some(deadlines) = exchange.deadlines() {
+        exchange.watch.connected(socket, upload, &deadlines);
     }
     Ok(())
 }

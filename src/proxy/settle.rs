@@ -5,7 +5,7 @@ use std::time::Duration;
 use pingora_core::{Error, ErrorSource, ErrorType};
 use pingora_proxy::{FailToProxy, Session};
 
-use super::exchange::Exchange;
+use super::exchange::{Events, Exchange};
 use super::{respond, retry};
 use crate::pool::Outcome;
 use crate::refusal::Refusal;
@@ -55,11 +55,7 @@ pub(super) fn judge(exchange: &mut Exchange, error: Option<&Error>) {
     if error.is_some() || exchange.observed.is_judged || exchange.attempts.current.is_none() {
         return;
     }
-    let is_cut = exchange
-        .observed
-        .events
-        .as_ref()
-        .is_some_and(|events| events.end.is_some_and(|end| !events.tail.is_complete(end)));
+    let is_cut = exchange.observed.events.as_ref().is_some_and(Events::is_cut);
     if is_cut && let Some(attempt) = &exchange.attempts.current {
         log::warn!(
             "backend {} of {} ended a stream without its last event; request {}",

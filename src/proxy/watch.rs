@@ -10,21 +10,29 @@
 use std::os::fd::RawFd;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll as SystemPoll, Token};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use tokio::sync::Notify;
 use tokio::sync::watch::Receiver;
 
 use super::respond::{LINGER, raw_refusal};
+use crate::config::Deadlines;
 use crate::refusal::Refusal;
 
-/// Tells when the drain is over.
+/// Changes once, when the drain is over.
 type CutSignal = Receiver<bool>;
 
 /// How often it is looked whether the client is still there, while Pingora does not.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// How often it is looked, while nothing of a body passes, whether that is because the backend takes
+/// nothing.
+const STALL_LOOK: Duration = Duration::from_secs(5);
 
 /// After this time an exchange is a long one: from then on it is told when the drain is over.
 /// Shorter ones are spared the registration.
@@ -44,9 +52,18 @@ pub(super) struct Watch {
     exchange_by: AtomicU64,
     quiet_since: AtomicU64,
     quiet_limit: AtomicU64,
+    /// How long each phase may be quiet, in nanoseconds.
+    upload_limit: AtomicU64,
+    first_byte_limit: AtomicU64,
+    silence_limit: AtomicU64,
+    /// Whether the client has not sent all of its request.
+    is_uploading: AtomicBool,
+    /// Whether the backend took nothing of a body for a while.
+    has_stalled: AtomicBool,
     /// The connection to the backend; below 0: none.
     upstream: AtomicI32,
     stopped: AtomicU8,
+    ended: Notify,
 }
 
 const NEVER: u64 = u64::MAX;
@@ -61,16 +78,28 @@ enum Phase {
     Inside,
     /// The client sends.
     Upload,
+    /// The backend does not take what there is of the request.
+    Stalled,
     /// The backend has the request.
     FirstByte,
     /// The backend answers.
     Answer,
+    /// The backend has answered, and the client still sends.
+    Rest,
     /// The backend has answered.
     Over,
 }
 
-const PHASES: [Phase; 6] =
-    [Phase::Head, Phase::Inside, Phase::Upload, Phase::FirstByte, Phase::Answer, Phase::Over];
+const PHASES: [Phase; 8] = [
+    Phase::Head,
+    Phase::Inside,
+    Phase::Upload,
+    Phase::Stalled,
+    Phase::FirstByte,
+    Phase::Answer,
+    Phase::Rest,
+    Phase::Over,
+];
 
 /// Why an exchange was stopped from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +118,18 @@ pub(super) enum Stop {
 
 const STOPS: [Stop; 5] =
     [Stop::Upload, Stop::FirstByte, Stop::Silence, Stop::Exchange, Stop::Drain];
+
+impl Stop {
+    /// Whether there is no other attempt after it.
+    pub(super) fn is_final(self) -> bool {
+        !self.is_backends_fault()
+    }
+
+    /// Whether it is the backend that took too long.
+    pub(super) fn is_backends_fault(self) -> bool {
+        matches!(self, Self::FirstByte | Self::Silence)
+    }
+}
 
 /// The client's side of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -109,8 +150,14 @@ impl Watch {
             exchange_by: AtomicU64::new(NEVER),
             quiet_since: AtomicU64::new(0),
             quiet_limit: AtomicU64::new(NEVER),
+            upload_limit: AtomicU64::new(NEVER),
+            first_byte_limit: AtomicU64::new(NEVER),
+            silence_limit: AtomicU64::new(NEVER),
+            is_uploading: AtomicBool::new(false),
+            has_stalled: AtomicBool::new(false),
             upstream: AtomicI32::new(NO_CONNECTION),
             stopped: AtomicU8::new(0),
+            ended: Notify::new(),
         }
     }
 
@@ -134,20 +181,50 @@ impl Watch {
         self.instant(self.exchange_by.load(Ordering::Relaxed))
     }
 
-    /// There is a connection to the backend, and the client sends, at least so often.
-    pub(super) fn connected(&self, upstream: RawFd, limit: Duration) {
+    /// There is a connection to the backend. `upload`: how long a client that has not sent all of its
+    /// request may send nothing.
+    pub(super) fn connected(
+        &self,
+        upstream: RawFd,
+        upload: Option<Duration>,
+        deadlines: &Deadlines,
+    ) {
         self.upstream.store(upstream, Ordering::Relaxed);
-        self.expect(Phase::Upload, limit);
+        let store = |limit: &AtomicU64, time| limit.store(nanos(time), Ordering::Relaxed);
+        store(&self.upload_limit, upload.unwrap_or_default());
+        store(&self.first_byte_limit, deadlines.first_byte);
+        store(&self.silence_limit, deadlines.silence);
+        self.is_uploading.store(upload.is_some(), Ordering::Relaxed);
+        self.expect(self.request_phase());
     }
 
-    /// The backend has the whole request.
-    pub(super) fn expect_first_byte(&self, limit: Duration) {
-        self.expect(Phase::FirstByte, limit);
+    /// A piece of the client's body has come.
+    pub(super) fn uploading(&self) {
+        match self.phase() {
+            Phase::Upload | Phase::Stalled => self.expect(Phase::Upload),
+            _ => self.heard(),
+        }
+    }
+
+    /// The client has sent all.
+    pub(super) fn uploaded(&self) {
+        self.is_uploading.store(false, Ordering::Relaxed);
+        match self.phase() {
+            Phase::Upload | Phase::Stalled => self.expect(Phase::FirstByte),
+            Phase::Rest => self.answered(),
+            _ => self.heard(),
+        }
+    }
+
+    /// Whether the backend took nothing of the body for a while, so that no more of it was read; asked
+    /// once for each time.
+    pub(super) fn take_stall(&self) -> bool {
+        self.has_stalled.load(Ordering::Relaxed) && self.has_stalled.swap(false, Ordering::Relaxed)
     }
 
     /// The backend answers.
-    pub(super) fn expect_more(&self, limit: Duration) {
-        self.expect(Phase::Answer, limit);
+    pub(super) fn answers(&self) {
+        self.expect(Phase::Answer);
     }
 
     /// Who is waited for was heard.
@@ -157,6 +234,10 @@ impl Watch {
 
     /// The backend has sent all of its answer.
     pub(super) fn answered(&self) {
+        if self.is_uploading.load(Ordering::Relaxed) {
+            self.expect(Phase::Rest);
+            return;
+        }
         self.upstream.store(NO_CONNECTION, Ordering::Relaxed);
         self.enter(Phase::Over);
     }
@@ -169,7 +250,19 @@ impl Watch {
 
     /// There is another attempt: what stopped the one before is over.
     pub(super) fn go_on(&self) {
-        self.stopped.store(0, Ordering::Relaxed);
+        if self.stopped().is_some_and(Stop::is_backends_fault) {
+            self.stopped.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns when the exchange is stopped: for who waits for something that the watch cannot end.
+    pub(super) async fn ended(&self) -> Stop {
+        loop {
+            if let Some(stop) = self.stopped() {
+                return stop;
+            }
+            self.ended.notified().await;
+        }
     }
 
     /// Why the exchange was stopped, if it was.
@@ -186,36 +279,96 @@ impl Watch {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    fn expect(&self, phase: Phase, limit: Duration) {
-        let nanos = u64::try_from(limit.as_nanos()).unwrap_or(NEVER);
-        self.quiet_limit.store(nanos, Ordering::Relaxed);
+    /// The phase begins, and is quiet from now on.
+    fn expect(&self, phase: Phase) {
+        let limit = match phase {
+            Phase::Upload => self.limit(&self.upload_limit).min(nanos(STALL_LOOK)),
+            Phase::Rest => self.limit(&self.upload_limit),
+            Phase::FirstByte => self.limit(&self.first_byte_limit),
+            _ => self.limit(&self.silence_limit),
+        };
+        self.quiet_limit.store(limit, Ordering::Relaxed);
         self.heard();
         self.enter(phase);
+    }
+
+    fn limit(&self, of: &AtomicU64) -> u64 {
+        of.load(Ordering::Relaxed)
     }
 
     /// The next deadline of the phase, in nanoseconds.
     fn next(&self) -> (u64, Stop) {
         let exchange = self.exchange_by.load(Ordering::Relaxed);
         let quiet = match self.phase() {
-            Phase::Upload => Stop::Upload,
+            Phase::Upload | Phase::Rest => Stop::Upload,
             Phase::FirstByte => Stop::FirstByte,
-            Phase::Answer => Stop::Silence,
-            _ => return (exchange, Stop::Exchange),
+            Phase::Answer | Phase::Stalled => Stop::Silence,
+            Phase::Head | Phase::Inside | Phase::Over => return (exchange, Stop::Exchange),
         };
         let since = self.quiet_since.load(Ordering::Relaxed);
         let quiet_by = since.saturating_add(self.quiet_limit.load(Ordering::Relaxed));
         if quiet_by < exchange { (quiet_by, quiet) } else { (exchange, Stop::Exchange) }
     }
 
+    /// The next deadline is over, or it is time to look; why that ends the exchange, if it does.
+    ///
+    /// Whether a backend has the whole request, or takes what there is of it, can be seen by whether it
+    /// lets more be written to it. What it has not taken is its own fault.
+    fn overdue(&self, now: Instant, why: Stop) -> Option<Stop> {
+        let phase = self.phase();
+        match (phase, why) {
+            (_, Stop::Exchange | Stop::Drain) | (Phase::Rest, _) => Some(why),
+            (Phase::Upload | Phase::FirstByte, _) if !self.takes_more() => {
+                self.has_stalled.store(true, Ordering::Relaxed);
+                self.enter(Phase::Stalled);
+                self.look_on(now, &self.silence_limit).then_some(Stop::Silence)
+            }
+            (Phase::Stalled, _) if self.takes_more() => {
+                self.expect(self.request_phase());
+                None
+            }
+            (Phase::Stalled, _) => self.look_on(now, &self.silence_limit).then_some(why),
+            (Phase::Upload, _) => self.look_on(now, &self.upload_limit).then_some(why),
+            (Phase::Answer, _) if self.is_held_up() => {
+                self.heard();
+                None
+            }
+            (Phase::Answer, _) if self.is_uploading.load(Ordering::Relaxed) => Some(Stop::Upload),
+            _ => Some(why),
+        }
+    }
+
+    /// Notes when to look again; true when it has been quiet for longer than `limit`.
+    fn look_on(&self, now: Instant, limit: &AtomicU64) -> bool {
+        let limit = self.limit(limit);
+        let quiet = self.nanos(now).saturating_sub(self.quiet_since.load(Ordering::Relaxed));
+        let next = quiet.saturating_add(nanos(STALL_LOOK)).min(limit);
+        self.quiet_limit.store(next, Ordering::Relaxed);
+        quiet >= limit
+    }
+
+    /// The phase as long as there is no answer.
+    fn request_phase(&self) -> Phase {
+        let is_uploading = self.is_uploading.load(Ordering::Relaxed);
+        if is_uploading { Phase::Upload } else { Phase::FirstByte }
+    }
+
     /// Ends the exchange, once.
     fn stop(&self, why: Stop) {
         let number = STOPS.iter().position(|stop| *stop == why).map_or(0, |at| at + 1);
         self.stopped.store(u8::try_from(number).unwrap_or(0), Ordering::Relaxed);
+        self.ended.notify_one();
         let upstream = self.upstream.load(Ordering::Relaxed);
         if upstream >= 0 {
             // It may be closed already by the other side; then Pingora knows.
             let _ = shutdown(upstream, Shutdown::Both);
         }
+    }
+
+    /// Whether the backend lets more be written to it.
+    fn takes_more(&self) -> bool {
+        let upstream = self.upstream.load(Ordering::Relaxed);
+        upstream < 0 || takes_more(upstream).unwrap_or(true)
     }
 
     /// A backend whose bytes wait to be read, since the client takes none, is not silent.
@@ -225,8 +378,7 @@ impl Watch {
     }
 
     fn nanos(&self, at: Instant) -> u64 {
-        let nanos = at.saturating_duration_since(self.base).as_nanos();
-        u64::try_from(nanos).unwrap_or(NEVER)
+        nanos(at.saturating_duration_since(self.base))
     }
 
     fn instant(&self, nanos: u64) -> Option<Instant> {
@@ -238,7 +390,7 @@ impl Watch {
 /// client is gone or did not send a head.
 pub async fn watched<F: Future>(
     client: ClientSide,
-    drain_over: &Receiver<bool>,
+    drain_over: &CutSignal,
     exchange: F,
 ) -> Option<F::Output> {
     let watch = Arc::new(Watch::new());
@@ -255,6 +407,10 @@ async fn poll_watched<F: Future>(
     let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
     let mut poller = Poller { watch, client, armed: None, told: Told::NotYet, refused_at: None };
     std::future::poll_fn(|context| {
+        // Before the exchange goes on: what is cut elsewhere must not make it begin something.
+        if poller.hears_end(drain_over) && poller.end(Stop::Drain) == Ring::GiveUp {
+            return Poll::Ready(None);
+        }
         if poller.refused_at.is_none()
             && let Poll::Ready(end) = exchange.as_mut().poll(context)
         {
@@ -270,9 +426,7 @@ async fn poll_watched<F: Future>(
                 }
                 continue;
             }
-            if poller.told.poll(context) {
-                watch.stop(Stop::Drain);
-            }
+            poller.told.listen(context);
             return Poll::Pending;
         }
     })
@@ -297,14 +451,13 @@ enum Told {
 }
 
 impl Told {
-    /// Whether the drain is over, once.
-    fn poll(&mut self, context: &mut std::task::Context<'_>) -> bool {
-        let Self::Listens(listens) = self else { return false };
-        let is_over = listens.as_mut().poll(context).is_ready();
-        if is_over {
-            *self = Self::Heard;
+    /// Has the task polled when the drain is over.
+    fn listen(&mut self, context: &mut std::task::Context<'_>) {
+        if let Self::Listens(listens) = self
+            && listens.as_mut().poll(context).is_ready()
+        {
+            context.waker().wake_by_ref();
         }
-        is_over
     }
 }
 
@@ -315,6 +468,16 @@ enum Ring {
 }
 
 impl Poller<'_> {
+    /// Whether the drain is over, once.
+    fn hears_end(&mut self, drain_over: &CutSignal) -> bool {
+        let is_over =
+            !matches!(self.told, Told::Heard) && drain_over.has_changed().unwrap_or(false);
+        if is_over {
+            self.told = Told::Heard;
+        }
+        is_over
+    }
+
     /// Notes the time to set the timer to, if that is earlier than it is set to.
     fn arm(&mut self) -> Option<Instant> {
         let watch = self.watch;
@@ -355,8 +518,7 @@ impl Poller<'_> {
         if matches!(self.told, Told::NotYet) && now >= watch.base + LONG {
             let mut drain_over = drain_over.clone();
             self.told = Told::Listens(Box::pin(async move {
-                let told = drain_over.wait_for(|is_over| *is_over).await.is_ok();
-                if !told {
+                if drain_over.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
             }));
@@ -378,18 +540,25 @@ impl Poller<'_> {
             _ => {}
         }
         let (by, why) = watch.next();
-        if watch.nanos(now) >= by && watch.stopped().is_none() {
-            if why == Stop::Silence && watch.is_held_up() {
-                watch.heard();
-            } else {
-                watch.stop(why);
-            }
+        if watch.nanos(now) >= by
+            && watch.stopped().is_none()
+            && let Some(why) = watch.overdue(now, why)
+        {
+            return self.end(why);
         }
         Ring::GoOn
     }
-}
 
-impl Poller<'_> {
+    /// Ends the exchange.
+    fn end(&self, why: Stop) -> Ring {
+        // A client whose answer is complete is told nothing more, and Pingora waits for nobody else.
+        if self.watch.phase() == Phase::Rest {
+            return Ring::GiveUp;
+        }
+        self.watch.stop(why);
+        Ring::GoOn
+    }
+
     /// Tells the client, and reads what it still sends for a while. There is no session yet to do it
     /// by.
     fn refuse_head(&mut self, now: Instant) -> Ring {
@@ -427,6 +596,20 @@ fn peek(socket: RawFd) -> Peek {
     }
 }
 
+/// Whether a connection has room for what is written to it. It costs some system calls, so it is asked
+/// only when something is late.
+fn takes_more(socket: RawFd) -> std::io::Result<bool> {
+    let mut poll = SystemPoll::new()?;
+    poll.registry().register(&mut SourceFd(&socket), Token(0), Interest::WRITABLE)?;
+    let mut events = Events::with_capacity(1);
+    poll.poll(&mut events, Some(Duration::ZERO))?;
+    Ok(!events.is_empty())
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(NEVER)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -437,13 +620,41 @@ mod tests {
         assert_eq!(watch.next(), (NEVER, Stop::Exchange));
         watch.limit_exchange(watch.base, Duration::from_secs(60));
         assert_eq!(watch.next().1, Stop::Exchange);
-        watch.expect_first_byte(Duration::from_secs(5));
+        let deadlines = |first_byte, silence| Deadlines {
+            connect: Duration::from_secs(1),
+            tls: Duration::from_secs(1),
+            first_byte: Duration::from_secs(first_byte),
+            silence: Duration::from_secs(silence),
+            exchange: Duration::from_secs(60),
+        };
+        watch.connected(NO_CONNECTION, None, &deadlines(5, 500));
         assert_eq!(watch.next().1, Stop::FirstByte);
-        watch.expect_more(Duration::from_secs(500));
+        watch.answers();
         assert_eq!(watch.next().1, Stop::Exchange);
-        watch.expect_more(Duration::from_secs(50));
+        watch.connected(NO_CONNECTION, Some(Duration::from_secs(5)), &deadlines(5, 50));
+        assert_eq!(watch.next().1, Stop::Upload);
+        watch.answers();
         assert_eq!(watch.next().1, Stop::Silence);
+        watch.uploading();
+        assert_eq!(watch.next().1, Stop::Silence, "a piece of the request does not end the answer");
         watch.answered();
-        assert_eq!(watch.next().1, Stop::Exchange);
+        assert_eq!(watch.next().1, Stop::Upload, "the client still sends");
+        watch.uploaded();
+        assert_eq!((watch.phase(), watch.next().1), (Phase::Over, Stop::Exchange));
+    }
+
+    #[test]
+    fn another_attempt_is_not_stopped_by_what_stopped_the_one_before_but_by_what_ends_all() {
+        let watch = Watch::new();
+        for (stop, after) in [
+            (Stop::FirstByte, None),
+            (Stop::Silence, None),
+            (Stop::Exchange, Some(Stop::Exchange)),
+            (Stop::Drain, Some(Stop::Drain)),
+        ] {
+            watch.stop(stop);
+            watch.go_on();
+            assert_eq!(watch.stopped(), after);
+        }
     }
 }

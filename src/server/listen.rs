@@ -6,7 +6,6 @@ use std::os::fd::{IntoRawFd, RawFd};
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{SockaddrStorage, getsockname};
 use pingora_core::apps::ServerApp;
 use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
@@ -17,8 +16,7 @@ use pingora_core::services::{ServiceReadyNotifier, ServiceWithDependents};
 /// The name that a socket for status and dashboard has in systemd's unit (`FileDescriptorName=`).
 const ADMIN_SOCKET: &str = "admin";
 
-/// A socket that is bound. It stays open until the process ends, and a program that this one starts
-/// has it too.
+/// A socket that is bound. It stays open until the process ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Bound {
     /// As configured; port 0 is one that the system chooses.
@@ -26,8 +24,8 @@ pub(super) struct Bound {
     /// As bound.
     pub(super) address: SocketAddr,
     pub(super) socket: RawFd,
-    /// Whether systemd bound it, and gives it to the next process.
-    pub(super) is_systemds: bool,
+    /// The name that systemd gave it, where it was systemd that bound it.
+    pub(super) systemds_name: Option<String>,
 }
 
 /// The sockets that this process was started with.
@@ -35,7 +33,7 @@ pub(super) struct Bound {
 pub(super) struct Inherited {
     sockets: Vec<Bound>,
     /// systemd's, which take the place of those that are configured.
-    activated: Vec<(String, RawFd)>,
+    activated: Vec<Bound>,
 }
 
 impl Bound {
@@ -43,10 +41,8 @@ impl Bound {
         let listener =
             TcpListener::bind(wanted).with_context(|| format!("cannot listen on {wanted}"))?;
         listener.set_nonblocking(true).context("cannot make the socket non-blocking")?;
-        fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty()))
-            .context("cannot make the socket one that an upgrade takes over")?;
         let address = listener.local_addr().context("the socket has no address")?;
-        Ok(Self { wanted, address, socket: listener.into_raw_fd(), is_systemds: false })
+        Ok(Self { wanted, address, socket: listener.into_raw_fd(), systemds_name: None })
     }
 }
 
@@ -54,22 +50,30 @@ impl Inherited {
     /// From the process that this one takes over from: `sockets`; from systemd, what its protocol
     /// says.
     pub(super) fn find(sockets: Vec<Bound>) -> Result<Self> {
-        let activated = sd_notify::listen_fds_with_names(true)
-            .context("systemd's sockets cannot be read")?
-            .map(|(socket, name)| (name, socket))
-            .collect();
+        let of_systemd =
+            sd_notify::listen_fds_with_names(true).context("systemd's sockets cannot be read")?;
+        let mut activated = Vec::new();
+        for (socket, name) in of_systemd {
+            let address = local_address(socket)
+                .with_context(|| format!("systemd's socket {name} is not one for TCP"))?;
+            let systemds_name = Some(name);
+            activated.push(Bound { wanted: address, address, socket, systemds_name });
+        }
+        let (taken_over, sockets): (Vec<_>, _) =
+            sockets.into_iter().partition(|bound| bound.systemds_name.is_some());
+        activated.extend(taken_over);
         Ok(Self { sockets, activated })
     }
 
     /// The sockets for traffic.
     pub(super) fn traffic(&mut self, wanted: &[SocketAddr]) -> Result<Vec<Bound>> {
-        let activated = self.activated(|name| name != ADMIN_SOCKET)?;
+        let activated = self.activated(|name| name != ADMIN_SOCKET);
         if activated.is_empty() { self.bound(wanted) } else { Ok(activated) }
     }
 
     /// The sockets for status and dashboard.
     pub(super) fn admin(&mut self, wanted: &[SocketAddr]) -> Result<Vec<Bound>> {
-        let activated = self.activated(|name| name == ADMIN_SOCKET)?;
+        let activated = self.activated(|name| name == ADMIN_SOCKET);
         if activated.is_empty() { self.bound(wanted) } else { Ok(activated) }
     }
 
@@ -82,14 +86,9 @@ impl Inherited {
         wanted.iter().map(&mut one).collect()
     }
 
-    fn activated(&mut self, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Bound>> {
-        let mut found = Vec::new();
-        for (name, socket) in self.activated.iter().filter(|(name, _)| is_wanted(name)) {
-            let address = local_address(*socket)
-                .with_context(|| format!("systemd's socket {name} is not one for TCP"))?;
-            found.push(Bound { wanted: address, address, socket: *socket, is_systemds: true });
-        }
-        Ok(found)
+    fn activated(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Bound> {
+        let is_wanted = |bound: &&Bound| bound.systemds_name.as_deref().is_some_and(&is_wanted);
+        self.activated.iter().filter(is_wanted).cloned().collect()
     }
 
     /// Closes what the configuration has no use for.

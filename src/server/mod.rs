@@ -211,8 +211,6 @@ fn end_when_flushed(
 /// Returns when what is in flight is over, or was cut. After a drain nothing is left; after an
 /// upgrade it takes as long as a drain may.
 async fn last_exchanges(lifecycle: &Lifecycle, shutdown_timeout: Duration) {
-    let mut terminate = signals::watch(SignalKind::terminate());
-    let mut interrupt = signals::watch(SignalKind::interrupt());
     let flush = Duration::from_secs(FLUSH_SECONDS_MAX);
     let last = async {
         if lifecycle.is_leaving() {
@@ -230,7 +228,24 @@ async fn last_exchanges(lifecycle: &Lifecycle, shutdown_timeout: Duration) {
     };
     tokio::select! {
         () = last => {}
-        _ = terminate.recv() => signals::end_at_once(lifecycle),
-        _ = interrupt.recv() => signals::end_at_once(lifecycle),
+        () = told_to_end(lifecycle) => signals::end_at_once(lifecycle),
+    }
+}
+
+/// Returns when the process is to end at once. One that has handed over ends by itself, so that SIGTERM
+/// tells it nothing new: systemd sends it to all that is left of a unit, more than once.
+async fn told_to_end(lifecycle: &Lifecycle) {
+    let mut terminate = signals::watch(SignalKind::terminate());
+    let mut interrupt = signals::watch(SignalKind::interrupt());
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => return,
+        }
+        if !lifecycle.is_leaving() {
+            return;
+        }
+        let inflight = lifecycle.inflight();
+        log::info!("another process serves; exchanges that this one ends with: {inflight}");
     }
 }

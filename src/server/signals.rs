@@ -1,5 +1,5 @@
 //! Signals: SIGHUP reloads, SIGUSR2 hands over to a new process; SIGTERM and SIGINT drain, and a
-//! second one ends at once.
+//! second one ends at once. A process that has handed over ends at once on SIGINT only.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -92,7 +92,7 @@ impl<F: Fn() + Send + Sync> Signals<F> {
 
 /// Ends the process, whatever it does.
 pub(super) fn end_at_once(lifecycle: &Lifecycle) {
-    log::warn!("second signal; exchanges cut: {}", lifecycle.inflight());
+    log::warn!("ending at once; exchanges cut: {}", lifecycle.inflight());
     std::process::exit(1);
 }
 

@@ -1,7 +1,13 @@
-//! Handing over to a new process: it is started with the listening sockets, and once it serves, this
-//! one takes no more connections and ends when its exchanges do. No connection is refused meanwhile.
+//! Handing over to a new process: it is started and given the listening sockets, and once it serves,
+//! this one takes no more connections and ends when its exchanges do. No connection is refused
+//! meanwhile.
+//!
+//! The two talk over a pair of sockets. The descriptors go through it (`SCM_RIGHTS`) rather than by
+//! inheritance: those that systemd gave us are closed when a program is started.
 
 use std::ffi::OsString;
+use std::io::{IoSlice, IoSliceMut};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -9,17 +15,23 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::cmsg_space;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{MsgFlags, send};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, send, sendmsg};
+use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 
 use super::listen::Bound;
 
-/// Tells the new process which descriptors it has been given.
+/// Tells the new process which sockets it is given, and where.
 const VARIABLE: &str = "TOLLGATE_UPGRADE";
 
 /// Longest wait for the new process to serve.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// As many descriptors as one message may hold (`SCM_MAX_FD` of Linux).
+const SOCKETS_MAX: usize = 253;
 
 /// What a process that takes over has been given.
 #[derive(Debug, Default)]
@@ -30,27 +42,18 @@ pub(super) struct TakeOver {
 }
 
 impl TakeOver {
-    /// Reads what the old process left, if there is one.
+    /// Takes what the old process left, if there is one.
     pub(super) fn of_process() -> Result<Self> {
-        match std::env::var(VARIABLE) {
-            Ok(text) => {
-                Self::parse(&text).with_context(|| format!("{VARIABLE} is not one of ours"))
-            }
-            Err(_) => Ok(Self::default()),
+        let Ok(text) = std::env::var(VARIABLE) else { return Ok(Self::default()) };
+        let (word, sockets) =
+            parse(&text).with_context(|| format!("{VARIABLE} is not one of ours"))?;
+        let given = receive(word).context("the old process gives no sockets")?;
+        if given.len() != sockets.len() {
+            bail!("the old process gives {} sockets and names {}", given.len(), sockets.len());
         }
-    }
-
-    /// `word;wanted=address=descriptor;...`
-    fn parse(text: &str) -> Result<Self> {
-        let mut parts = text.split(';');
-        let word = parts.next().context("it is empty")?.parse()?;
-        let socket = |part: &str| -> Result<Bound> {
-            let mut parts = part.split('=');
-            let mut next = || parts.next().context("a part is missing");
-            let (wanted, address) = (next()?.parse()?, next()?.parse()?);
-            Ok(Bound { wanted, address, socket: next()?.parse()?, is_systemds: false })
-        };
-        Ok(Self { sockets: parts.map(socket).collect::<Result<_>>()?, word: Some(word) })
+        let with_socket = |(bound, socket)| Bound { socket, ..bound };
+        let sockets = sockets.into_iter().zip(given).map(with_socket).collect();
+        Ok(Self { sockets, word: Some(word) })
     }
 
     /// Serving: the old process may go.
@@ -64,18 +67,62 @@ impl TakeOver {
     }
 }
 
-/// Starts the program anew and returns its process id when it serves.
+/// `word;wanted=address;wanted=address=name of systemd;...`: where to give word, and the sockets in the
+/// order in which they come.
+fn parse(text: &str) -> Result<(RawFd, Vec<Bound>)> {
+    let mut parts = text.split(';');
+    let word = parts.next().context("it is empty")?.parse()?;
+    let socket = |part: &str| -> Result<Bound> {
+        let mut parts = part.splitn(3, '=');
+        let mut address = || -> Result<SocketAddr> {
+            Ok(parts.next().context("an address is missing")?.parse()?)
+        };
+        let (wanted, address) = (address()?, address()?);
+        let systemds_name = parts.next().map(ToOwned::to_owned);
+        Ok(Bound { wanted, address, socket: -1, systemds_name })
+    };
+    Ok((word, parts.map(socket).collect::<Result<_>>()?))
+}
+
+/// What [`parse`] reads.
+fn write(word: RawFd, sockets: &[Bound]) -> String {
+    let mut text = word.to_string();
+    for Bound { wanted, address, systemds_name, .. } in sockets {
+        text.push_str(&format!(";{wanted}={address}"));
+        if let Some(name) = systemds_name {
+            text.push_str(&format!("={name}"));
+        }
+    }
+    text
+}
+
+fn receive(word: RawFd) -> Result<Vec<RawFd>> {
+    let mut byte = [0];
+    let mut byte = [IoSliceMut::new(&mut byte)];
+    let mut space = cmsg_space!([RawFd; SOCKETS_MAX]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(word, &mut byte, Some(&mut space), flags)?;
+    let mut sockets = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(given) = part {
+            sockets.extend(given);
+        }
+    }
+    Ok(sockets)
+}
+
+/// Starts the program anew and returns its process id when it serves. Dropped before, it ends the new
+/// process.
 ///
 /// # Errors
 /// When it does not come to serve; it has ended then, and nothing has changed.
 pub(super) async fn hand_over(sockets: &[Bound]) -> Result<u32> {
-    if sockets.iter().any(|socket| socket.is_systemds) {
-        bail!("systemd holds the sockets: restart the unit, no connection is refused meanwhile");
-    }
     let (mut child, word) = start(sockets)?;
+    let mut successor = Successor { process: i32::try_from(child.id()).ok() };
     let mut word = tokio::net::UnixStream::from_std(word)?;
     let mut told = [0; 5];
     let told = tokio::time::timeout(START_TIMEOUT, word.read_exact(&mut told)).await;
+    successor.process = None;
     if matches!(told, Ok(Ok(_))) {
         return Ok(child.id());
     }
@@ -88,20 +135,34 @@ pub(super) async fn hand_over(sockets: &[Bound]) -> Result<u32> {
     }
 }
 
+/// The new process, as long as it is not known to serve.
+struct Successor {
+    process: Option<i32>,
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        if let Some(process) = self.process {
+            // Not killed: in this moment it may have begun to serve, and drains then.
+            let _ = kill(Pid::from_raw(process), Signal::SIGTERM);
+        }
+    }
+}
+
 /// The new process, and where it gives word.
 fn start(sockets: &[Bound]) -> Result<(Child, UnixStream)> {
     let (ours, theirs) = UnixStream::pair().context("no pair of sockets")?;
+    let descriptors: Vec<RawFd> = sockets.iter().map(|bound| bound.socket).collect();
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    sendmsg::<()>(ours.as_raw_fd(), &[IoSlice::new(b"s")], &rights, MsgFlags::empty(), None)
+        .with_context(|| format!("cannot hand over sockets (at most {SOCKETS_MAX})"))?;
     fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
     ours.set_nonblocking(true)?;
-    let mut variable = theirs.as_raw_fd().to_string();
-    for Bound { wanted, address, socket, .. } in sockets {
-        variable.push_str(&format!(";{wanted}={address}={socket}"));
-    }
     let mut arguments = std::env::args_os();
     let program = program(arguments.next())?;
     let child = Command::new(&program)
         .args(arguments)
-        .env(VARIABLE, variable)
+        .env(VARIABLE, write(theirs.as_raw_fd(), sockets))
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))?;
     Ok((child, ours))
@@ -121,24 +182,28 @@ fn program(zeroth: Option<OsString>) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use super::*;
 
     #[test]
     fn what_is_handed_over_is_read_back() {
-        let taken = TakeOver::parse("7;0.0.0.0:0=0.0.0.0:4711=5;[::1]:80=[::1]:80=6").unwrap();
-        assert_eq!(taken.word, Some(7));
-        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
-        assert_eq!(taken.sockets.len(), 2);
-        assert_eq!(taken.sockets[0].wanted, address("0.0.0.0:0"));
-        assert_eq!(taken.sockets[0].address, address("0.0.0.0:4711"));
-        assert_eq!(taken.sockets[1].socket, 6);
+        let bound = |wanted: &str, address: &str, name: Option<&str>| Bound {
+            wanted: wanted.parse().unwrap(),
+            address: address.parse().unwrap(),
+            socket: -1,
+            systemds_name: name.map(ToOwned::to_owned),
+        };
+        let sockets = [
+            bound("0.0.0.0:0", "0.0.0.0:4711", None),
+            bound("[::1]:80", "[::1]:80", Some("admin")),
+            bound("[::1]:81", "[::1]:81", Some("a=b")),
+        ];
+        let (word, read) = parse(&write(7, &sockets)).unwrap();
+        assert_eq!((word, &read[..]), (7, &sockets[..]));
         proptest::proptest!(|(text: String)| {
-            let _ = TakeOver::parse(&text);
+            let _ = parse(&text);
         });
-        for wrong in ["", "x", "7;", "7;a=b=c", "7;0.0.0.0:0=5"] {
-            assert!(TakeOver::parse(wrong).is_err(), "{wrong}");
+        for wrong in ["", "x", "7;", "7;a=b", "7;0.0.0.0:0"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
 }

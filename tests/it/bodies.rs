@@ -4,7 +4,7 @@ use std::io::Read;
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 
-use crate::harness::{Connection, Gateway, Upstream, config, send};
+use crate::harness::{Connection, Gateway, Upstream, config, config_of, raw_upstream, send};
 
 const BYTES: usize = 200 * 1024 * 1024;
 const MEMORY_MIB_MAX: u64 = 40;
@@ -70,19 +70,10 @@ fn a_chunked_body_reaches_the_backend_as_it_is_sent() {
 
 #[test]
 fn a_body_that_is_not_held_reaches_the_backend_while_the_client_sends_it() {
-    // A raw upstream: it reports the bytes of the body as they come.
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
     let (got, received) = channel();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            let got = got.clone();
-            std::thread::spawn(move || read_on(stream, &got));
-        }
-    });
-    let gateway = Gateway::start(&format!(
-        "listen: 127.0.0.1:0\nreplay: {{body_bytes_max: 0}}\nservices: {{svc: {{models: {{mdl: {{backends: [{{id: a, url: \"http://{address}\"}}]}}}}}}}}"
-    ));
+    let got = Mutex::new(got);
+    let url = raw_upstream(move |stream| read_on(stream, &got.lock().unwrap().clone()));
+    let gateway = Gateway::start(&config_of("replay: {body_bytes_max: 0}", &[&url]));
     let received = Mutex::new(received);
     let wait_for = |text: &str| {
         let mut all = String::new();

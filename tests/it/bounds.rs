@@ -1,8 +1,12 @@
 //! Bounds on what a client may send, hold and keep open.
 
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use crate::harness::{Connection, Gateway, Upstream, config, eventually, get, post};
+use crate::harness::{
+    Connection, Gateway, Upstream, config, config_of, eventually, get, post, raw_upstream,
+    read_head,
+};
 
 #[test]
 fn a_request_head_that_takes_too_long_in_all_is_a_408_however_it_is_dripped() {
@@ -179,4 +183,68 @@ fn a_client_that_leaves_ends_a_retry_and_a_connection_in_the_making() {
         eventually("it is over", || get(gateway.address(), "/ready", &[]).json()["in_flight"] == 0);
     assert!(noticed < Duration::from_millis(300), "{noticed:?}");
     assert_eq!(failing.seen().len(), 1);
+}
+
+/// The URL of a port where connections are neither taken nor refused, for as long as the rest lives.
+fn black_hole() -> (String, Vec<std::net::TcpStream>, socket2::Socket) {
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    full.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) =
+        std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200))
+    {
+        waiting.push(stream);
+    }
+    (format!("http://{address}"), waiting, full)
+}
+
+#[test]
+fn a_client_that_leaves_while_a_connection_is_made_is_noticed_also_in_its_second_request() {
+    let (url, _waiting, _full) = black_hole();
+    let upstream = Upstream::named("x");
+    let settings = "health_check: {interval: 1h, unhealthy_after: 100}\ndeadlines: {connect: 10s}";
+    let text = format!(
+        "listen: 127.0.0.1:0\n{settings}\nservices: {{svc: {{models: {{mdl: {{backends: [{{id: a, url: \"{}\"}}]}}, hole: {{backends: [{{id: a, url: \"{url}\"}}]}}}}}}}}",
+        upstream.url()
+    );
+    let gateway = Gateway::start(&text);
+    let mut connection = Connection::open(gateway.address());
+    connection.write(b"GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    assert_eq!(connection.read(false).unwrap().status, 200);
+    connection.write(b"GET /svc/hole/x HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    eventually("it is connecting", || gateway.inflight() == 1);
+    drop(connection);
+    let noticed = eventually("it is over", || gateway.inflight() == 0);
+    assert!(noticed < Duration::from_millis(300), "{noticed:?}");
+}
+
+#[tokio::test]
+async fn an_http_2_body_that_stops_after_the_whole_answer_is_let_go() {
+    let url = raw_upstream(|mut stream| {
+        read_head(&mut stream);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        // It stays open until the other side closes it.
+        while matches!(stream.read(&mut [0; 1024]), Ok(1..)) {}
+    });
+    let settings = "client: {body_timeout: 500ms}\nreplay: {body_bytes_max: 0}\n\
+        health_check: {interval: 1h, unhealthy_after: 100}";
+    let gateway = Gateway::start(&config_of(settings, &[&url]));
+    let socket = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
+    let (client, connection) = h2::client::handshake(socket).await.unwrap();
+    tokio::spawn(connection);
+    let mut client: h2::client::SendRequest<bytes::Bytes> = client.ready().await.unwrap();
+    let request = http::Request::post("http://g/svc/mdl/x").body(()).unwrap();
+    let (response, mut body) = client.send_request(request, false).unwrap();
+    body.send_data("begun".into(), false).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut answer = response.into_body();
+    assert_eq!(answer.data().await.unwrap().unwrap(), "ok");
+    // The answer was complete: the client is told that the rest is not wanted (RFC 9113, section 8.1).
+    let reset = std::future::poll_fn(|context| body.poll_reset(context));
+    let reset = tokio::time::timeout(Duration::from_secs(10), reset).await;
+    assert_eq!(reset.expect("it is let go").unwrap(), h2::Reason::NO_ERROR);
+    eventually("its place is free", || gateway.inflight() == 0);
 }

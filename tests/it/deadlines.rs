@@ -1,8 +1,12 @@
 //! Deadlines: each ends what it is meant for, says so, and nothing else.
 
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use crate::harness::{Connection, Gateway, Upstream, config, get, post};
+use crate::harness::{
+    Answer, Connection, Gateway, PATIENCE, Upstream, config, config_of, get, post, raw_upstream,
+    read_head,
+};
 
 const STREAM: &[u8] =
     b"POST /svc/mdl/v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\n\r\n{}";
@@ -239,5 +243,149 @@ async fn over_http_2_a_broken_stream_has_its_error_event_before_the_reset() {
         };
         assert!(end.is_some_and(|error| error.is_reset()), "it ends uncleanly");
         assert!(text.contains("stream_interrupted"), "{text}");
+    }
+}
+
+#[test]
+fn interim_answers_do_not_put_off_the_first_byte() {
+    let upstream = Upstream::start(|_, reply| {
+        for _ in 0..40 {
+            reply.raw(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n");
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        reply.text("late");
+    });
+    let settings = "deadlines: {first_byte: 400ms}\nretry: {retries_max: 0}";
+    let gateway = Gateway::start(&config(settings, &[&upstream]));
+    let mut connection = Connection::open(gateway.address());
+    connection.write(b"GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    let started = Instant::now();
+    let last = loop {
+        let answer = connection.read(false).unwrap();
+        if answer.status >= 200 {
+            break answer;
+        }
+    };
+    assert_eq!(last.status, 504, "after {:?}: {}", started.elapsed(), last.text());
+    assert!(last.text().contains("first_byte"), "{}", last.text());
+}
+
+/// `GET` health checks are not asked of an upstream that knows none.
+const UNCHECKED: &str = "health_check: {interval: 1h, unhealthy_after: 100}";
+
+/// Sends a body of 64 MiB, as fast as it is taken, and returns the answer.
+fn upload(gateway: &Gateway) -> Answer {
+    const BYTES: usize = 64 * 1024 * 1024;
+    let mut connection = Connection::open(gateway.address());
+    let head = format!("POST /svc/mdl/x HTTP/1.1\r\nHost: g\r\nContent-Length: {BYTES}\r\n\r\n");
+    connection.write(head.as_bytes()).unwrap();
+    let piece = vec![b'x'; 1024 * 1024];
+    for _ in 0..BYTES / piece.len() {
+        if connection.write(&piece).is_err() {
+            break;
+        }
+    }
+    connection.read(false).unwrap()
+}
+
+#[test]
+fn a_backend_that_takes_nothing_of_a_body_is_too_slow_and_not_the_client() {
+    let url = raw_upstream(|mut stream| {
+        read_head(&mut stream);
+        std::thread::park_timeout(PATIENCE);
+    });
+    let client = "client: {body_timeout: 300ms}\nretry: {retries_max: 0}";
+    for replay in ["replay: {body_bytes_max: 0}", "replay: {body_bytes_max: 64MiB}"] {
+        let settings = format!(
+            "{UNCHECKED}\n{client}\n{replay}\ndeadlines: {{silence: 1s, first_byte: 500ms}}"
+        );
+        let gateway = Gateway::start(&config_of(&settings, &[&url]));
+        let answer = upload(&gateway);
+        assert_eq!(answer.status, 504, "{replay}: {}", answer.text());
+        assert!(answer.text().contains("silence: 1 s"), "{replay}: {}", answer.text());
+    }
+}
+
+#[test]
+fn a_backend_that_begins_late_to_take_a_body_costs_its_client_nothing() {
+    let url = raw_upstream(|mut stream| {
+        let head = read_head(&mut stream);
+        std::thread::park_timeout(Duration::from_millis(1500));
+        let end = head.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+        let mut left = 64 * 1024 * 1024 - (head.len() - end);
+        let mut buffer = vec![0; 1024 * 1024];
+        while left > 0 {
+            left -= stream.read(&mut buffer).unwrap();
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nall").unwrap();
+    });
+    let settings = "client: {body_timeout: 300ms, body_deadline: 1s}\nretry: {retries_max: 0}\n\
+        deadlines: {silence: 20s, first_byte: 1s}";
+    for replay in ["replay: {body_bytes_max: 0}", "replay: {body_bytes_max: 64MiB}"] {
+        let settings = format!("{UNCHECKED}\n{settings}\n{replay}");
+        let gateway = Gateway::start(&config_of(&settings, &[&url]));
+        let answer = upload(&gateway);
+        assert_eq!((answer.status, answer.text().as_str()), (200, "all"), "{replay}");
+    }
+}
+
+#[test]
+fn an_answer_that_comes_before_the_end_of_the_body_is_not_waited_for_again() {
+    let upstream = raw_upstream(|mut stream| {
+        read_head(&mut stream);
+        let _ = stream
+            .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nearly\r\n");
+        let _ = stream.read(&mut [0; 1024]);
+        std::thread::park_timeout(Duration::from_millis(800));
+        let _ = stream.write_all(b"4\r\nlate\r\n0\r\n\r\n");
+    });
+    let settings =
+        format!("{UNCHECKED}\nreplay: {{body_bytes_max: 0}}\ndeadlines: {{first_byte: 300ms}}");
+    let gateway = Gateway::start(&config_of(&settings, &[&upstream]));
+    let mut connection = Connection::open(gateway.address());
+    connection.write(b"POST /svc/mdl/x HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\n\r\n{").unwrap();
+    assert_eq!(connection.read_head().unwrap().status, 200);
+    assert_eq!(connection.read_chunk().unwrap(), b"early");
+    connection.write(b"}").unwrap();
+    assert_eq!(connection.read_chunk().unwrap(), b"late");
+    assert_eq!(connection.read_chunk().unwrap(), b"");
+}
+
+#[test]
+fn an_event_stream_that_ends_by_close_is_whole_only_with_its_last_event() {
+    for (path, last, is_whole) in [
+        ("/svc/mdl/v1/chat/completions", "", false),
+        ("/svc/mdl/v1/chat/completions", "data: [DONE]\n\n", true),
+        ("/svc/mdl/v1/messages", "", false),
+        // Nobody knows how that one ends.
+        ("/svc/mdl/v1beta/models/x:streamGenerateContent", "", true),
+    ] {
+        let (got_it, got) = std::sync::mpsc::channel();
+        let got = std::sync::Mutex::new(got);
+        let upstream = Upstream::start(move |_, reply| {
+            reply.raw(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
+            reply.raw(b"data: 1\n\n");
+            got.lock().unwrap().recv().unwrap();
+            reply.raw(last.as_bytes());
+            reply.cut();
+        });
+        let gateway = Gateway::start(&config("", &[&upstream]));
+        let mut connection = Connection::open(gateway.address());
+        let request = format!("POST {path} HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\n\r\n{{}}");
+        connection.write(request.as_bytes()).unwrap();
+        assert_eq!(connection.read_head().unwrap().status, 200);
+        assert_eq!(connection.read_chunk().unwrap(), b"data: 1\n\n");
+        got_it.send(()).unwrap();
+        let mut rest = Vec::new();
+        let is_complete = loop {
+            match connection.read_chunk() {
+                Some(chunk) if chunk.is_empty() => break true,
+                Some(chunk) => rest.extend(chunk),
+                None => break false,
+            }
+        };
+        let rest = String::from_utf8(rest).unwrap();
+        assert_eq!(is_complete, is_whole, "{path} {last}: {rest}");
+        assert_eq!(rest.contains("was interrupted"), !is_whole, "{path} {last}: {rest}");
     }
 }

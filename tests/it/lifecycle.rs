@@ -429,9 +429,7 @@ fn an_upgrade_hands_over_without_refusing_a_connection_or_cutting_a_stream() {
         })
         .collect();
     gateway.signal(Signal::SIGUSR2);
-    let line = gateway.wait_log("has taken over");
-    let process: u32 =
-        line.split("process ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let process = successor(&mut gateway);
     assert_ne!(process, gateway.process());
     // The old one takes no more connections, and ends its stream.
     eventually("the new process answers everything", || {
@@ -459,6 +457,14 @@ fn an_upgrade_that_fails_leaves_the_old_process_serving() {
     gateway.signal(Signal::SIGUSR2);
     gateway.wait_log("the new process does not take over: it ended");
     assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 200);
+}
+
+struct KilledAtEnd(nix::unistd::Pid);
+
+impl Drop for KilledAtEnd {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(self.0, Signal::SIGKILL);
+    }
 }
 
 #[test]
@@ -503,7 +509,120 @@ fn systemds_sockets_are_used_and_it_is_told_what_happens() {
     nix::sys::signal::kill(pid, Signal::SIGHUP).unwrap();
     assert!(next("RELOADING=1").contains("MONOTONIC_USEC="));
     next("READY=1");
-    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    // An upgrade hands its sockets on too, and tells systemd which process it is from now on.
+    nix::sys::signal::kill(pid, Signal::SIGUSR2).unwrap();
+    let ready = next("READY=1");
+    let process = ready.split("MAINPID=").nth(1).unwrap().lines().next().unwrap();
+    let successor = nix::unistd::Pid::from_raw(process.parse().unwrap());
+    assert_ne!(successor, pid);
+    let _ends = KilledAtEnd(successor);
+    assert_eq!(child.wait().unwrap().code(), Some(0), "the old one ends by itself");
+    assert_eq!(get(address, "/svc/mdl/x", &[]).status, 200);
+    nix::sys::signal::kill(successor, Signal::SIGTERM).unwrap();
     next("STOPPING=1");
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    eventually("nobody listens", || std::net::TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn a_drain_that_takes_too_long_tells_those_who_wait() {
+    let (upstream, _release) = held();
+    let refusing = Upstream::start(|_, reply| reply.send(503, &[], b"no"));
+    let text = format!(
+        "listen: 127.0.0.1:0\nshutdown_timeout: 1200ms\nupstream: {{inflight_max: 1}}\n\
+         retry: {{delay: 30s, non_idempotent: true}}\nbreaker: {{enabled: false}}\n\
+         services: {{svc: {{models: {{mdl: {{backends: [{{id: a, url: \"{}\"}}]}}, \
+         pausing: {{backends: [{{id: a, url: \"{}\"}}]}}}}}}}}\n",
+        upstream.url(),
+        refusing.url()
+    );
+    let mut gateway = Gateway::start(&text);
+    let mut stream = open_stream(&gateway);
+    let address = gateway.address();
+    let waiting = ["/svc/mdl/waits", "/svc/pausing/waits"]
+        .map(|path| std::thread::spawn(move || get(address, path, &[])));
+    let mut sending = Connection::open(address);
+    sending
+        .write(b"POST /svc/mdl/x HTTP/1.1\r\nHost: g\r\nContent-Length: 10\r\n\r\nhalf")
+        .unwrap();
+    eventually("all are in", || gateway.inflight() == 4);
+    gateway.signal(Signal::SIGTERM);
+    for answer in waiting {
+        let answer = answer.join().unwrap();
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &"draining".into()));
+    }
+    let answer = sending.read(false).unwrap();
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &"draining".into()));
+    assert!(stream.read_chunk().is_some(), "the stream has its error event");
+    assert_eq!(gateway.wait_end().code(), Some(0));
+}
+
+/// Waits for the word of an upgrade, and returns the new process.
+fn successor(gateway: &mut Gateway) -> u32 {
+    let line = gateway.wait_log("has taken over");
+    line.split("process ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_process_that_has_handed_over_finishes_its_streams_whatever_systemd_sends() {
+    let (upstream, release) = held();
+    let mut gateway = Gateway::start(&config("", &[&upstream]));
+    let mut stream = open_stream(&gateway);
+    gateway.signal(Signal::SIGUSR2);
+    let process = successor(&mut gateway);
+    eventually("it is asked to end, and more than once", || {
+        gateway.signal(Signal::SIGTERM);
+        let told = gateway.log().iter().filter(|line| line.contains("another process")).count();
+        told >= 2
+    });
+    release.send(()).unwrap();
+    assert_eq!(stream.read_chunk().unwrap(), b"data: last\n\n");
+    assert_eq!(stream.read_chunk().unwrap(), b"");
+    assert_eq!(gateway.wait_end().code(), Some(0));
+    gateway.adopt(process);
+}
+
+#[test]
+fn a_process_that_has_handed_over_ends_at_once_on_sigint() {
+    let (upstream, _release) = held();
+    let mut gateway = Gateway::start(&config("", &[&upstream]));
+    let mut stream = open_stream(&gateway);
+    gateway.signal(Signal::SIGUSR2);
+    let process = successor(&mut gateway);
+    eventually("it hears it", || {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(i32::try_from(gateway.process()).unwrap()),
+            Signal::SIGINT,
+        );
+        gateway.log().iter().any(|line| line.contains("ending at once"))
+    });
+    assert_eq!(gateway.wait_end().code(), Some(1));
+    assert!(stream.read_chunk().is_none());
+    gateway.adopt(process);
+}
+
+#[test]
+fn a_signal_to_end_in_the_middle_of_an_upgrade_ends_both() {
+    let upstream = Upstream::named("x");
+    let mut gateway = Gateway::start(&config("reload: {watch: false}", &[&upstream]));
+    // The new process waits for ever to read its key.
+    let pipe = gateway.folder().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let text = config("api_key_file: pipe", &[&upstream]);
+    std::fs::write(gateway.folder().join("tollgate.yaml"), text).unwrap();
+    gateway.signal(Signal::SIGUSR2);
+    let mut open = std::fs::OpenOptions::new();
+    open.write(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits());
+    let mut writer = None;
+    eventually("the new process reads the pipe", || {
+        writer = open.open(&pipe).ok();
+        writer.is_some()
+    });
+    gateway.signal(Signal::SIGTERM);
+    assert_eq!(gateway.wait_end().code(), Some(0));
+    let mut writer = writer.unwrap();
+    eventually("nobody reads the pipe any more", || {
+        std::io::Write::write(&mut writer, b"").is_err()
+            || std::io::Write::write(&mut writer, b"x").is_err()
+    });
+    eventually("nobody listens", || std::net::TcpStream::connect(gateway.address()).is_err());
 }

@@ -36,10 +36,6 @@ fn request(gateway: &Gateway, client: u8, name: &str) -> JoinHandle<Answer> {
     })
 }
 
-fn waiting(gateway: &Gateway) -> u64 {
-    get(gateway.address(), "/ready", &[]).json()["in_flight"].as_u64().unwrap()
-}
-
 #[test]
 fn exchanges_beyond_a_backends_bound_wait_and_clients_take_turns() {
     let held = Held::start();
@@ -51,7 +47,7 @@ fn exchanges_beyond_a_backends_bound_wait_and_clients_take_turns() {
         [(1, "1a"), (1, "1b"), (1, "1c"), (2, "2a")].into_iter().enumerate()
     {
         answers.push(request(&gateway, client, name));
-        eventually("it waits", || waiting(&gateway) == number as u64 + 2);
+        eventually("it waits", || gateway.inflight() == number as u64 + 2);
     }
     for done in 1..=5 {
         assert_eq!(held.upstream.seen().len(), done, "one at a time");
@@ -73,7 +69,7 @@ fn a_full_queue_and_a_wait_that_takes_too_long_are_503_with_retry_after() {
     let first = request(&gateway, 1, "first");
     eventually("the first is at work", || held.upstream.seen().len() == 1);
     let second = request(&gateway, 1, "second");
-    eventually("the second waits", || waiting(&gateway) == 2);
+    eventually("the second waits", || gateway.inflight() == 2);
     let refused = get(gateway.address(), "/svc/mdl/third", &[]);
     assert_eq!((refused.status, refused.json()["error"]["code"].as_str()), (503, Some("busy")));
     assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
@@ -116,11 +112,11 @@ fn a_client_that_leaves_the_queue_leaves_its_place_to_the_next() {
     eventually("the first is at work", || held.upstream.seen().len() == 1);
     let mut leaving = Connection::open(gateway.address());
     leaving.write(b"GET /svc/mdl/leaving HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
-    eventually("it waits", || waiting(&gateway) == 2);
+    eventually("it waits", || gateway.inflight() == 2);
     let last = request(&gateway, 2, "last");
-    eventually("the last one waits too", || waiting(&gateway) == 3);
+    eventually("the last one waits too", || gateway.inflight() == 3);
     drop(leaving);
-    let noticed = eventually("it is gone", || waiting(&gateway) == 2);
+    let noticed = eventually("it is gone", || gateway.inflight() == 2);
     assert!(noticed < Duration::from_millis(200), "{noticed:?}");
     held.release.send(()).unwrap();
     assert_eq!(first.join().unwrap().status, 200);
@@ -154,4 +150,125 @@ fn max_connections_bounds_what_is_in_flight_and_loses_no_request() {
     }
     assert!(upstream.most_at_once() <= 3, "{}", upstream.most_at_once());
     assert_eq!(upstream.seen().len(), 400);
+}
+
+#[test]
+fn who_waits_goes_to_a_backend_that_comes_back() {
+    let held = Held::start();
+    let mut back = Upstream::named("back");
+    back.kill();
+    let settings = "upstream: {inflight_max: 1}\nhealth_check: {interval: 200ms}";
+    let gateway = Gateway::start(&config(settings, &[&held.upstream, &back]));
+    gateway.wait_backend("svc/mdl", "b", "unhealthy");
+    let first = request(&gateway, 1, "first");
+    eventually("the first is at work", || held.upstream.seen().len() == 1);
+    let second = request(&gateway, 2, "second");
+    eventually("the second waits", || gateway.inflight() == 2);
+    back.restart();
+    assert_eq!(second.join().unwrap().text(), "back");
+    held.release.send(()).unwrap();
+    assert_eq!(first.join().unwrap().text(), "/first");
+}
+
+#[test]
+fn after_a_failed_attempt_a_full_backend_is_waited_for_before_the_same_one_is_asked_again() {
+    let held = Held::start();
+    let failing = Upstream::start(|_, reply| reply.send(503, &[], b"no"));
+    let settings = "balance: round_robin\nupstream: {inflight_max: 1}\nbreaker: {enabled: false}";
+    let gateway = Gateway::start(&config(settings, &[&held.upstream, &failing]));
+    let first = request(&gateway, 1, "first");
+    eventually("the first is at work", || held.upstream.seen().len() == 1);
+    let before = failing.seen().len();
+    let second = request(&gateway, 2, "second");
+    eventually("the second was sent away", || failing.seen().len() == before + 1);
+    // Places that become free at the one that failed are not for it, and not lost for others.
+    let third = request(&gateway, 3, "third");
+    eventually("the third was sent away too", || failing.seen().len() == before + 2);
+    assert_eq!(gateway.inflight(), 3);
+    for _ in 0..3 {
+        held.release.send(()).unwrap();
+    }
+    let answers = [first, second, third].map(|answer| answer.join().unwrap().text());
+    assert_eq!(answers, ["/first", "/second", "/third"]);
+    assert_eq!(failing.seen().len(), before + 2);
+}
+
+#[test]
+fn who_is_sent_again_on_a_new_connection_keeps_its_place() {
+    let (release, released) = channel();
+    let released: Arc<Mutex<Receiver<()>>> = Arc::new(Mutex::new(released));
+    let calls = std::sync::atomic::AtomicUsize::new(0);
+    let upstream = Upstream::start(move |seen, reply| {
+        if seen.target == b"/first" && calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0
+        {
+            let _ = released.lock().unwrap().recv();
+            return reply.cut();
+        }
+        reply.text(&seen.target());
+    });
+    let gateway = Gateway::start(&config("upstream: {inflight_max: 1}", &[&upstream]));
+    assert_eq!(get(gateway.address(), "/svc/mdl/warm", &[]).text(), "/warm");
+    let first = request(&gateway, 1, "first");
+    eventually("the first is at work", || upstream.seen().len() == 2);
+    let second = request(&gateway, 2, "second");
+    eventually("the second waits", || gateway.inflight() == 2);
+    release.send(()).unwrap();
+    assert_eq!(first.join().unwrap().text(), "/first");
+    assert_eq!(second.join().unwrap().text(), "/second");
+    let order: Vec<String> = upstream.seen().iter().map(|seen| seen.target()).collect();
+    assert_eq!(order, ["/warm", "/first", "/first", "/second"]);
+}
+
+#[test]
+fn the_time_in_line_does_not_count_against_a_bodys_deadline() {
+    let held = Held::start();
+    let settings =
+        "upstream: {inflight_max: 1}\nreplay: {body_bytes_max: 0}\nclient: {body_deadline: 500ms}";
+    let gateway = Gateway::start(&config(settings, &[&held.upstream]));
+    let first = request(&gateway, 1, "first");
+    eventually("the first is at work", || held.upstream.seen().len() == 1);
+    let mut second = Connection::open(gateway.address());
+    second
+        .write(b"POST /svc/mdl/x HTTP/1.1\r\nHost: g\r\nContent-Length: 10\r\n\r\nfirst")
+        .unwrap();
+    eventually("the second waits", || gateway.inflight() == 2);
+    std::thread::park_timeout(Duration::from_millis(800));
+    held.release.send(()).unwrap();
+    assert_eq!(first.join().unwrap().status, 200);
+    std::thread::park_timeout(Duration::from_millis(100));
+    second.write(b"-last").unwrap();
+    held.release.send(()).unwrap();
+    assert_eq!(second.read(false).unwrap().status, 200);
+    assert_eq!(held.upstream.last().body, b"first-last");
+}
+
+#[tokio::test]
+async fn an_http_2_client_that_leaves_the_queue_in_the_middle_of_its_body_is_let_go() {
+    let held = Held::start();
+    let settings = "upstream: {inflight_max: 1}\nreplay: {body_bytes_max: 0}";
+    let gateway = Gateway::start(&config(settings, &[&held.upstream]));
+    let first = request(&gateway, 1, "first");
+    eventually("the first is at work", || held.upstream.seen().len() == 1);
+    let socket = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
+    let (client, connection) = h2::client::handshake(socket).await.unwrap();
+    tokio::spawn(connection);
+    let mut client: h2::client::SendRequest<bytes::Bytes> = client.ready().await.unwrap();
+    let request = http::Request::post("http://g/svc/mdl/x").body(()).unwrap();
+    let (response, mut body) = client.send_request(request, false).unwrap();
+    body.send_data("begun".into(), false).unwrap();
+    let inflight = async |wanted| {
+        let began = std::time::Instant::now();
+        while gateway.inflight() != wanted {
+            assert!(began.elapsed() < Duration::from_secs(10), "it never came to {wanted}");
+            tokio::task::yield_now().await;
+        }
+        began.elapsed()
+    };
+    inflight(2).await;
+    body.send_reset(h2::Reason::CANCEL);
+    drop(response);
+    let noticed = inflight(1).await;
+    assert!(noticed < Duration::from_millis(200), "{noticed:?}");
+    held.release.send(()).unwrap();
+    assert_eq!(first.join().unwrap().status, 200);
 }

@@ -338,3 +338,21 @@ fn a_backend_that_asks_for_an_endless_pause_is_not_waited_for() {
     );
     assert!(gateway.log().iter().all(|line| !line.contains("panic")), "{:?}", gateway.log());
 }
+
+#[test]
+fn an_answer_is_not_given_up_for_an_attempt_that_cannot_happen() {
+    for (settings, headers) in [
+        // Its breaker opens, and there is nobody else.
+        ("breaker: {consecutive_failures: 1, fail_open: false}", &[][..]),
+        // The whole exchange would be over before it may be asked again.
+        ("deadlines: {exchange: 1s}", &[("Retry-After", "5")][..]),
+    ] {
+        let failing = answering(503, headers);
+        let gateway = Gateway::start(&config(settings, &[&failing]));
+        let started = Instant::now();
+        let answer = post(gateway.address(), "/svc/mdl/x", &[], "body");
+        assert_eq!((answer.status, &answer.json()["from"]), (503, &"failing".into()), "{settings}");
+        assert!(started.elapsed() < Duration::from_millis(900), "{settings}");
+        assert_eq!(failing.seen().len(), 1);
+    }
+}

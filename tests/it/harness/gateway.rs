@@ -116,6 +116,12 @@ impl Gateway {
         Pid::from_raw(i32::try_from(self.process()).expect("a process id"))
     }
 
+    /// Exchanges in flight.
+    #[track_caller]
+    pub(crate) fn inflight(&self) -> u64 {
+        get(self.address, "/ready", &[]).json()["in_flight"].as_u64().expect("a number")
+    }
+
     /// Waits for the end of the process.
     #[track_caller]
     pub(crate) fn wait_end(&mut self) -> ExitStatus {
@@ -172,10 +178,16 @@ impl Drop for Gateway {
 /// A configuration with one service and model, `svc/mdl`, over these upstreams (ids `a`, `b`, ...),
 /// with more top-level lines before it.
 pub(crate) fn config(top: &str, upstreams: &[&Upstream]) -> String {
+    let urls: Vec<String> = upstreams.iter().map(|upstream| upstream.url()).collect();
+    config_of(top, &urls.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// As [`config`], over these URLs.
+pub(crate) fn config_of(top: &str, urls: &[&str]) -> String {
     let mut text =
         format!("listen: 127.0.0.1:0\n{top}\nservices: {{svc: {{models: {{mdl: {{backends: [\n");
-    for (id, upstream) in ('a'..).zip(upstreams) {
-        text.push_str(&format!("  {{id: {id}, url: \"{}\"}},\n", upstream.url()));
+    for (id, url) in ('a'..).zip(urls) {
+        text.push_str(&format!("  {{id: {id}, url: \"{url}\"}},\n"));
     }
     text.push_str("]}}}}\n");
     text

@@ -322,3 +322,31 @@ fn read_body(
     }
     Some(())
 }
+
+/// Gives each connection to a script, without reading anything; returns the URL.
+pub(crate) fn raw_upstream(script: impl Fn(TcpStream) + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let script = Arc::new(script);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let _ = stream.set_nodelay(true);
+            let script = Arc::clone(&script);
+            std::thread::spawn(move || script(stream));
+        }
+    });
+    format!("http://{address}")
+}
+
+/// Reads a request head and returns it, with what came of the body.
+pub(crate) fn read_head(stream: &mut TcpStream) -> Vec<u8> {
+    let mut head = Vec::new();
+    let mut buffer = [0; 4096];
+    while !head.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
+        match stream.read(&mut buffer) {
+            Ok(read @ 1..) => head.extend_from_slice(&buffer[..read]),
+            _ => break,
+        }
+    }
+    head
+}
