@@ -446,9 +446,16 @@ pub(crate) fn pool_of_name(known: &[SocketAddr]) -> Pool {
 }
 
 #[cfg(test)]
-fn pool_at(url: &str, mut names: Names) -> Pool {
-    let text =
-        format!("services: {{s: {{models: {{m: {{backends: [{{id: a, url: \"{url}\"}}]}}}}}}}}");
+fn pool_at(url: &str, names: Names) -> Pool {
+    pool_of("", &[url], names)
+}
+
+/// A pool over these URLs, with more top-level lines in its configuration.
+#[cfg(test)]
+fn pool_of(top: &str, urls: &[&str], mut names: Names) -> Pool {
+    let backend = |(number, url)| format!("{{id: b{number}, url: \"{url}\"}},");
+    let backends: String = urls.iter().enumerate().map(backend).collect();
+    let text = format!("{top}\nservices: {{s: {{models: {{m: {{backends: [{backends}]}}}}}}}}");
     let source = crate::config::Source::File("test.yaml".into());
     let environment = crate::config::Environment::default();
     let snapshot = crate::config::read(text.as_bytes(), &source, &environment).unwrap();
@@ -508,5 +515,73 @@ mod tests {
         assert!(pool.select(b"client", |_| false).is_none());
         pool.backends()[0].live.health.turn(false);
         assert!(pool.select(b"client", |_| true).is_none());
+    }
+
+    /// Runs all at the same moment.
+    fn at_once<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        let ready = std::sync::Barrier::new(count);
+        std::thread::scope(|scope| {
+            let run = |number| {
+                let (ready, work) = (&ready, &work);
+                scope.spawn(move || {
+                    ready.wait();
+                    work(number)
+                })
+            };
+            let threads: Vec<_> = (0..count).map(run).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        })
+    }
+
+    #[test]
+    fn of_many_that_come_at_once_one_probes() {
+        let breaker = "breaker: {consecutive_failures: 1, open: 1ms, open_max: 1ms}";
+        let pool = pool_of(breaker, &["http://127.0.0.1:1", "http://127.0.0.1:2"], Names::new());
+        let broken = pool.backends()[0].identity;
+        let Choice::Taken(mut permit) = pool.choose(b"", false, |one| one.identity == broken)
+        else {
+            panic!("it has a place");
+        };
+        pool.tell(&mut permit, Outcome::Failure);
+        for _ in 0..500 {
+            while pool.backends()[0].breaker(Instant::now()) != BreakerState::HalfOpen {
+                std::thread::yield_now();
+            }
+            let choices = at_once(4, |number| pool.choose(&[number as u8], false, |_| true));
+            let mut probes: Vec<Permit> = choices
+                .into_iter()
+                .filter_map(|choice| match choice {
+                    Choice::Taken(permit) => Some(permit),
+                    Choice::Full | Choice::None => None,
+                })
+                .filter(|permit| permit.backend.identity == broken)
+                .collect();
+            assert!(probes.len() <= 1, "{} at once", probes.len());
+            for probe in &mut probes {
+                assert!(probe.is_probe());
+                pool.tell(probe, Outcome::Failure);
+            }
+        }
+    }
+
+    #[test]
+    fn of_many_that_fail_at_once_no_more_are_left_alone_than_may_be() {
+        let breaker = "breaker: {consecutive_failures: 1, ejected_max: 0.25}";
+        let urls = [1, 2, 3, 4].map(|port| format!("http://127.0.0.1:{port}"));
+        let pool = pool_of(breaker, &urls.each_ref().map(String::as_str), Names::new());
+        let tell = |number: usize, outcome| {
+            let own = pool.backends()[number].identity;
+            let choice = pool.choose(b"", false, |backend| backend.identity == own);
+            if let Choice::Taken(mut permit) = choice {
+                pool.tell(&mut permit, outcome);
+            }
+        };
+        for _ in 0..300 {
+            at_once(4, |number| tell(number, Outcome::Failure));
+            assert_eq!(pool.ejected(Instant::now()), 1);
+            // Asked for want of another, it does its work again.
+            (0..4).for_each(|number| tell(number, Outcome::Success));
+            assert_eq!(pool.ejected(Instant::now()), 0);
+        }
     }
 }
