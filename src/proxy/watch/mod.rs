@@ -7,36 +7,25 @@
 //! the backend from outside; Pingora then reports a broken backend, and [`Watch::stopped`] tells
 //! what really happened. All of this is one task, so that the connection is still the exchange's own.
 
+mod poller;
+mod socket;
+
 use std::os::fd::RawFd;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll as SystemPoll, Token};
-use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::sync::Notify;
-use tokio::sync::watch::Receiver;
 
-use super::respond::{LINGER, raw_refusal};
+pub use poller::{ClientSide, watched};
+
 use crate::config::Deadlines;
-use crate::refusal::Refusal;
-
-/// Changes once, when the drain is over.
-type CutSignal = Receiver<bool>;
-
-/// How often it is looked whether the client is still there, while Pingora does not.
-const LOOK: Duration = Duration::from_millis(50);
+use socket::{Peek, peek, takes_more};
 
 /// How often it is looked, while nothing of a body passes, whether that is because the backend takes
 /// nothing.
 const STALL_LOOK: Duration = Duration::from_secs(5);
-
-/// After this time an exchange is a long one: from then on it is told when the drain is over.
-/// Shorter ones are spared the registration.
-const LONG: Duration = Duration::from_secs(1);
 
 tokio::task_local! {
     static WATCH: Arc<Watch>;
@@ -129,17 +118,6 @@ impl Stop {
     pub(super) fn is_backends_fault(self) -> bool {
         matches!(self, Self::FirstByte | Self::Silence)
     }
-}
-
-/// The client's side of a connection.
-#[derive(Clone, Copy, Debug)]
-pub struct ClientSide {
-    /// Its descriptor, where the whole connection is this exchange's: not with HTTP/2.
-    pub socket: Option<RawFd>,
-    /// Whether the client may close its sending side and still wait.
-    pub half_close: bool,
-    /// When its request head must be there.
-    pub head_within: Duration,
 }
 
 impl Watch {
@@ -384,226 +362,6 @@ impl Watch {
     fn instant(&self, nanos: u64) -> Option<Instant> {
         (nanos != NEVER).then(|| self.base + Duration::from_nanos(nanos))
     }
-}
-
-/// Polls an exchange, from its head to its end, under watch. None: it was given up, because its
-/// client is gone or did not send a head.
-pub async fn watched<F: Future>(
-    client: ClientSide,
-    drain_over: &CutSignal,
-    exchange: F,
-) -> Option<F::Output> {
-    let watch = Arc::new(Watch::new());
-    WATCH.scope(Arc::clone(&watch), poll_watched(&watch, client, drain_over, exchange)).await
-}
-
-async fn poll_watched<F: Future>(
-    watch: &Watch,
-    client: ClientSide,
-    drain_over: &CutSignal,
-    exchange: F,
-) -> Option<F::Output> {
-    let mut exchange = pin!(exchange);
-    let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
-    let mut poller = Poller { watch, client, armed: None, told: Told::NotYet, refused_at: None };
-    std::future::poll_fn(|context| {
-        // Before the exchange goes on: what is cut elsewhere must not make it begin something.
-        if poller.hears_end(drain_over) && poller.end(Stop::Drain) == Ring::GiveUp {
-            return Poll::Ready(None);
-        }
-        if poller.refused_at.is_none()
-            && let Poll::Ready(end) = exchange.as_mut().poll(context)
-        {
-            return Poll::Ready(Some(end));
-        }
-        loop {
-            if let Some(earlier) = poller.arm() {
-                timer.as_mut().reset(earlier.into());
-            }
-            if poller.armed.is_some() && timer.as_mut().poll(context).is_ready() {
-                if poller.ring(drain_over) == Ring::GiveUp {
-                    return Poll::Ready(None);
-                }
-                continue;
-            }
-            poller.told.listen(context);
-            return Poll::Pending;
-        }
-    })
-    .await
-}
-
-struct Poller<'a> {
-    watch: &'a Watch,
-    client: ClientSide,
-    /// What the timer is set to.
-    armed: Option<Instant>,
-    told: Told,
-    /// When the client was told that its head came too slowly.
-    refused_at: Option<Instant>,
-}
-
-/// Whether the exchange is told when the drain is over.
-enum Told {
-    NotYet,
-    Listens(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>),
-    Heard,
-}
-
-impl Told {
-    /// Has the task polled when the drain is over.
-    fn listen(&mut self, context: &mut std::task::Context<'_>) {
-        if let Self::Listens(listens) = self
-            && listens.as_mut().poll(context).is_ready()
-        {
-            context.waker().wake_by_ref();
-        }
-    }
-}
-
-#[derive(PartialEq, Eq)]
-enum Ring {
-    GoOn,
-    GiveUp,
-}
-
-impl Poller<'_> {
-    /// Whether the drain is over, once.
-    fn hears_end(&mut self, drain_over: &CutSignal) -> bool {
-        let is_over =
-            !matches!(self.told, Told::Heard) && drain_over.has_changed().unwrap_or(false);
-        if is_over {
-            self.told = Told::Heard;
-        }
-        is_over
-    }
-
-    /// Notes the time to set the timer to, if that is earlier than it is set to.
-    fn arm(&mut self) -> Option<Instant> {
-        let watch = self.watch;
-        let mut next = match watch.phase() {
-            Phase::Head if self.refused_at.is_some() => {
-                Some(self.armed.unwrap_or_else(|| Instant::now() + LOOK))
-            }
-            Phase::Head => Some(self.head_by()),
-            // The first look is not before long: most exchanges are never looked at.
-            Phase::Inside => {
-                let look = Instant::now() + LOOK;
-                Some(self.armed.map_or(look, |armed| armed.min(look)))
-            }
-            _ => watch.instant(watch.next().0).filter(|_| watch.stopped().is_none()),
-        };
-        // The first that is armed for, so that a short exchange sets the timer once.
-        if matches!(self.told, Told::NotYet) {
-            next = Some(next.map_or(watch.base + LONG, |next| next.min(watch.base + LONG)));
-        }
-        let next = next?;
-        if self.armed.is_some_and(|armed| armed <= next) {
-            return None;
-        }
-        self.armed = Some(next);
-        Some(next)
-    }
-
-    /// When the head must be there.
-    fn head_by(&self) -> Instant {
-        self.watch.base + self.client.head_within
-    }
-
-    /// The timer rang.
-    fn ring(&mut self, drain_over: &CutSignal) -> Ring {
-        self.armed = None;
-        let watch = self.watch;
-        let now = Instant::now();
-        if matches!(self.told, Told::NotYet) && now >= watch.base + LONG {
-            let mut drain_over = drain_over.clone();
-            self.told = Told::Listens(Box::pin(async move {
-                if drain_over.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }));
-        }
-        match watch.phase() {
-            Phase::Head if now >= self.head_by() => {
-                return self.refuse_head(now);
-            }
-            Phase::Inside => {
-                let is_gone = |socket| match peek(socket) {
-                    Peek::Gone => true,
-                    Peek::End => !self.client.half_close,
-                    Peek::Bytes | Peek::Nothing => false,
-                };
-                if self.client.socket.is_some_and(is_gone) {
-                    return Ring::GiveUp;
-                }
-            }
-            _ => {}
-        }
-        let (by, why) = watch.next();
-        if watch.nanos(now) >= by
-            && watch.stopped().is_none()
-            && let Some(why) = watch.overdue(now, why)
-        {
-            return self.end(why);
-        }
-        Ring::GoOn
-    }
-
-    /// Ends the exchange.
-    fn end(&self, why: Stop) -> Ring {
-        // A client whose answer is complete is told nothing more, and Pingora waits for nobody else.
-        if self.watch.phase() == Phase::Rest {
-            return Ring::GiveUp;
-        }
-        self.watch.stop(why);
-        Ring::GoOn
-    }
-
-    /// Tells the client, and reads what it still sends for a while. There is no session yet to do it
-    /// by.
-    fn refuse_head(&mut self, now: Instant) -> Ring {
-        let Some(socket) = self.client.socket else { return Ring::GiveUp };
-        let refused_at = *self.refused_at.get_or_insert_with(|| {
-            let answer = raw_refusal(&Refusal::HeadSlow);
-            let _ = send(socket, &answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
-            let _ = shutdown(socket, Shutdown::Write);
-            now
-        });
-        let mut rest = [0; 4096];
-        let is_over = now >= refused_at + LINGER;
-        match recv(socket, &mut rest, MsgFlags::MSG_DONTWAIT) {
-            Ok(1..) | Err(nix::errno::Errno::EAGAIN) if !is_over => Ring::GoOn,
-            _ => Ring::GiveUp,
-        }
-    }
-}
-
-/// What is to be read from a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Peek {
-    Bytes,
-    Nothing,
-    End,
-    Gone,
-}
-
-fn peek(socket: RawFd) -> Peek {
-    match recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
-        Ok(0) => Peek::End,
-        Ok(_) => Peek::Bytes,
-        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => Peek::Nothing,
-        Err(_) => Peek::Gone,
-    }
-}
-
-/// Whether a connection has room for what is written to it. It costs some system calls, so it is asked
-/// only when something is late.
-fn takes_more(socket: RawFd) -> std::io::Result<bool> {
-    let mut poll = SystemPoll::new()?;
-    poll.registry().register(&mut SourceFd(&socket), Token(0), Interest::WRITABLE)?;
-    let mut events = Events::with_capacity(1);
-    poll.poll(&mut events, Some(Duration::ZERO))?;
-    Ok(!events.is_empty())
 }
 
 fn nanos(time: Duration) -> u64 {

@@ -1,0 +1,228 @@
+//! Polls an exchange with a timer beside it, and does what is due.
+
+use std::os::fd::RawFd;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use tokio::sync::watch::Receiver;
+
+use super::socket::{Peek, peek};
+use super::{Phase, Stop, WATCH, Watch};
+use crate::proxy::respond::{LINGER, raw_refusal};
+use crate::refusal::Refusal;
+
+/// Changes once, when the drain is over.
+type CutSignal = Receiver<bool>;
+
+/// How often it is looked whether the client is still there, while Pingora does not.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// After this time an exchange is a long one: from then on it is told when the drain is over.
+/// Shorter ones are spared the registration.
+const LONG: Duration = Duration::from_secs(1);
+
+/// The client's side of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientSide {
+    /// Its descriptor, where the whole connection is this exchange's: not with HTTP/2.
+    pub socket: Option<RawFd>,
+    /// Whether the client may close its sending side and still wait.
+    pub half_close: bool,
+    /// When its request head must be there.
+    pub head_within: Duration,
+}
+
+/// Polls an exchange, from its head to its end, under watch. None: it was given up, because its
+/// client is gone or did not send a head.
+pub async fn watched<F: Future>(
+    client: ClientSide,
+    drain_over: &CutSignal,
+    exchange: F,
+) -> Option<F::Output> {
+    let watch = Arc::new(Watch::new());
+    WATCH.scope(Arc::clone(&watch), poll_watched(&watch, client, drain_over, exchange)).await
+}
+
+async fn poll_watched<F: Future>(
+    watch: &Watch,
+    client: ClientSide,
+    drain_over: &CutSignal,
+    exchange: F,
+) -> Option<F::Output> {
+    let mut exchange = pin!(exchange);
+    let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
+    let mut poller = Poller { watch, client, armed: None, told: Told::NotYet, refused_at: None };
+    std::future::poll_fn(|context| {
+        // Before the exchange goes on: what is cut elsewhere must not make it begin something.
+        if poller.hears_end(drain_over) && poller.end(Stop::Drain) == Ring::GiveUp {
+            return Poll::Ready(None);
+        }
+        if poller.refused_at.is_none()
+            && let Poll::Ready(end) = exchange.as_mut().poll(context)
+        {
+            return Poll::Ready(Some(end));
+        }
+        loop {
+            if let Some(earlier) = poller.arm() {
+                timer.as_mut().reset(earlier.into());
+            }
+            if poller.armed.is_some() && timer.as_mut().poll(context).is_ready() {
+                if poller.ring(drain_over) == Ring::GiveUp {
+                    return Poll::Ready(None);
+                }
+                continue;
+            }
+            poller.told.listen(context);
+            return Poll::Pending;
+        }
+    })
+    .await
+}
+
+struct Poller<'a> {
+    watch: &'a Watch,
+    client: ClientSide,
+    /// What the timer is set to.
+    armed: Option<Instant>,
+    told: Told,
+    /// When the client was told that its head came too slowly.
+    refused_at: Option<Instant>,
+}
+
+/// Whether the exchange is told when the drain is over.
+enum Told {
+    NotYet,
+    Listens(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>),
+    Heard,
+}
+
+impl Told {
+    /// Has the task polled when the drain is over.
+    fn listen(&mut self, context: &mut std::task::Context<'_>) {
+        if let Self::Listens(listens) = self
+            && listens.as_mut().poll(context).is_ready()
+        {
+            context.waker().wake_by_ref();
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Ring {
+    GoOn,
+    GiveUp,
+}
+
+impl Poller<'_> {
+    /// Whether the drain is over, once.
+    fn hears_end(&mut self, drain_over: &CutSignal) -> bool {
+        let is_over =
+            !matches!(self.told, Told::Heard) && drain_over.has_changed().unwrap_or(false);
+        if is_over {
+            self.told = Told::Heard;
+        }
+        is_over
+    }
+
+    /// Notes the time to set the timer to, if that is earlier than it is set to.
+    fn arm(&mut self) -> Option<Instant> {
+        let watch = self.watch;
+        let mut next = match watch.phase() {
+            Phase::Head if self.refused_at.is_some() => {
+                Some(self.armed.unwrap_or_else(|| Instant::now() + LOOK))
+            }
+            Phase::Head => Some(self.head_by()),
+            // The first look is not before long: most exchanges are never looked at.
+            Phase::Inside => {
+                let look = Instant::now() + LOOK;
+                Some(self.armed.map_or(look, |armed| armed.min(look)))
+            }
+            _ => watch.instant(watch.next().0).filter(|_| watch.stopped().is_none()),
+        };
+        // The first that is armed for, so that a short exchange sets the timer once.
+        if matches!(self.told, Told::NotYet) {
+            next = Some(next.map_or(watch.base + LONG, |next| next.min(watch.base + LONG)));
+        }
+        let next = next?;
+        if self.armed.is_some_and(|armed| armed <= next) {
+            return None;
+        }
+        self.armed = Some(next);
+        Some(next)
+    }
+
+    /// When the head must be there.
+    fn head_by(&self) -> Instant {
+        self.watch.base + self.client.head_within
+    }
+
+    /// The timer rang.
+    fn ring(&mut self, drain_over: &CutSignal) -> Ring {
+        self.armed = None;
+        let watch = self.watch;
+        let now = Instant::now();
+        if matches!(self.told, Told::NotYet) && now >= watch.base + LONG {
+            let mut drain_over = drain_over.clone();
+            self.told = Told::Listens(Box::pin(async move {
+                if drain_over.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }));
+        }
+        match watch.phase() {
+            Phase::Head if now >= self.head_by() => {
+                return self.refuse_head(now);
+            }
+            Phase::Inside => {
+                let is_gone = |socket| match peek(socket) {
+                    Peek::Gone => true,
+                    Peek::End => !self.client.half_close,
+                    Peek::Bytes | Peek::Nothing => false,
+                };
+                if self.client.socket.is_some_and(is_gone) {
+                    return Ring::GiveUp;
+                }
+            }
+            _ => {}
+        }
+        let (by, why) = watch.next();
+        if watch.nanos(now) >= by
+            && watch.stopped().is_none()
+            && let Some(why) = watch.overdue(now, why)
+        {
+            return self.end(why);
+        }
+        Ring::GoOn
+    }
+
+    /// Ends the exchange.
+    fn end(&self, why: Stop) -> Ring {
+        // A client whose answer is complete is told nothing more, and Pingora waits for nobody else.
+        if self.watch.phase() == Phase::Rest {
+            return Ring::GiveUp;
+        }
+        self.watch.stop(why);
+        Ring::GoOn
+    }
+
+    /// Tells the client, and reads what it still sends for a while. There is no session yet to do it
+    /// by.
+    fn refuse_head(&mut self, now: Instant) -> Ring {
+        let Some(socket) = self.client.socket else { return Ring::GiveUp };
+        let refused_at = *self.refused_at.get_or_insert_with(|| {
+            let answer = raw_refusal(&Refusal::HeadSlow);
+            let _ = send(socket, &answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+            let _ = shutdown(socket, Shutdown::Write);
+            now
+        });
+        let mut rest = [0; 4096];
+        let is_over = now >= refused_at + LINGER;
+        match recv(socket, &mut rest, MsgFlags::MSG_DONTWAIT) {
+            Ok(1..) | Err(nix::errno::Errno::EAGAIN) if !is_over => Ring::GoOn,
+            _ => Ring::GiveUp,
+        }
+    }
+}
