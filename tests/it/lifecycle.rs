@@ -429,7 +429,7 @@ fn an_upgrade_hands_over_without_refusing_a_connection_or_cutting_a_stream() {
         })
         .collect();
     gateway.signal(Signal::SIGUSR2);
-    let process = successor(&mut gateway);
+    let process = gateway.wait_successor();
     assert_ne!(process, gateway.process());
     // The old one takes no more connections, and ends its stream.
     eventually("the new process answers everything", || {
@@ -444,7 +444,7 @@ fn an_upgrade_hands_over_without_refusing_a_connection_or_cutting_a_stream() {
         assert!(client.join().expect("no request failed") > 0);
     }
     assert_eq!(get(address, "/svc/mdl/fast", &[]).text(), "fast");
-    gateway.adopt(process);
+    gateway.adopt_successor();
     gateway.signal(Signal::SIGTERM);
     eventually("the new process ends", || std::net::TcpStream::connect(address).is_err());
 }
@@ -556,19 +556,13 @@ fn a_drain_that_takes_too_long_tells_those_who_wait() {
     assert_eq!(gateway.wait_end().code(), Some(0));
 }
 
-/// Waits for the word of an upgrade, and returns the new process.
-fn successor(gateway: &mut Gateway) -> u32 {
-    let line = gateway.wait_log("has taken over");
-    line.split("process ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
-}
-
 #[test]
 fn a_process_that_has_handed_over_finishes_its_streams_whatever_systemd_sends() {
     let (upstream, release) = held();
     let mut gateway = Gateway::start(&config("", &[&upstream]));
     let mut stream = open_stream(&gateway);
     gateway.signal(Signal::SIGUSR2);
-    let process = successor(&mut gateway);
+    gateway.wait_successor();
     eventually("it is asked to end, and more than once", || {
         gateway.signal(Signal::SIGTERM);
         let told = gateway.log().iter().filter(|line| line.contains("another process")).count();
@@ -578,7 +572,6 @@ fn a_process_that_has_handed_over_finishes_its_streams_whatever_systemd_sends() 
     assert_eq!(stream.read_chunk().unwrap(), b"data: last\n\n");
     assert_eq!(stream.read_chunk().unwrap(), b"");
     assert_eq!(gateway.wait_end().code(), Some(0));
-    gateway.adopt(process);
 }
 
 #[test]
@@ -587,7 +580,7 @@ fn a_process_that_has_handed_over_ends_at_once_on_sigint() {
     let mut gateway = Gateway::start(&config("", &[&upstream]));
     let mut stream = open_stream(&gateway);
     gateway.signal(Signal::SIGUSR2);
-    let process = successor(&mut gateway);
+    gateway.wait_successor();
     eventually("it hears it", || {
         let _ = nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(i32::try_from(gateway.process()).unwrap()),
@@ -597,7 +590,6 @@ fn a_process_that_has_handed_over_ends_at_once_on_sigint() {
     });
     assert_eq!(gateway.wait_end().code(), Some(1));
     assert!(stream.read_chunk().is_none());
-    gateway.adopt(process);
 }
 
 #[test]

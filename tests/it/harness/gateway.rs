@@ -15,7 +15,9 @@ use super::{Upstream, eventually, get};
 /// A running gateway. It ends with the test.
 pub(crate) struct Gateway {
     child: Child,
-    adopted: Option<u32>,
+    /// A process that has taken over, and whether signals go to it.
+    successor: Option<u32>,
+    is_adopted: bool,
     folder: TempDir,
     log: Arc<Mutex<Vec<String>>>,
     address: SocketAddr,
@@ -62,7 +64,8 @@ impl Gateway {
         });
         let mut gateway = Self {
             child,
-            adopted: None,
+            successor: None,
+            is_adopted: false,
             folder,
             log,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -104,12 +107,25 @@ impl Gateway {
 
     /// The process id.
     pub(crate) fn process(&self) -> u32 {
-        self.adopted.unwrap_or(self.child.id())
+        match self.successor {
+            Some(process) if self.is_adopted => process,
+            _ => self.child.id(),
+        }
     }
 
-    /// Another process has taken over: signals go to that one, and it ends with the test.
-    pub(crate) fn adopt(&mut self, process: u32) {
-        self.adopted = Some(process);
+    /// Waits until another process has taken over, and returns its id. It ends with the test.
+    #[track_caller]
+    pub(crate) fn wait_successor(&mut self) -> u32 {
+        let line = self.wait_log("has taken over");
+        let id = line.split("process ").nth(1).and_then(|rest| rest.split(' ').next());
+        let id = id.and_then(|id| id.parse().ok()).expect("a process id in the line");
+        self.successor = Some(id);
+        id
+    }
+
+    /// From now on signals go to the process that has taken over.
+    pub(crate) fn adopt_successor(&mut self) {
+        self.is_adopted = true;
     }
 
     fn pid(&self) -> Pid {
@@ -164,8 +180,8 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        if self.adopted.is_some() {
-            let _ = kill(self.pid(), Signal::SIGKILL);
+        if let Some(process) = self.successor {
+            let _ = kill(Pid::from_raw(process.cast_signed()), Signal::SIGKILL);
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
