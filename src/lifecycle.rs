@@ -1,7 +1,7 @@
 //! Starting, ready, draining; and what there is in flight: exchanges, and bytes that are held.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{Notify, watch};
 
@@ -20,7 +20,7 @@ pub enum Phase {
 #[derive(Debug)]
 pub struct Lifecycle {
     phase: AtomicU8,
-    leaving: AtomicBool,
+    successor: OnceLock<u32>,
     closing: watch::Sender<bool>,
     parted: watch::Sender<bool>,
     cut: watch::Sender<bool>,
@@ -36,7 +36,7 @@ impl Default for Lifecycle {
     fn default() -> Self {
         Self {
             phase: AtomicU8::new(STARTING),
-            leaving: AtomicBool::new(false),
+            successor: OnceLock::new(),
             closing: watch::Sender::new(false),
             parted: watch::Sender::new(false),
             cut: watch::Sender::new(false),
@@ -73,9 +73,10 @@ impl Lifecycle {
         self.closing.send_replace(true);
     }
 
-    /// Another process takes over: what comes on open connections is served, and then they close.
-    pub fn leave(&self) {
-        self.leaving.store(true, Ordering::SeqCst);
+    /// The process `successor` takes over: what comes on open connections is served, and then they close.
+    pub fn leave(&self, successor: u32) {
+        // There is one at most.
+        let _ = self.successor.set(successor);
         self.closing.send_replace(true);
     }
 
@@ -89,7 +90,13 @@ impl Lifecycle {
     /// Whether another process has taken over.
     #[must_use]
     pub fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::SeqCst)
+        self.successor().is_some()
+    }
+
+    /// The process that has taken over.
+    #[must_use]
+    pub fn successor(&self) -> Option<u32> {
+        self.successor.get().copied()
     }
 
     /// From now on nobody waits for a request on an open connection.

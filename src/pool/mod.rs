@@ -170,7 +170,8 @@ impl Pool {
         loop {
             let is_full = Cell::new(false);
             let has_room = |backend: &Backend| {
-                let has_room = backend.has_room() && (called || self.queue.length() == 0);
+                let has_room =
+                    backend.has_room() && (called || !self.queue.goes_to(backend.identity));
                 is_full.set(is_full.get() || !has_room && backend.spec.inflight_max > 0);
                 has_room || backend.spec.inflight_max == 0
             };

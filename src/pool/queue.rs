@@ -1,6 +1,7 @@
 //! Where exchanges wait while every backend of a pool is full: bounded, and fair between clients.
 //! A client with a hundred exchanges waiting and one with a single one take turns.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +21,8 @@ const GAP_SHARE: f64 = 0.2;
 pub struct Queue {
     /// Exchanges that wait, with those that were called and have no place yet.
     waiting: AtomicUsize,
+    /// Those of them that avoid a backend.
+    choosy: AtomicUsize,
     line: Mutex<Line>,
 }
 
@@ -28,6 +31,8 @@ struct Line {
     /// Clients with somebody in line, in the order of their turns.
     turns: VecDeque<u64>,
     waiters: HashMap<u64, VecDeque<Standing>>,
+    /// How many avoid a backend.
+    avoided: HashMap<SocketAddr, usize>,
     /// When the last waiter was called, and the average time between two calls in seconds.
     called_at: Option<Instant>,
     gap_seconds: Option<f64>,
@@ -49,25 +54,52 @@ pub type Avoided = SmallVec<[SocketAddr; 2]>;
 pub struct Waiter {
     queue: Arc<Queue>,
     client: u64,
-    /// Whether nobody else waited when it came.
+    avoids: Avoided,
+    /// Whether nobody else waited when it came who goes to any backend.
     pub is_first: bool,
     /// Whether it may have been called for a place that it does not take.
     owes_call: bool,
 }
 
 impl Queue {
-    /// Joins the line unless it is full. `client` is whom the others take turns with.
+    /// Joins the line unless it is full. `client` is whom the others take turns with, `avoids` are the
+    /// backends where it will not go.
     #[must_use]
-    pub fn join(self: &Arc<Self>, client: &[u8], length_max: usize) -> Option<Waiter> {
+    pub fn join(
+        self: &Arc<Self>,
+        client: &[u8],
+        avoids: Avoided,
+        length_max: usize,
+    ) -> Option<Waiter> {
         let before = self.waiting.fetch_add(1, Ordering::SeqCst);
+        let is_first = before <= self.choosy.load(Ordering::SeqCst);
+        if !avoids.is_empty() {
+            self.choosy.fetch_add(1, Ordering::SeqCst);
+            let mut line = self.locked();
+            for backend in &avoids {
+                *line.avoided.entry(*backend).or_default() += 1;
+            }
+        }
         let waiter = Waiter {
             queue: Arc::clone(self),
             client: client_number(client),
-            is_first: before == 0,
+            avoids,
+            is_first,
             owes_call: true,
         };
         // Dropped, it is counted out again.
         (before < length_max).then_some(waiter)
+    }
+
+    /// Whether somebody waits who goes to this backend: others do not go there before.
+    #[must_use]
+    pub fn goes_to(&self, backend: SocketAddr) -> bool {
+        let waiting = self.length();
+        if waiting == 0 {
+            return false;
+        }
+        let choosy = self.choosy.load(Ordering::SeqCst);
+        waiting > choosy || self.locked().avoided.get(&backend).is_none_or(|avoid| *avoid < choosy)
     }
 
     /// How many wait.
@@ -102,12 +134,13 @@ impl Queue {
 }
 
 impl Waiter {
-    /// The signal that a place is free, at a backend not among those that it `avoids`. `again`: it was
-    /// called before and found none, so it stands at the head of the line.
+    /// The signal that a place is free, at a backend that it does not avoid. `again`: it was called before
+    /// and found none, so it stands at the head of the line.
     #[must_use]
-    pub fn stand(&self, avoids: Avoided, again: bool) -> oneshot::Receiver<()> {
+    pub fn stand(&self, again: bool) -> oneshot::Receiver<()> {
         let (call, receiver) = oneshot::channel();
-        self.queue.locked().stand(self.client, Standing { call, avoids }, again);
+        let standing = Standing { call, avoids: self.avoids.clone() };
+        self.queue.locked().stand(self.client, standing, again);
         receiver
     }
 
@@ -120,8 +153,19 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let is_last = self.queue.waiting.fetch_sub(1, Ordering::SeqCst) == 1;
         let mut line = self.queue.locked();
+        if !self.avoids.is_empty() {
+            for backend in &self.avoids {
+                if let Entry::Occupied(mut avoid) = line.avoided.entry(*backend) {
+                    *avoid.get_mut() -= 1;
+                    if *avoid.get() == 0 {
+                        avoid.remove();
+                    }
+                }
+            }
+            self.queue.choosy.fetch_sub(1, Ordering::SeqCst);
+        }
+        let is_last = self.queue.waiting.fetch_sub(1, Ordering::SeqCst) == 1;
         if is_last {
             // A quiet time is none between two calls.
             line.called_at = None;
@@ -205,8 +249,8 @@ mod tests {
         let queue = Arc::new(Queue::default());
         let mut waiting = Vec::new();
         for (client, name) in [(1, "1a"), (1, "1b"), (1, "1c"), (2, "2a"), (3, "3a"), (2, "2b")] {
-            let waiter = queue.join(&[client], 10).unwrap();
-            waiting.push((name, waiter.stand(Avoided::new(), false), waiter));
+            let waiter = queue.join(&[client], Avoided::new(), 10).unwrap();
+            waiting.push((name, waiter.stand(false), waiter));
         }
         let mut order = Vec::new();
         for _ in 0..6 {
@@ -217,7 +261,7 @@ mod tests {
             // Who is called in its stead finds nothing and stands again.
             for (_, signal, waiter) in &mut waiting {
                 if signal.try_recv().is_ok() {
-                    *signal = waiter.stand(Avoided::new(), true);
+                    *signal = waiter.stand(true);
                 }
             }
             order.push(name);
@@ -229,20 +273,20 @@ mod tests {
     #[test]
     fn it_is_bounded_and_who_left_is_not_called() {
         let queue = Arc::new(Queue::default());
-        let one = queue.join(b"1", 2).unwrap();
-        let two = queue.join(b"1", 2).unwrap();
+        let one = queue.join(b"1", Avoided::new(), 2).unwrap();
+        let two = queue.join(b"1", Avoided::new(), 2).unwrap();
         assert!(one.is_first && !two.is_first);
-        assert!(queue.join(b"2", 2).is_none());
+        assert!(queue.join(b"2", Avoided::new(), 2).is_none());
         assert_eq!(queue.length(), 2);
-        let gone = one.stand(Avoided::new(), false);
-        let mut stays = two.stand(Avoided::new(), false);
+        let gone = one.stand(false);
+        let mut stays = two.stand(false);
         drop((gone, one));
         queue.call(backend(1));
         assert!(stays.try_recv().is_ok());
         // It found no place after all and keeps its turn.
-        let other = queue.join(b"2", 2).unwrap();
-        let mut later = other.stand(Avoided::new(), false);
-        let mut again = two.stand(Avoided::new(), true);
+        let other = queue.join(b"2", Avoided::new(), 2).unwrap();
+        let mut later = other.stand(false);
+        let mut again = two.stand(true);
         queue.call(backend(1));
         assert!(again.try_recv().is_ok() && later.try_recv().is_err());
     }
@@ -250,10 +294,19 @@ mod tests {
     #[test]
     fn who_avoids_a_backend_is_passed_over_when_it_is_free_and_keeps_its_place() {
         let queue = Arc::new(Queue::default());
-        let [one, two, three] = [1, 2, 1].map(|client| queue.join(&[client], 9).unwrap());
-        let mut avoids = one.stand(Avoided::from_slice(&[backend(1)]), false);
-        let mut goes_anywhere = two.stand(Avoided::new(), false);
-        let mut behind = three.stand(Avoided::from_slice(&[backend(2)]), false);
+        let avoiding = |client, backends: &[SocketAddr]| {
+            queue.join(&[client], Avoided::from_slice(backends), 9).unwrap()
+        };
+        let one = avoiding(1, &[backend(1)]);
+        let mut avoids = one.stand(false);
+        assert!(queue.goes_to(backend(2)) && !queue.goes_to(backend(1)));
+        let two = avoiding(2, &[]);
+        assert!(two.is_first, "of those who go anywhere");
+        let mut goes_anywhere = two.stand(false);
+        assert!(queue.goes_to(backend(2)) && queue.goes_to(backend(1)));
+        let three = avoiding(1, &[backend(2)]);
+        assert!(!three.is_first);
+        let mut behind = three.stand(false);
         queue.call(backend(1));
         assert!(avoids.try_recv().is_err() && goes_anywhere.try_recv().is_err());
         assert!(behind.try_recv().is_ok(), "it was its client's turn");
@@ -268,15 +321,19 @@ mod tests {
     #[test]
     fn a_call_that_is_not_heard_goes_to_the_next() {
         let queue = Arc::new(Queue::default());
-        let [one, two, three] = [1, 2, 3].map(|client| queue.join(&[client], 9).unwrap());
-        let called = one.stand(Avoided::new(), false);
-        let mut second = two.stand(Avoided::from_slice(&[backend(1)]), false);
-        let mut third = three.stand(Avoided::new(), false);
+        let join = |client, avoids| queue.join(&[client], avoids, 9).unwrap();
+        let one = join(1, Avoided::new());
+        let two = join(2, Avoided::from_slice(&[backend(1)]));
+        let three = join(3, Avoided::new());
+        let called = one.stand(false);
+        let (mut second, mut third) = (two.stand(false), three.stand(false));
         queue.call(backend(1));
         drop((called, one));
         assert!(second.try_recv().is_err() && third.try_recv().is_ok());
         drop((third, three));
         assert!(second.try_recv().is_ok(), "for want of another");
+        drop(two);
+        assert!(queue.locked().avoided.is_empty() && queue.length() == 0);
     }
 
     #[test]
@@ -288,7 +345,7 @@ mod tests {
         call(start);
         call(start + Duration::from_secs(2));
         assert_eq!(queue.expected_wait(), Some(Duration::from_secs(2)));
-        let waiter = queue.join(b"1", 9).unwrap();
+        let waiter = queue.join(b"1", Avoided::new(), 9).unwrap();
         assert_eq!(queue.expected_wait(), Some(Duration::from_secs(4)));
         // The line is empty for an hour.
         drop(waiter);
@@ -300,7 +357,7 @@ mod tests {
     fn stand_again(waiting: &mut [(oneshot::Receiver<()>, Waiter)]) {
         for (signal, waiter) in waiting {
             if signal.try_recv().is_ok() {
-                *signal = waiter.stand(Avoided::new(), true);
+                *signal = waiter.stand(true);
             }
         }
     }
@@ -315,8 +372,8 @@ mod tests {
             for (event, client) in events {
                 match event {
                     0 => {
-                        let waiter = queue.join(&[client], 1000).unwrap();
-                        waiting.push((waiter.stand(Avoided::new(), false), waiter));
+                        let waiter = queue.join(&[client], Avoided::new(), 1000).unwrap();
+                        waiting.push((waiter.stand(false), waiter));
                     }
                     1 => {
                         queue.call(backend(1));

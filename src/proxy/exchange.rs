@@ -1,10 +1,13 @@
 //! The state of one exchange, grouped by when it is learnt.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::HeaderValue;
+use pingora::http::ResponseHeader;
 use smallvec::SmallVec;
 
 use super::body::Body;
@@ -118,15 +121,63 @@ pub(super) struct Observed {
 /// An event stream that passes.
 pub(super) struct Events {
     pub(super) tail: Tail,
+    /// Bytes of it.
+    pub(super) passed: usize,
     pub(super) end: Option<EndMarker>,
-    /// Whether the backend ends it by closing its connection, as it also does when it breaks off.
-    pub(super) ends_by_close: bool,
+    /// What the client may not have been sent of it, where the backend ends it by closing its
+    /// connection, as it also does when it breaks off.
+    pub(super) unwritten: Option<Unwritten>,
+}
+
+/// The last pieces of an answer. Pingora shows us several at once before it writes them, and writes
+/// none of them if one is refused.
+pub(super) struct Unwritten {
+    pub(super) head: Box<ResponseHeader>,
+    pub(super) pieces: VecDeque<Bytes>,
+    /// Bytes of the body before them.
+    pub(super) before: usize,
+}
+
+impl Observed {
+    /// Whether a final response head was taken, so that there is no other attempt.
+    pub(super) fn is_answered(&self) -> bool {
+        self.first_byte.is_some()
+    }
 }
 
 impl Events {
     /// Whether the event is missing that this family of answers ends with.
     pub(super) fn is_cut(&self) -> bool {
         self.end.is_some_and(|end| !self.tail.is_complete(end))
+    }
+
+    /// A piece passes, when so many bytes of the body were written.
+    pub(super) fn pass(&mut self, piece: &Bytes, written: usize) {
+        self.tail.pass(piece);
+        self.passed += piece.len();
+        if let Some(unwritten) = &mut self.unwritten {
+            unwritten.written(written);
+            unwritten.pieces.push_back(piece.clone());
+        }
+    }
+}
+
+impl Unwritten {
+    /// Of an answer with this head, as the client gets it.
+    pub(super) fn of(head: &ResponseHeader) -> Self {
+        Self { head: Box::new(head.clone()), pieces: VecDeque::new(), before: 0 }
+    }
+
+    /// So many bytes of the body were written.
+    pub(super) fn written(&mut self, bytes: usize) {
+        while let Some(piece) = self.pieces.front() {
+            let end = self.before + piece.len();
+            if end > bytes {
+                return;
+            }
+            self.before = end;
+            self.pieces.pop_front();
+        }
     }
 }
 

@@ -165,12 +165,12 @@ impl ProxyHttp for Proxy {
 
     fn response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         chunk: &mut Option<Bytes>,
         end_of_stream: bool,
         exchange: &mut Exchange,
     ) -> Result<Option<Duration>> {
-        receive::pass(exchange, chunk.as_ref(), end_of_stream).map(|()| None)
+        receive::pass(session, exchange, chunk.as_ref(), end_of_stream).map(|()| None)
     }
 
     fn fail_to_connect(

@@ -11,7 +11,7 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use smallvec::SmallVec;
 
-use super::exchange::{Events, Exchange};
+use super::exchange::{Events, Exchange, Unwritten};
 use super::{Proxy, respond};
 use crate::config::{BackendUrl, CorsOrigins};
 use crate::llm::{EndMarker, Tail};
@@ -55,6 +55,11 @@ pub(super) fn receive(
     if !proxy.lifecycle.keeps_connections() {
         session.set_keepalive(None);
     }
+    if exchange.observed.ends_by_close
+        && let Some(events) = &mut exchange.observed.events
+    {
+        events.unwritten = Some(Unwritten::of(response));
+    }
     Ok(())
 }
 
@@ -77,8 +82,8 @@ fn expect_body(session: &Session, response: &ResponseHeader, exchange: &mut Exch
         && !response.headers.contains_key(CONTENT_LENGTH);
     if is_events && is_plain && response.status.is_success() {
         let end = EndMarker::of_path(super::admit::split_target(session.req_header()).0);
-        let ends_by_close = exchange.observed.ends_by_close;
-        exchange.observed.events = Some(Events { tail: Tail::default(), end, ends_by_close });
+        exchange.observed.events =
+            Some(Events { tail: Tail::default(), passed: 0, end, unwritten: None });
     }
 }
 
@@ -88,13 +93,14 @@ fn expect_body(session: &Session, response: &ResponseHeader, exchange: &mut Exch
 /// When the end is one that the gateway brought about, or that a backend which broke off: it must not
 /// look like the end of the answer.
 pub(super) fn pass(
+    session: &Session,
     exchange: &mut Exchange,
     chunk: Option<&Bytes>,
     end_of_stream: bool,
 ) -> Result<()> {
     let events = &mut exchange.observed.events;
     if let (Some(events), Some(chunk)) = (&mut *events, chunk) {
-        events.tail.pass(chunk);
+        events.pass(chunk, session.body_bytes_sent());
     }
     let watch = &exchange.watch;
     if !end_of_stream {
@@ -105,7 +111,7 @@ pub(super) fn pass(
         let error = Error::explain(ErrorType::ConnectionClosed, "stopped by a deadline");
         return Err(error.into_up());
     }
-    if events.as_ref().is_some_and(|events| events.ends_by_close && events.is_cut()) {
+    if events.as_ref().is_some_and(|events| events.unwritten.is_some() && events.is_cut()) {
         let error = Error::explain(ErrorType::ConnectionClosed, "closed before the last event");
         return Err(error.into_up());
     }

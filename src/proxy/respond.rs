@@ -124,8 +124,11 @@ pub(super) async fn interrupt(session: &mut Session, exchange: &mut Exchange) {
     };
     let refusal = Refusal::Interrupted { pool: exchange.pool_name().to_owned(), why };
     if let Some(events) = &exchange.observed.events {
-        // Half an event is ended first: else ours would be a part of it.
-        let end = if events.tail.is_between_events() { "" } else { "\n\n" };
+        // Half an event is ended first, else ours would be a part of it. Of what has passed, Pingora may
+        // not have written the end.
+        let is_all_written = session.body_bytes_sent() == events.passed;
+        let is_between = is_all_written && events.tail.is_between_events();
+        let end = if is_between { "" } else { "\n\n" };
         let event = refusal.event(exchange.arrived.dialect, exchange.request_id());
         let told = session.write_response_body(Some(format!("{end}{event}").into()), false).await;
         if told.is_ok() && exchange.arrived.is_http_2 {
@@ -134,6 +137,25 @@ pub(super) async fn interrupt(session: &mut Session, exchange: &mut Exchange) {
         }
     }
     exchange.observed.refusal = Some(refusal);
+}
+
+/// Sends what Pingora has not written of an event stream that its backend cut.
+pub(super) async fn catch_up(session: &mut Session, exchange: &mut Exchange) {
+    let events = exchange.observed.events.as_mut();
+    let Some(mut unwritten) = events.and_then(|events| events.unwritten.take()) else { return };
+    unwritten.written(session.body_bytes_sent());
+    let write = async {
+        if !is_answered(session) {
+            session.write_response_header(unwritten.head, false).await?;
+        }
+        for piece in unwritten.pieces {
+            session.write_response_body(Some(piece), false).await?;
+        }
+        Ok::<_, Box<Error>>(())
+    };
+    if let Err(error) = write.await {
+        log::debug!("request {}: the client is gone: {error}", exchange.request_id());
+    }
 }
 
 /// Whether a final response has begun: nothing else can be told to the client.

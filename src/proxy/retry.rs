@@ -7,9 +7,9 @@ use pingora::http::ResponseHeader;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
 
+use super::body;
 use super::exchange::{Attempt, Exchange};
 use super::watch::Stop;
-use super::{body, respond};
 use crate::llm;
 use crate::pool::{CONNECT_DEADLINE, Outcome};
 use crate::refusal::Refusal;
@@ -76,7 +76,7 @@ pub(super) fn after_broken_exchange(
         } else {
             log_attempt(exchange, &error);
             tell(exchange, Outcome::Failure);
-            !respond::is_answered(session) && may_retry(session, exchange, Work::Begun, None)
+            may_retry(session, exchange, Work::Begun, None)
         }
     } else {
         false
@@ -108,7 +108,7 @@ fn is_stale(
         && broke
         && exchange.watch.stopped().is_none()
         && exchange.attempts.current.as_ref().is_some_and(at_once)
-        && !respond::is_answered(session)
+        && !exchange.observed.is_answered()
         && exchange.body.is_kept(session)
 }
 
@@ -203,7 +203,8 @@ fn may_retry(
         let next = Instant::now().checked_add(pause);
         exchange.watch.exchange_by().is_none_or(|by| next.is_some_and(|next| next < by))
     };
-    let is_granted = is_safe
+    let is_granted = !exchange.observed.is_answered()
+        && is_safe
         && is_in_time()
         && (pool.spec().breaker.fail_open || pool.has_other(|_| true))
         && attempts.retries < spec.retries_max

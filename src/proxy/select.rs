@@ -160,13 +160,16 @@ async fn wait_in_line(
         let retry_after = expected.clamp(Duration::from_secs(1), RETRY_AFTER_MAX);
         Waited::Refused(Refusal::Busy { pool: pool.name().to_owned(), retry_after })
     };
-    let Some(mut waiter) = pool.queue().join(key, spec.length_max) else { return Ok(busy()) };
+    let avoids = attempts.given_up.clone();
+    let Some(mut waiter) = pool.queue().join(key, avoids, spec.length_max) else {
+        return Ok(busy());
+    };
     let choose = || pool.choose(key, true, |backend| attempts.may_ask(backend));
     let late = tokio::time::sleep(spec.timeout);
     tokio::pin!(late);
     let mut was_called = false;
     loop {
-        let mut called = waiter.stand(attempts.given_up.clone(), was_called);
+        let mut called = waiter.stand(was_called);
         // A place may have become free before it stood in line, with nobody there to be called.
         if waiter.is_first || was_called {
             match choose() {

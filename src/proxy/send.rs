@@ -26,8 +26,8 @@ pub(super) fn connected(exchange: &mut Exchange, socket: RawFd) -> Result<()> {
         return Err(Error::explain(ErrorType::ReadTimedout, "out of time").into_up());
     }
     exchange.body.begin_attempt();
-    let upload = exchange.arrived.runtime.snapshot.client.body_timeout;
-    let upload = exchange.body.is_passing().then_some(upload);
+    let client = &exchange.arrived.runtime.snapshot.client;
+    let upload = exchange.body.is_passing().then_some(client);
     if let Some(deadlines) = exchange.deadlines() {
         exchange.watch.connected(socket, upload, &deadlines);
     }

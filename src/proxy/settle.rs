@@ -19,6 +19,9 @@ pub(super) async fn fail(
 ) -> FailToProxy {
     let mut error_code = 0;
     session.set_keepalive(None);
+    if error.esource == ErrorSource::Upstream {
+        respond::catch_up(session, exchange).await;
+    }
     if respond::is_answered(session) {
         if error.esource == ErrorSource::Upstream {
             respond::interrupt(session, exchange).await;

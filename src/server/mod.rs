@@ -233,7 +233,8 @@ async fn last_exchanges(lifecycle: &Lifecycle, shutdown_timeout: Duration) {
 }
 
 /// Returns when the process is to end at once. One that has handed over ends by itself, so that SIGTERM
-/// tells it nothing new: systemd sends it to all that is left of a unit, more than once.
+/// tells it nothing new: systemd sends it to all that is left of a unit, more than once. It does so too
+/// when the successor has crashed, and starts the unit anew when nobody is left.
 async fn told_to_end(lifecycle: &Lifecycle) {
     let mut terminate = signals::watch(SignalKind::terminate());
     let mut interrupt = signals::watch(SignalKind::interrupt());
@@ -242,10 +243,13 @@ async fn told_to_end(lifecycle: &Lifecycle) {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => return,
         }
-        if !lifecycle.is_leaving() {
-            return;
-        }
+        let Some(successor) = lifecycle.successor() else { return };
         let inflight = lifecycle.inflight();
-        log::info!("another process serves; exchanges that this one ends with: {inflight}");
+        if upgrade::has_crashed(successor) {
+            log::error!("process {successor}, which took over, crashed; exchanges cut: {inflight}");
+            lifecycle.cut();
+        } else {
+            log::info!("another process serves; exchanges that this one ends with: {inflight}");
+        }
     }
 }

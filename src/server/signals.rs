@@ -32,7 +32,7 @@ pub(super) struct Signals<F> {
 /// Why the watch is over.
 enum End {
     Drain,
-    HandedOver,
+    HandedOver(u32),
 }
 
 impl<F: Fn() + Send + Sync> Signals<F> {
@@ -52,15 +52,15 @@ impl<F: Fn() + Send + Sync> Signals<F> {
         }
     }
 
-    /// Returns when a new process serves.
-    async fn hand_over(&self, upgrade: &mut Signal) {
+    /// Returns when a new process serves, with its id.
+    async fn hand_over(&self, upgrade: &mut Signal) -> u32 {
         while upgrade.recv().await.is_some() {
             log::info!("starting the program anew, to take over");
             match upgrade::hand_over(&self.sockets).await {
                 Ok(process) => {
                     let inflight = self.lifecycle.inflight();
                     log::info!("process {process} has taken over; exchanges left here: {inflight}");
-                    return;
+                    return process;
                 }
                 Err(error) => log::error!("the new process does not take over: {error:#}"),
             }
@@ -119,12 +119,12 @@ impl<F: Fn() + Send + Sync> ShutdownSignalWatch for Signals<F> {
             _ = terminate.recv() => End::Drain,
             _ = interrupt.recv() => End::Drain,
             () = self.reload(&mut hangup) => End::Drain,
-            () = self.hand_over(&mut upgrade) => End::HandedOver,
+            process = self.hand_over(&mut upgrade) => End::HandedOver(process),
             () = watchdog => End::Drain,
         };
         match end {
             End::Drain => self.drain(&mut terminate, &mut interrupt).await,
-            End::HandedOver => self.lifecycle.leave(),
+            End::HandedOver(process) => self.lifecycle.leave(process),
         }
         ShutdownSignal::GracefulTerminate
     }

@@ -19,6 +19,7 @@ use nix::cmsg_space;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, send, sendmsg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 
@@ -67,10 +68,10 @@ impl TakeOver {
     }
 }
 
-/// `word;wanted=address;wanted=address=name of systemd;...`: where to give word, and the sockets in the
-/// order in which they come.
+/// Lines `word`, `wanted=address`, `wanted=address=name of systemd`: where to give word, and the sockets in
+/// the order in which they come. A name has no control characters.
 fn parse(text: &str) -> Result<(RawFd, Vec<Bound>)> {
-    let mut parts = text.split(';');
+    let mut parts = text.split('\n');
     let word = parts.next().context("it is empty")?.parse()?;
     let socket = |part: &str| -> Result<Bound> {
         let mut parts = part.splitn(3, '=');
@@ -88,7 +89,7 @@ fn parse(text: &str) -> Result<(RawFd, Vec<Bound>)> {
 fn write(word: RawFd, sockets: &[Bound]) -> String {
     let mut text = word.to_string();
     for Bound { wanted, address, systemds_name, .. } in sockets {
-        text.push_str(&format!(";{wanted}={address}"));
+        text.push_str(&format!("\n{wanted}={address}"));
         if let Some(name) = systemds_name {
             text.push_str(&format!("={name}"));
         }
@@ -149,6 +150,17 @@ impl Drop for Successor {
     }
 }
 
+/// Whether the process that took over from this one ended, and not as it should. True once: it is
+/// reaped.
+pub(super) fn has_crashed(successor: u32) -> bool {
+    let process = Pid::from_raw(i32::try_from(successor).unwrap_or(-1));
+    match waitpid(process, Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::Exited(_, code)) => code != 0,
+        Ok(WaitStatus::Signaled(..)) => true,
+        _ => false,
+    }
+}
+
 /// The new process, and where it gives word.
 fn start(sockets: &[Bound]) -> Result<(Child, UnixStream)> {
     let (ours, theirs) = UnixStream::pair().context("no pair of sockets")?;
@@ -195,14 +207,14 @@ mod tests {
         let sockets = [
             bound("0.0.0.0:0", "0.0.0.0:4711", None),
             bound("[::1]:80", "[::1]:80", Some("admin")),
-            bound("[::1]:81", "[::1]:81", Some("a=b")),
+            bound("[::1]:81", "[::1]:81", Some("a=b;c")),
         ];
         let (word, read) = parse(&write(7, &sockets)).unwrap();
         assert_eq!((word, &read[..]), (7, &sockets[..]));
         proptest::proptest!(|(text: String)| {
             let _ = parse(&text);
         });
-        for wrong in ["", "x", "7;", "7;a=b", "7;0.0.0.0:0"] {
+        for wrong in ["", "x", "7\n", "7\na=b", "7\n0.0.0.0:0"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

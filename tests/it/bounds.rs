@@ -228,7 +228,7 @@ async fn an_http_2_body_that_stops_after_the_whole_answer_is_let_go() {
         // It stays open until the other side closes it.
         while matches!(stream.read(&mut [0; 1024]), Ok(1..)) {}
     });
-    let settings = "client: {body_timeout: 500ms}\nreplay: {body_bytes_max: 0}\n\
+    let settings = "client: {body_timeout: 500ms, write_timeout: 500ms}\nreplay: {body_bytes_max: 0}\n\
         health_check: {interval: 1h, unhealthy_after: 100}";
     let gateway = Gateway::start(&config_of(settings, &[&url]));
     let socket = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();

@@ -389,3 +389,65 @@ fn an_event_stream_that_ends_by_close_is_whole_only_with_its_last_event() {
         assert_eq!(rest.contains("was interrupted"), !is_whole, "{path} {last}: {rest}");
     }
 }
+
+#[test]
+fn of_an_event_stream_that_is_cut_all_that_came_is_passed_on() {
+    const CAME: &str = "data: 1\n\ndata: {\"error\":\"its own\"}\n\ndata: {\"half";
+    let upstream = Upstream::start(|_, reply| {
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+        reply.raw(format!("{head}{CAME}").as_bytes());
+        reply.cut();
+    });
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    // A body that Pingora itself could not send again.
+    let body = "x".repeat(100_000);
+    let expected = format!("{CAME}\n\ndata: {{\"error\":{{");
+    for number in 1..=20 {
+        let mut connection = Connection::open(gateway.address());
+        let length = body.len();
+        let head = "POST /svc/mdl/v1/chat/completions HTTP/1.1\r\nHost: g\r\n";
+        connection
+            .write(format!("{head}Content-Length: {length}\r\n\r\n{body}").as_bytes())
+            .unwrap();
+        let answer = connection.read(false).unwrap();
+        assert_eq!((answer.status, answer.complete), (200, false), "{}", answer.text());
+        assert!(answer.text().starts_with(&expected), "{}", answer.text());
+        assert_eq!(
+            upstream.seen().len(),
+            number,
+            "an answer that has begun is not asked for again"
+        );
+    }
+}
+
+#[test]
+fn what_a_backend_says_when_it_wants_no_more_of_a_body_is_passed_on() {
+    let url = raw_upstream(|mut stream| {
+        read_head(&mut stream);
+        let _ = stream.write_all(b"HTTP/1.1 413 Too Much\r\nContent-Length: 5\r\n\r\nwords");
+        // It stays open, and nothing more is read.
+        std::thread::park_timeout(PATIENCE);
+    });
+    for replay in ["replay: {body_bytes_max: 0}", "replay: {body_bytes_max: 64MiB}"] {
+        let deadlines = "deadlines: {silence: 1s, first_byte: 500ms}";
+        let settings = format!("{UNCHECKED}\n{deadlines}\n{replay}");
+        let gateway = Gateway::start(&config_of(&settings, &[&url]));
+        let answer = upload(&gateway);
+        assert_eq!((answer.status, answer.text().as_str()), (413, "words"), "{replay}");
+    }
+}
+
+#[test]
+fn a_backend_that_begins_to_answer_and_then_does_nothing_is_the_one_that_is_silent() {
+    let url = raw_upstream(|mut stream| {
+        read_head(&mut stream);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        std::thread::park_timeout(PATIENCE);
+    });
+    let settings =
+        format!("{UNCHECKED}\nreplay: {{body_bytes_max: 0}}\ndeadlines: {{silence: 500ms}}");
+    let mut gateway = Gateway::start(&config_of(&settings, &[&url]));
+    let answer = upload(&gateway);
+    assert!(!answer.complete);
+    gateway.wait_log("deadline silence of 0.5 s is over");
+}

@@ -575,6 +575,29 @@ fn a_process_that_has_handed_over_finishes_its_streams_whatever_systemd_sends() 
 }
 
 #[test]
+fn a_process_whose_successor_crashed_makes_room_for_another() {
+    let (upstream, _release) = held();
+    let mut gateway = Gateway::start(&config("", &[&upstream]));
+    let mut stream = open_stream(&gateway);
+    gateway.signal(Signal::SIGUSR2);
+    let successor = nix::unistd::Pid::from_raw(gateway.wait_successor().cast_signed());
+    nix::sys::signal::kill(successor, Signal::SIGKILL).unwrap();
+    eventually("nobody listens", || std::net::TcpStream::connect(gateway.address()).is_err());
+    // systemd starts a unit anew when all of its processes have ended, and asks them to.
+    eventually("it hears it", || {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(gateway.process().cast_signed()),
+            Signal::SIGTERM,
+        );
+        gateway.log().iter().any(|line| line.contains("crashed; exchanges cut: 1"))
+    });
+    let event = String::from_utf8(stream.read_chunk().unwrap()).unwrap();
+    assert!(event.contains("stream_interrupted"), "{event}");
+    drop(stream);
+    assert_eq!(gateway.wait_end().code(), Some(0));
+}
+
+#[test]
 fn a_process_that_has_handed_over_ends_at_once_on_sigint() {
     let (upstream, _release) = held();
     let mut gateway = Gateway::start(&config("", &[&upstream]));
@@ -583,7 +606,7 @@ fn a_process_that_has_handed_over_ends_at_once_on_sigint() {
     gateway.wait_successor();
     eventually("it hears it", || {
         let _ = nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(i32::try_from(gateway.process()).unwrap()),
+            nix::unistd::Pid::from_raw(gateway.process().cast_signed()),
             Signal::SIGINT,
         );
         gateway.log().iter().any(|line| line.contains("ending at once"))

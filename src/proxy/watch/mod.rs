@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 pub use poller::{ClientSide, watched};
 
-use crate::config::Deadlines;
+use crate::config::{ClientBounds, Deadlines};
 use socket::{Peek, peek, takes_more};
 
 /// How often it is looked, while nothing of a body passes, whether that is because the backend takes
@@ -43,6 +43,7 @@ pub(super) struct Watch {
     quiet_limit: AtomicU64,
     /// How long each phase may be quiet, in nanoseconds.
     upload_limit: AtomicU64,
+    rest_limit: AtomicU64,
     first_byte_limit: AtomicU64,
     silence_limit: AtomicU64,
     /// Whether the client has not sent all of its request.
@@ -129,6 +130,7 @@ impl Watch {
             quiet_since: AtomicU64::new(0),
             quiet_limit: AtomicU64::new(NEVER),
             upload_limit: AtomicU64::new(NEVER),
+            rest_limit: AtomicU64::new(NEVER),
             first_byte_limit: AtomicU64::new(NEVER),
             silence_limit: AtomicU64::new(NEVER),
             is_uploading: AtomicBool::new(false),
@@ -159,17 +161,21 @@ impl Watch {
         self.instant(self.exchange_by.load(Ordering::Relaxed))
     }
 
-    /// There is a connection to the backend. `upload`: how long a client that has not sent all of its
-    /// request may send nothing.
+    /// There is a connection to the backend. `upload`: the bounds of a client that has not sent all of
+    /// its request.
     pub(super) fn connected(
         &self,
         upstream: RawFd,
-        upload: Option<Duration>,
+        upload: Option<&ClientBounds>,
         deadlines: &Deadlines,
     ) {
         self.upstream.store(upstream, Ordering::Relaxed);
         let store = |limit: &AtomicU64, time| limit.store(nanos(time), Ordering::Relaxed);
-        store(&self.upload_limit, upload.unwrap_or_default());
+        if let Some(client) = upload {
+            store(&self.upload_limit, client.body_timeout);
+            // The end of the answer may still be written, and nothing read meanwhile.
+            store(&self.rest_limit, client.write_timeout + client.body_timeout);
+        }
         store(&self.first_byte_limit, deadlines.first_byte);
         store(&self.silence_limit, deadlines.silence);
         self.is_uploading.store(upload.is_some(), Ordering::Relaxed);
@@ -261,7 +267,7 @@ impl Watch {
     fn expect(&self, phase: Phase) {
         let limit = match phase {
             Phase::Upload => self.limit(&self.upload_limit).min(nanos(STALL_LOOK)),
-            Phase::Rest => self.limit(&self.upload_limit),
+            Phase::Rest => self.limit(&self.rest_limit),
             Phase::FirstByte => self.limit(&self.first_byte_limit),
             _ => self.limit(&self.silence_limit),
         };
@@ -305,13 +311,24 @@ impl Watch {
                 self.expect(self.request_phase());
                 None
             }
-            (Phase::Stalled, _) => self.look_on(now, &self.silence_limit).then_some(why),
+            (Phase::Stalled, _) if !self.look_on(now, &self.silence_limit) => None,
+            // It wants no more of the request, and has said why: so that Pingora comes to read that.
+            (Phase::Stalled, _) if self.has_bytes() => {
+                let _ = shutdown(self.upstream.load(Ordering::Relaxed), Shutdown::Write);
+                self.expect(Phase::FirstByte);
+                None
+            }
             (Phase::Upload, _) => self.look_on(now, &self.upload_limit).then_some(why),
-            (Phase::Answer, _) if self.is_held_up() => {
+            // It is not silent: the client takes nothing.
+            (Phase::Answer, _) if self.has_bytes() => {
                 self.heard();
                 None
             }
-            (Phase::Answer, _) if self.is_uploading.load(Ordering::Relaxed) => Some(Stop::Upload),
+            (Phase::Answer, _)
+                if self.is_uploading.load(Ordering::Relaxed) && self.takes_more() =>
+            {
+                Some(Stop::Upload)
+            }
             _ => Some(why),
         }
     }
@@ -349,8 +366,8 @@ impl Watch {
         upstream < 0 || takes_more(upstream).unwrap_or(true)
     }
 
-    /// A backend whose bytes wait to be read, since the client takes none, is not silent.
-    fn is_held_up(&self) -> bool {
+    /// Whether bytes of the backend wait to be read.
+    fn has_bytes(&self) -> bool {
         let upstream = self.upstream.load(Ordering::Relaxed);
         upstream >= 0 && peek(upstream) == Peek::Bytes
     }
@@ -389,12 +406,17 @@ mod tests {
         assert_eq!(watch.next().1, Stop::FirstByte);
         watch.answers();
         assert_eq!(watch.next().1, Stop::Exchange);
-        watch.connected(NO_CONNECTION, Some(Duration::from_secs(5)), &deadlines(5, 50));
+        let text = "services: {s: {models: {m: {backends: [{id: a, url: http://127.0.0.1:1}]}}}}";
+        let source = crate::config::Source::File("test.yaml".into());
+        let environment = crate::config::Environment::default();
+        let snapshot = crate::config::read(text.as_bytes(), &source, &environment).unwrap();
+        watch.connected(NO_CONNECTION, Some(&snapshot.client), &deadlines(5, 50));
         assert_eq!(watch.next().1, Stop::Upload);
         watch.answers();
         assert_eq!(watch.next().1, Stop::Silence);
         watch.uploading();
         assert_eq!(watch.next().1, Stop::Silence, "a piece of the request does not end the answer");
+        watch.limit_exchange(watch.base, Duration::from_secs(3600));
         watch.answered();
         assert_eq!(watch.next().1, Stop::Upload, "the client still sends");
         watch.uploaded();
