@@ -73,7 +73,8 @@ impl Lifecycle {
         self.closing.send_replace(true);
     }
 
-    /// The process `successor` takes over: what comes on open connections is served, and then they close.
+    /// The process `successor` takes over: what comes on open connections is served, and then they
+    /// close.
     pub fn leave(&self, successor: u32) {
         // There is one at most.
         let _ = self.successor.set(successor);

@@ -134,8 +134,8 @@ impl Queue {
 }
 
 impl Waiter {
-    /// The signal that a place is free, at a backend that it does not avoid. `again`: it was called before
-    /// and found none, so it stands at the head of the line.
+    /// The signal that a place is free, at a backend that it does not avoid. `again`: it was called
+    /// before and found none, so it stands at the head of the line.
     #[must_use]
     pub fn stand(&self, again: bool) -> oneshot::Receiver<()> {
         let (call, receiver) = oneshot::channel();

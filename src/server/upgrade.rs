@@ -68,8 +68,8 @@ impl TakeOver {
     }
 }
 
-/// Lines `word`, `wanted=address`, `wanted=address=name of systemd`: where to give word, and the sockets in
-/// the order in which they come. A name has no control characters.
+/// Lines `word`, `wanted=address`, `wanted=address=name of systemd`: where to give word, and the
+/// sockets in the order in which they come. A name has no control characters.
 fn parse(text: &str) -> Result<(RawFd, Vec<Bound>)> {
     let mut parts = text.split('\n');
     let word = parts.next().context("it is empty")?.parse()?;
