@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Connection, Gateway, Upstream, config, config_of, eventually, get, post, raw_upstream,
-    read_head,
+    BlackHole, Connection, Gateway, Upstream, config, config_of, eventually, get, http2, post,
+    raw_upstream, read_head,
 };
 
 #[test]
@@ -100,10 +100,7 @@ async fn a_body_that_stops_is_a_408_over_http_2() {
     for replay in ["", "replay: {body_bytes_max: 0}"] {
         let settings = format!("client: {{body_timeout: 300ms}}\n{replay}");
         let gateway = Gateway::start(&config(&settings, &[&upstream]));
-        let socket = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
-        let (client, connection) = h2::client::handshake(socket).await.unwrap();
-        tokio::spawn(connection);
-        let mut client: h2::client::SendRequest<bytes::Bytes> = client.ready().await.unwrap();
+        let mut client = http2(gateway.address()).await;
         let request = http::Request::post("http://g/svc/mdl/x").body(()).unwrap();
         let (response, mut stream) = client.send_request(request, false).unwrap();
         stream.send_data("begun".into(), false).unwrap();
@@ -185,29 +182,15 @@ fn a_client_that_leaves_ends_a_retry_and_a_connection_in_the_making() {
     assert_eq!(failing.seen().len(), 1);
 }
 
-/// The URL of a port where connections are neither taken nor refused, for as long as the rest lives.
-fn black_hole() -> (String, Vec<std::net::TcpStream>, socket2::Socket) {
-    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    full.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    full.listen(0).unwrap();
-    let address = full.local_addr().unwrap().as_socket().unwrap();
-    let mut waiting = Vec::new();
-    while let Ok(stream) =
-        std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200))
-    {
-        waiting.push(stream);
-    }
-    (format!("http://{address}"), waiting, full)
-}
-
 #[test]
 fn a_client_that_leaves_while_a_connection_is_made_is_noticed_also_in_its_second_request() {
-    let (url, _waiting, _full) = black_hole();
+    let hole = BlackHole::open();
     let upstream = Upstream::named("x");
     let settings = "health_check: {interval: 1h, unhealthy_after: 100}\ndeadlines: {connect: 10s}";
     let text = format!(
-        "listen: 127.0.0.1:0\n{settings}\nservices: {{svc: {{models: {{mdl: {{backends: [{{id: a, url: \"{}\"}}]}}, hole: {{backends: [{{id: a, url: \"{url}\"}}]}}}}}}}}",
-        upstream.url()
+        "listen: 127.0.0.1:0\n{settings}\nservices: {{svc: {{models: {{mdl: {{backends: [{{id: a, url: \"{}\"}}]}}, hole: {{backends: [{{id: a, url: \"http://{}\"}}]}}}}}}}}",
+        upstream.url(),
+        hole.address
     );
     let gateway = Gateway::start(&text);
     let mut connection = Connection::open(gateway.address());
@@ -231,10 +214,7 @@ async fn an_http_2_body_that_stops_after_the_whole_answer_is_let_go() {
     let settings = "client: {body_timeout: 500ms, write_timeout: 500ms}\nreplay: {body_bytes_max: 0}\n\
         health_check: {interval: 1h, unhealthy_after: 100}";
     let gateway = Gateway::start(&config_of(settings, &[&url]));
-    let socket = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
-    let (client, connection) = h2::client::handshake(socket).await.unwrap();
-    tokio::spawn(connection);
-    let mut client: h2::client::SendRequest<bytes::Bytes> = client.ready().await.unwrap();
+    let mut client = http2(gateway.address()).await;
     let request = http::Request::post("http://g/svc/mdl/x").body(()).unwrap();
     let (response, mut body) = client.send_request(request, false).unwrap();
     body.send_data("begun".into(), false).unwrap();

@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Answer, Connection, Gateway, PATIENCE, Upstream, config, config_of, get, post, raw_upstream,
-    read_head,
+    Answer, BlackHole, Connection, Gateway, PATIENCE, Upstream, config, config_of, get, http2,
+    post, raw_upstream, read_head,
 };
 
 const STREAM: &[u8] =
@@ -51,21 +51,11 @@ fn each_deadline_before_the_first_byte_is_a_504_that_names_it() {
 
 #[test]
 fn a_connection_that_is_not_made_in_time_is_a_504_that_says_so() {
-    // A backlog of one that is full: the system answers no further SYN.
-    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    full.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    full.listen(0).unwrap();
-    let address = full.local_addr().unwrap().as_socket().unwrap();
-    let mut waiting = Vec::new();
-    while let Ok(stream) =
-        std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200))
-    {
-        waiting.push(stream);
-    }
+    let hole = BlackHole::open();
     let gateway = |scheme: &str, settings: &str| {
         Gateway::start(&format!(
             "listen: 127.0.0.1:0\nhealth_check: {{interval: 1h, unhealthy_after: 100}}\nretry: {{retries_max: 0}}\n{settings}\nservices: {{svc: {{models: {{mdl: {{backends: [{{id: a, url: \"{scheme}://localhost:{}\"}}]}}}}}}}}",
-            address.port()
+            hole.address.port()
         ))
     };
     for scheme in ["http", "https"] {
@@ -75,7 +65,6 @@ fn a_connection_that_is_not_made_in_time_is_a_504_that_says_so() {
         assert!(answer.text().contains("connect: 0.3 s"), "{scheme}: {}", answer.text());
     }
     // One that takes connections and says nothing.
-    drop(waiting);
     let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = mute.local_addr().unwrap().port();
     let gateway = Gateway::start(&format!(
@@ -226,10 +215,7 @@ async fn over_http_2_a_broken_stream_has_its_error_event_before_the_reset() {
     });
     let gateway = Gateway::start(&config("", &[&upstream]));
     for _ in 0..20 {
-        let socket = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
-        let (client, connection) = h2::client::handshake(socket).await.unwrap();
-        tokio::spawn(connection);
-        let mut client: h2::client::SendRequest<bytes::Bytes> = client.ready().await.unwrap();
+        let mut client = http2(gateway.address()).await;
         let request = http::Request::get("http://g/svc/mdl/v1/chat/completions").body(()).unwrap();
         let (response, _) = client.send_request(request, true).unwrap();
         let mut body = response.await.unwrap().into_body();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::harness::{
-    Connection, Gateway, Upstream, config, eventually, get, post, run_program, send_from,
+    Connection, Gateway, Upstream, config, eventually, get, http2, post, run_program, send_from,
 };
 
 /// An upstream that answers `/fast` at once and everything else when the test lets it.
@@ -160,12 +160,7 @@ async fn a_drain_sends_an_http_2_answer_to_its_last_byte() {
     const BYTES: usize = 8 * 1024 * 1024;
     let upstream = Upstream::start(|_, reply| reply.send(200, &[], &vec![b'x'; BYTES]));
     let mut gateway = Gateway::start(&config("", &[&upstream]));
-    let socket = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
-    let (client, connection) = h2::client::handshake(socket).await.unwrap();
-    tokio::spawn(async move {
-        let _ = connection.await;
-    });
-    let mut client = client.ready().await.unwrap();
+    let mut client = http2(gateway.address()).await;
     let request = http::Request::get("http://g/svc/mdl/x").body(()).unwrap();
     let (response, _) = client.send_request(request, true).unwrap();
     let mut body = response.await.unwrap().into_body();

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::harness::{Answer, Connection, Gateway, Upstream, config, eventually, get, send_from};
+use crate::harness::{
+    Answer, Connection, Gateway, Upstream, config, eventually, get, http2, send_from,
+};
 
 /// An upstream that answers one request for each word of the test; it says who it answered.
 struct Held {
@@ -250,10 +252,7 @@ async fn an_http_2_client_that_leaves_the_queue_in_the_middle_of_its_body_is_let
     let gateway = Gateway::start(&config(settings, &[&held.upstream]));
     let first = request(&gateway, 1, "first");
     eventually("the first is at work", || held.upstream.seen().len() == 1);
-    let socket = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
-    let (client, connection) = h2::client::handshake(socket).await.unwrap();
-    tokio::spawn(connection);
-    let mut client: h2::client::SendRequest<bytes::Bytes> = client.ready().await.unwrap();
+    let mut client = http2(gateway.address()).await;
     let request = http::Request::post("http://g/svc/mdl/x").body(()).unwrap();
     let (response, mut body) = client.send_request(request, false).unwrap();
     body.send_data("begun".into(), false).unwrap();

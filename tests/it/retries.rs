@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::harness::{
-    Answer, Connection, Gateway, Upstream, config, eventually, get, post, send_from,
+    Answer, Connection, Gateway, Upstream, config, eventually, get, http2, post, send_from,
 };
 
 /// An upstream that answers every request with a status.
@@ -225,10 +225,7 @@ async fn a_large_body_is_replayed_byte_for_byte_over_http_2() {
     let upstreams = ThreeUpstreams::start();
     let gateway = Gateway::start(&upstreams.config());
     let body = large_body();
-    let socket = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
-    let (client, connection) = h2::client::handshake(socket).await.unwrap();
-    tokio::spawn(connection);
-    let mut client = client.ready().await.unwrap();
+    let mut client = http2(gateway.address()).await;
     let request = http::Request::post("http://g/svc/mdl/v1/x")
         .header("content-length", body.len())
         .body(())

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::harness::{Connection, Gateway, Reply, Upstream, config};
+use crate::harness::{Connection, Gateway, Reply, Upstream, config, http2};
 
 /// How soon a backend must learn that its client is gone.
 const ABORT_SEEN_WITHIN: Duration = Duration::from_millis(100);
@@ -183,12 +183,7 @@ async fn h2c_request(
     address: std::net::SocketAddr,
     body: Vec<Bytes>,
 ) -> (h2::client::ResponseFuture, h2::client::SendRequest<Bytes>) {
-    let socket = tokio::net::TcpStream::connect(address).await.unwrap();
-    let (client, connection) = h2::client::handshake(socket).await.unwrap();
-    tokio::spawn(async move {
-        let _ = connection.await;
-    });
-    let mut client = client.ready().await.unwrap();
+    let mut client = http2(address).await;
     let request = http::Request::post("http://gateway/svc/mdl/v1/x").body(()).unwrap();
     let (response, mut sender) = client.send_request(request, body.is_empty()).unwrap();
     let last = body.len().saturating_sub(1);

@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
+use bytes::Bytes;
+
 use super::PATIENCE;
 
 /// A response.
@@ -183,4 +185,12 @@ pub(crate) fn post(to: SocketAddr, path: &str, headers: &[&str], body: &str) -> 
              Connection: close\r\n\r\n{body}"
         ),
     )
+}
+
+/// An HTTP/2 connection without TLS, on which requests can be sent. It closes when the runtime ends.
+pub(crate) async fn http2(to: SocketAddr) -> h2::client::SendRequest<Bytes> {
+    let socket = tokio::net::TcpStream::connect(to).await.expect("the gateway accepts");
+    let (client, connection) = h2::client::handshake(socket).await.expect("it speaks HTTP/2");
+    tokio::spawn(connection);
+    client.ready().await.expect("it takes requests")
 }

@@ -6,9 +6,9 @@ mod upstream;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use client::{Answer, Connection, get, post, send, send_from};
+pub(crate) use client::{Answer, Connection, get, http2, post, send, send_from};
 pub(crate) use gateway::{Gateway, config, config_of, run_program};
-pub(crate) use upstream::{Reply, Upstream, raw_upstream, read_head};
+pub(crate) use upstream::{BlackHole, Reply, Upstream, raw_upstream, read_head};
 
 /// Longest that any fact is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

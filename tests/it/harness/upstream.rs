@@ -350,3 +350,26 @@ pub(crate) fn read_head(stream: &mut TcpStream) -> Vec<u8> {
     }
     head
 }
+
+/// A port where connections are neither taken nor refused: the system answers no SYN.
+pub(crate) struct BlackHole {
+    pub(crate) address: SocketAddr,
+    _listening: socket2::Socket,
+    _waiting: Vec<TcpStream>,
+}
+
+impl BlackHole {
+    pub(crate) fn open() -> Self {
+        use socket2::{Domain, Socket, Type};
+        let listening = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        listening.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+        // A backlog of one, which is filled.
+        listening.listen(0).expect("it listens");
+        let address = listening.local_addr().expect("an address").as_socket().expect("of TCP");
+        let mut waiting = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+            waiting.push(stream);
+        }
+        Self { address, _listening: listening, _waiting: waiting }
+    }
+}
