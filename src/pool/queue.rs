@@ -19,7 +19,8 @@ const GAP_SHARE: f64 = 0.2;
 /// The queue of one pool. It outlives a configuration.
 #[derive(Debug, Default)]
 pub struct Queue {
-    /// Exchanges that wait, with those that were called and have no place yet.
+    /// Exchanges that wait, with those that were called and have no place yet. It changes with `line`
+    /// held, as does the next.
     waiting: AtomicUsize,
     /// Those of them that avoid a backend.
     choosy: AtomicUsize,
@@ -71,21 +72,22 @@ impl Queue {
         avoids: Avoided,
         length_max: usize,
     ) -> Option<Waiter> {
+        let mut line = self.locked();
         let before = self.waiting.fetch_add(1, Ordering::SeqCst);
         let is_first = before <= self.choosy.load(Ordering::SeqCst);
         if !avoids.is_empty() {
             self.choosy.fetch_add(1, Ordering::SeqCst);
-            let mut line = self.locked();
             for backend in &avoids {
                 *line.avoided.entry(*backend).or_default() += 1;
             }
         }
+        drop(line);
         let waiter = Waiter {
             queue: Arc::clone(self),
             client: client_number(client),
             avoids,
             is_first,
-            owes_call: true,
+            owes_call: false,
         };
         // Dropped, it is counted out again.
         (before < length_max).then_some(waiter)
@@ -137,10 +139,11 @@ impl Waiter {
     /// The signal that a place is free, at a backend that it does not avoid. `again`: it was called
     /// before and found none, so it stands at the head of the line.
     #[must_use]
-    pub fn stand(&self, again: bool) -> oneshot::Receiver<()> {
+    pub fn stand(&mut self, again: bool) -> oneshot::Receiver<()> {
         let (call, receiver) = oneshot::channel();
         let standing = Standing { call, avoids: self.avoids.clone() };
         self.queue.locked().stand(self.client, standing, again);
+        self.owes_call = true;
         receiver
     }
 
@@ -249,7 +252,7 @@ mod tests {
         let queue = Arc::new(Queue::default());
         let mut waiting = Vec::new();
         for (client, name) in [(1, "1a"), (1, "1b"), (1, "1c"), (2, "2a"), (3, "3a"), (2, "2b")] {
-            let waiter = queue.join(&[client], Avoided::new(), 10).unwrap();
+            let mut waiter = queue.join(&[client], Avoided::new(), 10).unwrap();
             waiting.push((name, waiter.stand(false), waiter));
         }
         let mut order = Vec::new();
@@ -273,18 +276,20 @@ mod tests {
     #[test]
     fn it_is_bounded_and_who_left_is_not_called() {
         let queue = Arc::new(Queue::default());
-        let one = queue.join(b"1", Avoided::new(), 2).unwrap();
-        let two = queue.join(b"1", Avoided::new(), 2).unwrap();
+        let mut one = queue.join(b"1", Avoided::new(), 2).unwrap();
+        let mut two = queue.join(b"1", Avoided::new(), 2).unwrap();
         assert!(one.is_first && !two.is_first);
         assert!(queue.join(b"2", Avoided::new(), 2).is_none());
         assert_eq!(queue.length(), 2);
-        let gone = one.stand(false);
+        let mut gone = one.stand(false);
         let mut stays = two.stand(false);
+        assert!(queue.join(b"2", Avoided::new(), 2).is_none());
+        assert!(gone.try_recv().is_err(), "who is sent away calls nobody");
         drop((gone, one));
         queue.call(backend(1));
         assert!(stays.try_recv().is_ok());
         // It found no place after all and keeps its turn.
-        let other = queue.join(b"2", Avoided::new(), 2).unwrap();
+        let mut other = queue.join(b"2", Avoided::new(), 2).unwrap();
         let mut later = other.stand(false);
         let mut again = two.stand(true);
         queue.call(backend(1));
@@ -297,14 +302,14 @@ mod tests {
         let avoiding = |client, backends: &[SocketAddr]| {
             queue.join(&[client], Avoided::from_slice(backends), 9).unwrap()
         };
-        let one = avoiding(1, &[backend(1)]);
+        let mut one = avoiding(1, &[backend(1)]);
         let mut avoids = one.stand(false);
         assert!(queue.goes_to(backend(2)) && !queue.goes_to(backend(1)));
-        let two = avoiding(2, &[]);
+        let mut two = avoiding(2, &[]);
         assert!(two.is_first, "of those who go anywhere");
         let mut goes_anywhere = two.stand(false);
         assert!(queue.goes_to(backend(2)) && queue.goes_to(backend(1)));
-        let three = avoiding(1, &[backend(2)]);
+        let mut three = avoiding(1, &[backend(2)]);
         assert!(!three.is_first);
         let mut behind = three.stand(false);
         queue.call(backend(1));
@@ -322,9 +327,9 @@ mod tests {
     fn a_call_that_is_not_heard_goes_to_the_next() {
         let queue = Arc::new(Queue::default());
         let join = |client, avoids| queue.join(&[client], avoids, 9).unwrap();
-        let one = join(1, Avoided::new());
-        let two = join(2, Avoided::from_slice(&[backend(1)]));
-        let three = join(3, Avoided::new());
+        let mut one = join(1, Avoided::new());
+        let mut two = join(2, Avoided::from_slice(&[backend(1)]));
+        let mut three = join(3, Avoided::new());
         let called = one.stand(false);
         let (mut second, mut third) = (two.stand(false), three.stand(false));
         queue.call(backend(1));
@@ -372,7 +377,7 @@ mod tests {
             for (event, client) in events {
                 match event {
                     0 => {
-                        let waiter = queue.join(&[client], Avoided::new(), 1000).unwrap();
+                        let mut waiter = queue.join(&[client], Avoided::new(), 1000).unwrap();
                         waiting.push((waiter.stand(false), waiter));
                     }
                     1 => {

@@ -21,7 +21,7 @@ use pingora_proxy::Session;
 
 use super::Proxy;
 use super::exchange::Exchange;
-use super::watch::Stop;
+use super::watch::{Request, Stop};
 use crate::config::ClientBounds;
 use crate::lifecycle::HeldShare;
 use crate::refusal::Refusal;
@@ -32,6 +32,9 @@ const REPLAY_BUFFER_BYTES: usize = 64 * 1024;
 /// Of a body that does not say its length, this much is read ahead: with one more read of at most
 /// 16 KiB it still fits Pingora's buffer.
 const UNSIZED_BYTES_MAX: usize = 48 * 1024;
+
+/// As much as a socket takes at once, whoever reads at the other end.
+const LITTLE_BYTES_MAX: usize = 64 * 1024;
 
 /// From here on a body's rate is looked at; before, a slow start would be taken for a slow client.
 const RATE_GRACE: Duration = Duration::from_secs(5);
@@ -112,9 +115,13 @@ impl Body {
         }
     }
 
-    /// Whether it still comes from the client while a backend is sent it.
-    pub(super) fn is_passing(&self) -> bool {
-        matches!(self, Self::Passing { .. })
+    /// What there is of the request for the backend that was connected to.
+    pub(super) fn request<'a>(&self, client: &'a ClientBounds) -> Request<'a> {
+        match self {
+            Self::Held { bytes, .. } if bytes.len() > LITTLE_BYTES_MAX => Request::Much,
+            Self::Empty | Self::Held { .. } => Request::Little,
+            Self::Passing { .. } => Request::Comes(client),
+        }
     }
 }
 

@@ -107,7 +107,9 @@ pub(super) fn pass(
         watch.heard();
         return Ok(());
     }
-    if watch.stopped().is_some() {
+    // Where the end has a mark of its own, it is there.
+    let ends_by_close = exchange.observed.ends_by_close || session.was_upgraded();
+    if ends_by_close && watch.stopped().is_some() {
         let error = Error::explain(ErrorType::ConnectionClosed, "stopped by a deadline");
         return Err(error.into_up());
     }

@@ -140,22 +140,22 @@ pub(super) async fn interrupt(session: &mut Session, exchange: &mut Exchange) {
 }
 
 /// Sends what Pingora has not written of an event stream that its backend cut.
-pub(super) async fn catch_up(session: &mut Session, exchange: &mut Exchange) {
+///
+/// # Errors
+/// When the client takes it no more: a piece may be sent by half.
+pub(super) async fn catch_up(session: &mut Session, exchange: &mut Exchange) -> Result<()> {
     let events = exchange.observed.events.as_mut();
-    let Some(mut unwritten) = events.and_then(|events| events.unwritten.take()) else { return };
-    unwritten.written(session.body_bytes_sent());
-    let write = async {
-        if !is_answered(session) {
-            session.write_response_header(unwritten.head, false).await?;
-        }
-        for piece in unwritten.pieces {
-            session.write_response_body(Some(piece), false).await?;
-        }
-        Ok::<_, Box<Error>>(())
+    let Some(mut unwritten) = events.and_then(|events| events.unwritten.take()) else {
+        return Ok(());
     };
-    if let Err(error) = write.await {
-        log::debug!("request {}: the client is gone: {error}", exchange.request_id());
+    unwritten.written(session.body_bytes_sent());
+    if !is_answered(session) {
+        session.write_response_header(unwritten.head, false).await?;
     }
+    for piece in unwritten.pieces {
+        session.write_response_body(Some(piece), false).await?;
+    }
+    Ok(())
 }
 
 /// Whether a final response has begun: nothing else can be told to the client.

@@ -26,10 +26,9 @@ pub(super) fn connected(exchange: &mut Exchange, socket: RawFd) -> Result<()> {
         return Err(Error::explain(ErrorType::ReadTimedout, "out of time").into_up());
     }
     exchange.body.begin_attempt();
-    let client = &exchange.arrived.runtime.snapshot.client;
-    let upload = exchange.body.is_passing().then_some(client);
     if let Some(deadlines) = exchange.deadlines() {
-        exchange.watch.connected(socket, upload, &deadlines);
+        let request = exchange.body.request(&exchange.arrived.runtime.snapshot.client);
+        exchange.watch.connected(socket, &request, &deadlines);
     }
     Ok(())
 }

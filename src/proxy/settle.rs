@@ -19,8 +19,11 @@ pub(super) async fn fail(
 ) -> FailToProxy {
     let mut error_code = 0;
     session.set_keepalive(None);
-    if error.esource == ErrorSource::Upstream {
-        respond::catch_up(session, exchange).await;
+    if error.esource == ErrorSource::Upstream
+        && let Err(error) = respond::catch_up(session, exchange).await
+    {
+        log::debug!("request {}: the client is gone: {error}", exchange.request_id());
+        return FailToProxy { error_code, can_reuse_downstream: false };
     }
     if respond::is_answered(session) {
         if error.esource == ErrorSource::Upstream {

@@ -415,12 +415,54 @@ fn what_a_backend_says_when_it_wants_no_more_of_a_body_is_passed_on() {
         std::thread::park_timeout(PATIENCE);
     });
     for replay in ["replay: {body_bytes_max: 0}", "replay: {body_bytes_max: 64MiB}"] {
-        let deadlines = "deadlines: {silence: 1s, first_byte: 500ms}";
-        let settings = format!("{UNCHECKED}\n{deadlines}\n{replay}");
+        for deadlines in ["{silence: 1s, first_byte: 500ms}", "{silence: 1s, first_byte: 1s}"] {
+            let settings = format!("{UNCHECKED}\ndeadlines: {deadlines}\n{replay}");
+            let gateway = Gateway::start(&config_of(&settings, &[&url]));
+            let answer = upload(&gateway);
+            assert_eq!((answer.status, answer.text().as_str()), (413, "words"), "{settings}");
+        }
+    }
+}
+
+#[test]
+fn a_backend_may_take_a_body_slowly_as_long_as_it_takes_it() {
+    let url = raw_upstream(|mut stream| {
+        let head = read_head(&mut stream);
+        let end = head.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+        let mut left = 64 * 1024 * 1024 - (head.len() - end);
+        let mut buffer = vec![0; 1024 * 1024];
+        while left > 0 {
+            let want = left.min(buffer.len());
+            stream.read_exact(&mut buffer[..want]).unwrap();
+            left -= want;
+            std::thread::park_timeout(Duration::from_millis(40));
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nall").unwrap();
+    });
+    for replay in ["replay: {body_bytes_max: 0}", "replay: {body_bytes_max: 64MiB}"] {
+        let deadlines = "deadlines: {silence: 500ms, first_byte: 500ms}";
+        let settings = format!("{UNCHECKED}\n{deadlines}\nretry: {{retries_max: 1}}\n{replay}");
         let gateway = Gateway::start(&config_of(&settings, &[&url]));
         let answer = upload(&gateway);
-        assert_eq!((answer.status, answer.text().as_str()), (413, "words"), "{replay}");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "all"), "{replay}");
     }
+}
+
+#[test]
+fn a_backend_that_answers_and_takes_no_more_of_the_body_is_heard_to_the_end() {
+    let url = raw_upstream(|mut stream| {
+        read_head(&mut stream);
+        let _ = stream
+            .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nearly\r\n");
+        std::thread::park_timeout(Duration::from_millis(300));
+        let _ = stream.write_all(b"4\r\nlate\r\n0\r\n\r\n");
+        std::thread::park_timeout(PATIENCE);
+    });
+    let settings =
+        format!("{UNCHECKED}\nreplay: {{body_bytes_max: 0}}\ndeadlines: {{silence: 1s}}");
+    let gateway = Gateway::start(&config_of(&settings, &[&url]));
+    let answer = upload(&gateway);
+    assert_eq!((answer.complete, answer.text().as_str()), (true, "earlylate"));
 }
 
 #[test]

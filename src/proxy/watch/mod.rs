@@ -68,8 +68,8 @@ enum Phase {
     Inside,
     /// The client sends.
     Upload,
-    /// The backend does not take what there is of the request.
-    Stalled,
+    /// The backend takes what there is of the request, or does not.
+    Writing,
     /// The backend has the request.
     FirstByte,
     /// The backend answers.
@@ -84,12 +84,22 @@ const PHASES: [Phase; 8] = [
     Phase::Head,
     Phase::Inside,
     Phase::Upload,
-    Phase::Stalled,
+    Phase::Writing,
     Phase::FirstByte,
     Phase::Answer,
     Phase::Rest,
     Phase::Over,
 ];
+
+/// What there is of a request when there is a connection to the backend.
+pub(super) enum Request<'a> {
+    /// All of it, and no more than is written at once.
+    Little,
+    /// All of it.
+    Much,
+    /// The body comes from the client, who has these bounds.
+    Comes(&'a ClientBounds),
+}
 
 /// Why an exchange was stopped from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,40 +171,40 @@ impl Watch {
         self.instant(self.exchange_by.load(Ordering::Relaxed))
     }
 
-    /// There is a connection to the backend. `upload`: the bounds of a client that has not sent all of
-    /// its request.
-    pub(super) fn connected(
-        &self,
-        upstream: RawFd,
-        upload: Option<&ClientBounds>,
-        deadlines: &Deadlines,
-    ) {
+    /// There is a connection to the backend.
+    pub(super) fn connected(&self, upstream: RawFd, request: &Request<'_>, deadlines: &Deadlines) {
         self.upstream.store(upstream, Ordering::Relaxed);
         let store = |limit: &AtomicU64, time| limit.store(nanos(time), Ordering::Relaxed);
-        if let Some(client) = upload {
+        if let Request::Comes(client) = request {
             store(&self.upload_limit, client.body_timeout);
             // The end of the answer may still be written, and nothing read meanwhile.
             store(&self.rest_limit, client.write_timeout + client.body_timeout);
         }
         store(&self.first_byte_limit, deadlines.first_byte);
         store(&self.silence_limit, deadlines.silence);
-        self.is_uploading.store(upload.is_some(), Ordering::Relaxed);
-        self.expect(self.request_phase());
+        self.is_uploading.store(matches!(request, Request::Comes(_)), Ordering::Relaxed);
+        self.expect(match request {
+            Request::Little => Phase::FirstByte,
+            Request::Much => Phase::Writing,
+            Request::Comes(_) => Phase::Upload,
+        });
     }
 
     /// A piece of the client's body has come.
     pub(super) fn uploading(&self) {
         match self.phase() {
-            Phase::Upload | Phase::Stalled => self.expect(Phase::Upload),
+            Phase::Upload | Phase::Writing => self.expect(Phase::Upload),
             _ => self.heard(),
         }
     }
 
     /// The client has sent all.
     pub(super) fn uploaded(&self) {
-        self.is_uploading.store(false, Ordering::Relaxed);
+        if !self.is_uploading.swap(false, Ordering::Relaxed) {
+            return;
+        }
         match self.phase() {
-            Phase::Upload | Phase::Stalled => self.expect(Phase::FirstByte),
+            Phase::Upload => self.expect(Phase::FirstByte),
             Phase::Rest => self.answered(),
             _ => self.heard(),
         }
@@ -269,6 +279,10 @@ impl Watch {
             Phase::Upload => self.limit(&self.upload_limit).min(nanos(STALL_LOOK)),
             Phase::Rest => self.limit(&self.rest_limit),
             Phase::FirstByte => self.limit(&self.first_byte_limit),
+            Phase::Writing => {
+                let first_byte = self.limit(&self.first_byte_limit);
+                self.limit(&self.silence_limit).min(first_byte).min(nanos(STALL_LOOK))
+            }
             _ => self.limit(&self.silence_limit),
         };
         self.quiet_limit.store(limit, Ordering::Relaxed);
@@ -283,53 +297,89 @@ impl Watch {
     /// The next deadline of the phase, in nanoseconds.
     fn next(&self) -> (u64, Stop) {
         let exchange = self.exchange_by.load(Ordering::Relaxed);
-        let quiet = match self.phase() {
-            Phase::Upload | Phase::Rest => Stop::Upload,
-            Phase::FirstByte => Stop::FirstByte,
-            Phase::Answer | Phase::Stalled => Stop::Silence,
-            Phase::Head | Phase::Inside | Phase::Over => return (exchange, Stop::Exchange),
-        };
         let since = self.quiet_since.load(Ordering::Relaxed);
         let quiet_by = since.saturating_add(self.quiet_limit.load(Ordering::Relaxed));
+        let quiet = match self.phase() {
+            // The answer is there: nothing is left that a deadline for all could save.
+            Phase::Rest => return (quiet_by, Stop::Upload),
+            Phase::Upload => Stop::Upload,
+            Phase::FirstByte => Stop::FirstByte,
+            Phase::Answer | Phase::Writing => Stop::Silence,
+            Phase::Head | Phase::Inside | Phase::Over => return (exchange, Stop::Exchange),
+        };
         if quiet_by < exchange { (quiet_by, quiet) } else { (exchange, Stop::Exchange) }
     }
 
     /// The next deadline is over, or it is time to look; why that ends the exchange, if it does.
-    ///
-    /// Whether a backend has the whole request, or takes what there is of it, can be seen by whether it
-    /// lets more be written to it. What it has not taken is its own fault.
-    fn overdue(&self, now: Instant, why: Stop) -> Option<Stop> {
-        let phase = self.phase();
-        match (phase, why) {
-            (_, Stop::Exchange | Stop::Drain) | (Phase::Rest, _) => Some(why),
-            (Phase::Upload | Phase::FirstByte, _) if !self.takes_more() => {
-                self.has_stalled.store(true, Ordering::Relaxed);
-                self.enter(Phase::Stalled);
-                self.look_on(now, &self.silence_limit).then_some(Stop::Silence)
+    /// `is_stirred`: something has happened to the exchange since it was asked last.
+    fn overdue(&self, now: Instant, why: Stop, is_stirred: bool) -> Option<Stop> {
+        match (self.phase(), why) {
+            (_, Stop::Exchange | Stop::Drain) => Some(why),
+            (Phase::Upload | Phase::Writing | Phase::FirstByte, _) => {
+                self.late_request(now, is_stirred)
             }
-            (Phase::Stalled, _) if self.takes_more() => {
-                self.expect(self.request_phase());
-                None
-            }
-            (Phase::Stalled, _) if !self.look_on(now, &self.silence_limit) => None,
-            // It wants no more of the request, and has said why: so that Pingora comes to read that.
-            (Phase::Stalled, _) if self.has_bytes() => {
-                let _ = shutdown(self.upstream.load(Ordering::Relaxed), Shutdown::Write);
-                self.expect(Phase::FirstByte);
-                None
-            }
-            (Phase::Upload, _) => self.look_on(now, &self.upload_limit).then_some(why),
-            // It is not silent: the client takes nothing.
-            (Phase::Answer, _) if self.has_bytes() => {
-                self.heard();
-                None
-            }
-            (Phase::Answer, _)
-                if self.is_uploading.load(Ordering::Relaxed) && self.takes_more() =>
-            {
-                Some(Stop::Upload)
-            }
+            (Phase::Answer, _) => self.late_answer(),
             _ => Some(why),
+        }
+    }
+
+    /// Whether the backend has the whole request, or takes what there is of it, can be seen by whether
+    /// it lets more be written to it. What it has not taken is its own fault.
+    fn late_request(&self, now: Instant, is_stirred: bool) -> Option<Stop> {
+        let phase = self.phase();
+        if self.takes_more() {
+            return match phase {
+                Phase::Upload => self.look_on(now, &self.upload_limit).then_some(Stop::Upload),
+                Phase::Writing => {
+                    let is_uploading = self.is_uploading.load(Ordering::Relaxed);
+                    self.expect(if is_uploading { Phase::Upload } else { Phase::FirstByte });
+                    None
+                }
+                _ => Some(Stop::FirstByte),
+            };
+        }
+        if is_stirred {
+            // While Pingora writes, that can only be room for more of the request.
+            self.heard();
+        }
+        if phase == Phase::Upload {
+            self.has_stalled.store(true, Ordering::Relaxed);
+        }
+        self.enter(Phase::Writing);
+        if !self.look_on(now, &self.silence_limit) {
+            return None;
+        }
+        if !self.has_bytes() {
+            return Some(Stop::Silence);
+        }
+        // It wants no more of the request, and has said why.
+        self.end_request();
+        self.expect(Phase::FirstByte);
+        let soon = self.limit(&self.first_byte_limit).min(nanos(STALL_LOOK));
+        self.quiet_limit.store(soon, Ordering::Relaxed);
+        None
+    }
+
+    /// The backend was silent in the middle of its answer, as it seems.
+    fn late_answer(&self) -> Option<Stop> {
+        let is_uploading = self.is_uploading.load(Ordering::Relaxed);
+        let is_stuck = is_uploading && !self.takes_more();
+        if self.has_bytes() {
+            if is_stuck {
+                self.end_request();
+            }
+            // Else it is the client that takes nothing.
+            self.heard();
+            return None;
+        }
+        Some(if is_uploading && !is_stuck { Stop::Upload } else { Stop::Silence })
+    }
+
+    /// Nothing more of the request is sent: Pingora, which writes it, comes to read the answer.
+    fn end_request(&self) {
+        let upstream = self.upstream.load(Ordering::Relaxed);
+        if upstream >= 0 {
+            let _ = shutdown(upstream, Shutdown::Write);
         }
     }
 
@@ -340,12 +390,6 @@ impl Watch {
         let next = quiet.saturating_add(nanos(STALL_LOOK)).min(limit);
         self.quiet_limit.store(next, Ordering::Relaxed);
         quiet >= limit
-    }
-
-    /// The phase as long as there is no answer.
-    fn request_phase(&self) -> Phase {
-        let is_uploading = self.is_uploading.load(Ordering::Relaxed);
-        if is_uploading { Phase::Upload } else { Phase::FirstByte }
     }
 
     /// Ends the exchange, once.
@@ -402,7 +446,7 @@ mod tests {
             silence: Duration::from_secs(silence),
             exchange: Duration::from_secs(60),
         };
-        watch.connected(NO_CONNECTION, None, &deadlines(5, 500));
+        watch.connected(NO_CONNECTION, &Request::Little, &deadlines(5, 500));
         assert_eq!(watch.next().1, Stop::FirstByte);
         watch.answers();
         assert_eq!(watch.next().1, Stop::Exchange);
@@ -410,7 +454,8 @@ mod tests {
         let source = crate::config::Source::File("test.yaml".into());
         let environment = crate::config::Environment::default();
         let snapshot = crate::config::read(text.as_bytes(), &source, &environment).unwrap();
-        watch.connected(NO_CONNECTION, Some(&snapshot.client), &deadlines(5, 50));
+        let comes = Request::Comes(&snapshot.client);
+        watch.connected(NO_CONNECTION, &comes, &deadlines(5, 50));
         assert_eq!(watch.next().1, Stop::Upload);
         watch.answers();
         assert_eq!(watch.next().1, Stop::Silence);

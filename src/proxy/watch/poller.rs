@@ -54,12 +54,20 @@ async fn poll_watched<F: Future>(
 ) -> Option<F::Output> {
     let mut exchange = pin!(exchange);
     let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
-    let mut poller = Poller { watch, client, armed: None, told: Told::NotYet, refused_at: None };
+    let mut poller = Poller {
+        watch,
+        client,
+        armed: None,
+        told: Told::NotYet,
+        is_stirred: false,
+        refused_at: None,
+    };
     std::future::poll_fn(|context| {
         // Before the exchange goes on: what is cut elsewhere must not make it begin something.
         if poller.hears_end(drain_over) && poller.end(Stop::Drain) == Ring::GiveUp {
             return Poll::Ready(None);
         }
+        poller.is_stirred |= !timer.is_elapsed();
         if poller.refused_at.is_none()
             && let Poll::Ready(end) = exchange.as_mut().poll(context)
         {
@@ -88,6 +96,8 @@ struct Poller<'a> {
     /// What the timer is set to.
     armed: Option<Instant>,
     told: Told,
+    /// Whether the exchange was polled for another reason than the timer since that rang.
+    is_stirred: bool,
     /// When the client was told that its head came too slowly.
     refused_at: Option<Instant>,
 }
@@ -188,10 +198,11 @@ impl Poller<'_> {
             }
             _ => {}
         }
+        let is_stirred = std::mem::take(&mut self.is_stirred);
         let (by, why) = watch.next();
         if watch.nanos(now) >= by
             && watch.stopped().is_none()
-            && let Some(why) = watch.overdue(now, why)
+            && let Some(why) = watch.overdue(now, why, is_stirred)
         {
             return self.end(why);
         }
@@ -201,7 +212,7 @@ impl Poller<'_> {
     /// Ends the exchange.
     fn end(&self, why: Stop) -> Ring {
         // A client whose answer is complete is told nothing more, and Pingora waits for nobody else.
-        if self.watch.phase() == Phase::Rest {
+        if self.watch.phase() == Phase::Rest && why == Stop::Upload {
             return Ring::GiveUp;
         }
         self.watch.stop(why);
