@@ -277,7 +277,7 @@ impl Watch {
     fn expect(&self, phase: Phase) {
         let limit = match phase {
             Phase::Upload => self.limit(&self.upload_limit).min(nanos(STALL_LOOK)),
-            Phase::Rest => self.limit(&self.rest_limit),
+            Phase::Rest => self.limit(&self.rest_limit).min(nanos(STALL_LOOK)),
             Phase::FirstByte => self.limit(&self.first_byte_limit),
             Phase::Writing => {
                 let first_byte = self.limit(&self.first_byte_limit);
@@ -312,8 +312,15 @@ impl Watch {
 
     /// The next deadline is over, or it is time to look; why that ends the exchange, if it does.
     /// `is_stirred`: something has happened to the exchange since it was asked last.
-    fn overdue(&self, now: Instant, why: Stop, is_stirred: bool) -> Option<Stop> {
+    fn overdue(
+        &self,
+        now: Instant,
+        why: Stop,
+        is_stirred: bool,
+        client: Option<RawFd>,
+    ) -> Option<Stop> {
         match (self.phase(), why) {
+            (Phase::Rest, _) => self.late_rest(now, is_stirred, client).then_some(why),
             (_, Stop::Exchange | Stop::Drain) => Some(why),
             (Phase::Upload | Phase::Writing | Phase::FirstByte, _) => {
                 self.late_request(now, is_stirred)
@@ -373,6 +380,14 @@ impl Watch {
             return None;
         }
         Some(if is_uploading && !is_stuck { Stop::Upload } else { Stop::Silence })
+    }
+
+    /// Whether nothing more comes of a request whose answer is complete: for too long a time, or since the
+    /// backend takes no more of it. As long as the client does not take all of the answer, that is why.
+    fn late_rest(&self, now: Instant, is_stirred: bool, client: Option<RawFd>) -> bool {
+        let is_written = client.is_some_and(|client| takes_more(client).unwrap_or(true));
+        let is_stuck = is_written && !is_stirred && !self.takes_more();
+        self.look_on(now, &self.rest_limit) || is_stuck
     }
 
     /// Nothing more of the request is sent: Pingora, which writes it, comes to read the answer.

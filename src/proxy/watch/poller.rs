@@ -24,6 +24,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Shorter ones are spared the registration.
 const LONG: Duration = Duration::from_secs(1);
 
+/// How often a client that is parted from is read from at each look.
+const PART_READS_MAX: usize = 16;
+
 /// The client's side of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientSide {
@@ -60,15 +63,15 @@ async fn poll_watched<F: Future>(
         armed: None,
         told: Told::NotYet,
         is_stirred: false,
-        refused_at: None,
+        parting_since: None,
     };
     std::future::poll_fn(|context| {
         // Before the exchange goes on: what is cut elsewhere must not make it begin something.
-        if poller.hears_end(drain_over) && poller.end(Stop::Drain) == Ring::GiveUp {
+        if poller.hears_end(drain_over) && poller.end(Instant::now(), Stop::Drain) == Ring::GiveUp {
             return Poll::Ready(None);
         }
         poller.is_stirred |= !timer.is_elapsed();
-        if poller.refused_at.is_none()
+        if poller.parting_since.is_none()
             && let Poll::Ready(end) = exchange.as_mut().poll(context)
         {
             return Poll::Ready(Some(end));
@@ -98,8 +101,8 @@ struct Poller<'a> {
     told: Told,
     /// Whether the exchange was polled for another reason than the timer since that rang.
     is_stirred: bool,
-    /// When the client was told that its head came too slowly.
-    refused_at: Option<Instant>,
+    /// Since when nothing more is told to the client, and what it still sends is thrown away.
+    parting_since: Option<Instant>,
 }
 
 /// Whether the exchange is told when the drain is over.
@@ -141,7 +144,7 @@ impl Poller<'_> {
     fn arm(&mut self) -> Option<Instant> {
         let watch = self.watch;
         let mut next = match watch.phase() {
-            Phase::Head if self.refused_at.is_some() => {
+            _ if self.parting_since.is_some() => {
                 Some(self.armed.unwrap_or_else(|| Instant::now() + LOOK))
             }
             Phase::Head => Some(self.head_by()),
@@ -183,9 +186,8 @@ impl Poller<'_> {
             }));
         }
         match watch.phase() {
-            Phase::Head if now >= self.head_by() => {
-                return self.refuse_head(now);
-            }
+            _ if self.parting_since.is_some() => return self.part(now),
+            Phase::Head if now >= self.head_by() => return self.refuse_head(now),
             Phase::Inside => {
                 let is_gone = |socket| match peek(socket) {
                     Peek::Gone => true,
@@ -202,38 +204,51 @@ impl Poller<'_> {
         let (by, why) = watch.next();
         if watch.nanos(now) >= by
             && watch.stopped().is_none()
-            && let Some(why) = watch.overdue(now, why, is_stirred)
+            && let Some(why) = watch.overdue(now, why, is_stirred, self.client.socket)
         {
-            return self.end(why);
+            return self.end(now, why);
         }
         Ring::GoOn
     }
 
     /// Ends the exchange.
-    fn end(&self, why: Stop) -> Ring {
+    fn end(&mut self, now: Instant, why: Stop) -> Ring {
         // A client whose answer is complete is told nothing more, and Pingora waits for nobody else.
         if self.watch.phase() == Phase::Rest && why == Stop::Upload {
-            return Ring::GiveUp;
+            return self.part(now);
         }
         self.watch.stop(why);
         Ring::GoOn
     }
 
-    /// Tells the client, and reads what it still sends for a while. There is no session yet to do it
-    /// by.
+    /// Tells the client. There is no session yet to do it by.
     fn refuse_head(&mut self, now: Instant) -> Ring {
-        let Some(socket) = self.client.socket else { return Ring::GiveUp };
-        let refused_at = *self.refused_at.get_or_insert_with(|| {
+        if let Some(socket) = self.client.socket {
             let answer = raw_refusal(&Refusal::HeadSlow);
             let _ = send(socket, &answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+        }
+        self.part(now)
+    }
+
+    /// Reads what the client still sends for a while: closing at once would reset the connection, and
+    /// the client could lose the answer.
+    fn part(&mut self, now: Instant) -> Ring {
+        let Some(socket) = self.client.socket else { return Ring::GiveUp };
+        let since = *self.parting_since.get_or_insert_with(|| {
             let _ = shutdown(socket, Shutdown::Write);
             now
         });
-        let mut rest = [0; 4096];
-        let is_over = now >= refused_at + LINGER;
-        match recv(socket, &mut rest, MsgFlags::MSG_DONTWAIT) {
-            Ok(1..) | Err(nix::errno::Errno::EAGAIN) if !is_over => Ring::GoOn,
-            _ => Ring::GiveUp,
+        if now >= since + LINGER {
+            return Ring::GiveUp;
         }
+        let mut rest = [0; 16 * 1024];
+        for _ in 0..PART_READS_MAX {
+            match recv(socket, &mut rest, MsgFlags::MSG_DONTWAIT) {
+                Ok(1..) => {}
+                Err(nix::errno::Errno::EAGAIN) => break,
+                _ => return Ring::GiveUp,
+            }
+        }
+        Ring::GoOn
     }
 }
