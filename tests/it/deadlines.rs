@@ -1,6 +1,6 @@
 //! Deadlines: each ends what it is meant for, says so, and nothing else.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 use crate::harness::{
@@ -267,8 +267,10 @@ fn upload(gateway: &Gateway) -> Answer {
     connection.write(head.as_bytes()).unwrap();
     let piece = vec![b'x'; 1024 * 1024];
     for _ in 0..BYTES / piece.len() {
-        if connection.write(&piece).is_err() {
-            break;
+        match connection.write(&piece).map_err(|error| error.kind()) {
+            Ok(()) => {}
+            Err(ErrorKind::WouldBlock) => panic!("nothing is taken, and nothing ended"),
+            Err(_) => break,
         }
     }
     connection.read(false).unwrap()
@@ -410,7 +412,9 @@ fn of_an_event_stream_that_is_cut_all_that_came_is_passed_on() {
 fn what_a_backend_says_when_it_wants_no_more_of_a_body_is_passed_on() {
     let url = raw_upstream(|mut stream| {
         read_head(&mut stream);
-        let _ = stream.write_all(b"HTTP/1.1 413 Too Much\r\nContent-Length: 5\r\n\r\nwords");
+        let _ = stream.write_all(b"HTTP/1.1 413 Too Much\r\nContent-Length: 5\r\n\r\nwor");
+        std::thread::park_timeout(Duration::from_millis(1700));
+        let _ = stream.write_all(b"ds");
         // It stays open, and nothing more is read.
         std::thread::park_timeout(3 * PATIENCE);
     });
