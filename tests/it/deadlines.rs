@@ -280,7 +280,7 @@ fn upload(gateway: &Gateway) -> Answer {
 fn a_backend_that_takes_nothing_of_a_body_is_too_slow_and_not_the_client() {
     let url = raw_upstream(|mut stream| {
         read_head(&mut stream);
-        std::thread::park_timeout(3 * PATIENCE);
+        std::thread::park_timeout(10 * PATIENCE);
     });
     let client = "client: {body_timeout: 300ms}\nretry: {retries_max: 0}";
     for replay in ["replay: {body_bytes_max: 0}", "replay: {body_bytes_max: 64MiB}"] {
@@ -412,17 +412,19 @@ fn of_an_event_stream_that_is_cut_all_that_came_is_passed_on() {
 fn what_a_backend_says_when_it_wants_no_more_of_a_body_is_passed_on() {
     let url = raw_upstream(|mut stream| {
         read_head(&mut stream);
-        let _ = stream.write_all(b"HTTP/1.1 413 Too Much\r\nContent-Length: 5\r\n\r\nwor");
-        std::thread::park_timeout(Duration::from_millis(1700));
-        let _ = stream.write_all(b"ds");
+        let answer = b"HTTP/1.1 413 Too Much\r\nContent-Length: 5\r\n\r\nwords";
+        let (first, last) = answer.split_at(answer.len() - 2);
+        std::thread::park_timeout(Duration::from_millis(1000));
+        let _ = stream.write_all(first);
+        std::thread::park_timeout(Duration::from_millis(2750));
+        let _ = stream.write_all(last);
         // It stays open, and nothing more is read.
-        std::thread::park_timeout(3 * PATIENCE);
+        std::thread::park_timeout(10 * PATIENCE);
     });
     for (replay, deadlines) in [
-        // One that passes need not come to its end: the answer is there.
-        ("0", "{silence: 1h}"),
-        ("64MiB", "{silence: 1s, first_byte: 500ms}"),
-        ("64MiB", "{silence: 1s, first_byte: 1s}"),
+        ("0", "{silence: 2s}"),
+        ("64MiB", "{silence: 2s, first_byte: 500ms}"),
+        ("64MiB", "{silence: 2s, first_byte: 1s}"),
     ] {
         let settings =
             format!("{UNCHECKED}\ndeadlines: {deadlines}\nreplay: {{body_bytes_max: {replay}}}");
@@ -431,6 +433,24 @@ fn what_a_backend_says_when_it_wants_no_more_of_a_body_is_passed_on() {
         assert_eq!((answer.status, answer.text().as_str()), (413, "words"), "{settings}");
         eventually("it is over", || gateway.inflight() == 0);
     }
+}
+
+#[test]
+fn a_body_that_the_backend_takes_no_more_of_ends_with_the_whole_answer() {
+    let url = raw_upstream(|mut stream| {
+        read_head(&mut stream);
+        let _ = stream.write_all(b"HTTP/1.1 413 Too Much\r\nContent-Length: 5\r\n\r\nwords");
+        std::thread::park_timeout(10 * PATIENCE);
+    });
+    let settings = format!("{UNCHECKED}\nreplay: {{body_bytes_max: 0}}");
+    let gateway = Gateway::start(&config_of(&settings, &[&url]));
+    let mut connection = Connection::open(gateway.address());
+    let head = "POST /svc/mdl/x HTTP/1.1\r\nHost: g\r\nContent-Length: 100000000\r\n\r\n";
+    connection.write(head.as_bytes()).unwrap();
+    assert_eq!(connection.read(false).unwrap().status, 413);
+    let piece = vec![b'x'; 1024 * 1024];
+    while connection.write(&piece).is_ok() {}
+    eventually("it is over", || gateway.inflight() == 0);
 }
 
 #[test]
@@ -465,7 +485,7 @@ fn a_backend_that_answers_and_takes_no_more_of_the_body_is_heard_to_the_end() {
             .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nearly\r\n");
         std::thread::park_timeout(Duration::from_millis(300));
         let _ = stream.write_all(b"4\r\nlate\r\n0\r\n\r\n");
-        std::thread::park_timeout(3 * PATIENCE);
+        std::thread::park_timeout(10 * PATIENCE);
     });
     let settings =
         format!("{UNCHECKED}\nreplay: {{body_bytes_max: 0}}\ndeadlines: {{silence: 1s}}");
@@ -479,7 +499,7 @@ fn a_backend_that_begins_to_answer_and_then_does_nothing_is_the_one_that_is_sile
     let url = raw_upstream(|mut stream| {
         read_head(&mut stream);
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
-        std::thread::park_timeout(3 * PATIENCE);
+        std::thread::park_timeout(10 * PATIENCE);
     });
     let settings =
         format!("{UNCHECKED}\nreplay: {{body_bytes_max: 0}}\ndeadlines: {{silence: 500ms}}");

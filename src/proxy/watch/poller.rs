@@ -99,7 +99,7 @@ struct Poller<'a> {
     /// What the timer is set to.
     armed: Option<Instant>,
     told: Told,
-    /// Whether the exchange was polled for another reason than the timer since that rang.
+    /// Whether the exchange was polled for another reason than the timer since a deadline was over.
     is_stirred: bool,
     /// Since when nothing more is told to the client, and what it still sends is thrown away.
     parting_since: Option<Instant>,
@@ -200,13 +200,12 @@ impl Poller<'_> {
             }
             _ => {}
         }
-        let is_stirred = std::mem::take(&mut self.is_stirred);
         let (by, why) = watch.next();
-        if watch.nanos(now) >= by
-            && watch.stopped().is_none()
-            && let Some(why) = watch.overdue(now, why, is_stirred, self.client.socket)
-        {
-            return self.end(now, why);
+        if watch.nanos(now) >= by && watch.stopped().is_none() {
+            let is_stirred = std::mem::take(&mut self.is_stirred);
+            if let Some(why) = watch.overdue(now, why, is_stirred, self.client.socket) {
+                return self.end(now, why);
+            }
         }
         Ring::GoOn
     }
