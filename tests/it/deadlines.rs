@@ -464,12 +464,12 @@ fn a_backend_may_take_a_body_slowly_as_long_as_it_takes_it() {
             let want = left.min(buffer.len());
             stream.read_exact(&mut buffer[..want]).unwrap();
             left -= want;
-            std::thread::park_timeout(Duration::from_millis(40));
+            std::thread::park_timeout(Duration::from_millis(80));
         }
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nall").unwrap();
     });
     for replay in ["replay: {body_bytes_max: 0}", "replay: {body_bytes_max: 64MiB}"] {
-        let deadlines = "deadlines: {silence: 500ms, first_byte: 500ms}";
+        let deadlines = "deadlines: {silence: 1s, first_byte: 3s}";
         let settings = format!("{UNCHECKED}\n{deadlines}\nretry: {{retries_max: 1}}\n{replay}");
         let gateway = Gateway::start(&config_of(&settings, &[&url]));
         let answer = upload(&gateway);
