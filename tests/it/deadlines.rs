@@ -502,9 +502,9 @@ fn a_backend_that_begins_to_answer_and_then_does_nothing_is_the_one_that_is_sile
         std::thread::park_timeout(10 * PATIENCE);
     });
     let settings =
-        format!("{UNCHECKED}\nreplay: {{body_bytes_max: 0}}\ndeadlines: {{silence: 500ms}}");
+        format!("{UNCHECKED}\nreplay: {{body_bytes_max: 0}}\ndeadlines: {{silence: 2s}}");
     let mut gateway = Gateway::start(&config_of(&settings, &[&url]));
     let answer = upload(&gateway);
     assert!(!answer.complete);
-    gateway.wait_log("deadline silence of 0.5 s is over");
+    gateway.wait_log("deadline silence of 2 s is over");
 }
