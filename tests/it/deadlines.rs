@@ -282,7 +282,7 @@ fn a_backend_that_takes_nothing_of_a_body_is_too_slow_and_not_the_client() {
         read_head(&mut stream);
         std::thread::park_timeout(10 * PATIENCE);
     });
-    let client = "client: {body_timeout: 300ms}\nretry: {retries_max: 0}";
+    let client = "client: {body_timeout: 300ms}\nretry: {retries_max: 1}";
     for replay in ["replay: {body_bytes_max: 0}", "replay: {body_bytes_max: 64MiB}"] {
         let settings = format!(
             "{UNCHECKED}\n{client}\n{replay}\ndeadlines: {{silence: 1s, first_byte: 500ms}}"
@@ -305,10 +305,12 @@ fn a_backend_that_begins_late_to_take_a_body_costs_its_client_nothing() {
         while left > 0 {
             left -= stream.read(&mut buffer).unwrap();
         }
+        // It may think for as long as one that took it at once.
+        std::thread::park_timeout(Duration::from_millis(1200));
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nall").unwrap();
     });
-    let settings = "client: {body_timeout: 300ms, body_deadline: 1s}\nretry: {retries_max: 0}\n\
-        deadlines: {silence: 20s, first_byte: 1s}";
+    let settings = "client: {body_timeout: 300ms, body_deadline: 1s}\nretry: {retries_max: 1}\n\
+        deadlines: {silence: 20s, first_byte: 2s}";
     for replay in ["replay: {body_bytes_max: 0}", "replay: {body_bytes_max: 64MiB}"] {
         let settings = format!("{UNCHECKED}\n{settings}\n{replay}");
         let gateway = Gateway::start(&config_of(&settings, &[&url]));
