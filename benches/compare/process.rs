@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// Kernel clock ticks a second; 100 on every Linux that matters (`getconf CLK_TCK`).
@@ -24,21 +26,26 @@ pub(crate) struct Contestant {
 impl Contestant {
     /// CPU time so far of the process and its children, user and system, in microseconds.
     pub(crate) fn cpu_micros(&self) -> u64 {
+        self.children().into_iter().chain([self.child.id()]).map(cpu_micros).sum()
+    }
+
+    fn children(&self) -> Vec<u32> {
         let own = self.child.id();
         let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children"));
-        let children: Vec<u32> = children
-            .unwrap_or_default()
-            .split_whitespace()
-            .filter_map(|id| id.parse().ok())
-            .collect();
-        children.into_iter().chain([own]).map(cpu_micros).sum()
+        let children = children.unwrap_or_default();
+        children.split_whitespace().filter_map(|id| id.parse().ok()).collect()
     }
 }
 
 impl Drop for Contestant {
     fn drop(&mut self) {
+        let children = self.children();
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // nginx's workers outlive a killed master.
+        for child in children {
+            let _ = kill(Pid::from_raw(child.cast_signed()), Signal::SIGKILL);
+        }
     }
 }
 
