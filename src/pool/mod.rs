@@ -5,6 +5,7 @@ mod backend;
 mod balance;
 mod breaker;
 mod budget;
+mod checks;
 mod health;
 mod moment;
 mod queue;
@@ -15,17 +16,15 @@ mod window;
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use pingora_load_balancing::discovery::Static;
 use pingora_load_balancing::{Backend as LbBackend, Backends, HealthRegistry, LoadBalancer};
-use tokio::sync::Notify;
 
 pub use backend::{Backend, CONNECT_DEADLINE, Health, HealthState, Live, Permit};
 pub use breaker::{BreakerState, Outcome};
+pub use checks::Checks;
 pub use health::Prober;
 pub use queue::{Avoided, Queue, Waiter};
 pub use resolve::Addresses;
@@ -34,16 +33,10 @@ use backend::Terms;
 use balance::{BalanceConfig, Balancer};
 use breaker::Change;
 use budget::RetryBudget;
-use health::{CheckedPool, PoolCheck};
+use health::CheckedPool;
 use stickiness::Clients;
 
 use crate::config::{BackendSpec, Host, PoolSpec};
-
-/// Shortest time between two rounds of checks, however many exchanges ask for one.
-const SUSPICION_GAP: Duration = Duration::from_secs(1);
-
-/// Time between two look-ups of a name that is not known, besides those of the checks.
-const UNKNOWN_NAME_GAP: Duration = Duration::from_secs(2);
 
 /// Names that are looked up, by host and port: backends on one host share the answer.
 pub type Names = HashMap<(Host, u16), Arc<Addresses>>;
@@ -61,14 +54,6 @@ pub struct Pool {
     budget: Arc<RetryBudget>,
     /// Held while it is decided whether one more backend is left alone.
     ejecting: Arc<Mutex<()>>,
-}
-
-/// The part of a pool that outlives a configuration: Pingora's health registry and what it checks.
-pub struct Checks {
-    registry: Arc<HealthRegistry>,
-    pool: Arc<ArcSwap<CheckedPool>>,
-    spread: Arc<AtomicBool>,
-    suspected: Notify,
 }
 
 /// What a selection comes to.
@@ -344,61 +329,6 @@ impl Pool {
     }
 }
 
-impl Checks {
-    fn new(checked: CheckedPool, prober: Arc<Prober>) -> Self {
-        let registry = Arc::new(HealthRegistry::with_equivalence(|entry: &LbBackend| {
-            identity_of(entry).map_or(0, |identity| match identity {
-                SocketAddr::V6(address) => {
-                    let bits = address.ip().to_bits();
-                    #[allow(clippy::cast_possible_truncation, reason = "64 of 120 hash bits")]
-                    let low = bits as u64;
-                    low
-                }
-                SocketAddr::V4(_) => 0,
-            })
-        }));
-        let pool = Arc::new(ArcSwap::from_pointee(checked));
-        let spread = Arc::new(AtomicBool::new(false));
-        let check = PoolCheck { pool: Arc::clone(&pool), spread: Arc::clone(&spread), prober };
-        registry.set_health_check(Box::new(check));
-        Self { registry, pool, spread, suspected: Notify::new() }
-    }
-
-    /// Returns when the name of a backend that was not known has been found.
-    async fn name_found(&self) {
-        loop {
-            tokio::time::sleep(UNKNOWN_NAME_GAP).await;
-            let pool = self.pool.load_full();
-            let is_unknown = |addresses: &&Arc<Addresses>| addresses.count() == 0;
-            let addresses = pool.backends.values().map(|backend| &backend.addresses);
-            for unknown in addresses.filter(is_unknown) {
-                if unknown.refresh().await.is_ok() {
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Checks the backends for as long as it is polled: a first round at once, then one an interval,
-    /// or soon when an exchange raised a suspicion or found nobody to ask, or when the name of a backend has been found.
-    pub async fn run(&self) {
-        loop {
-            let started = tokio::time::Instant::now();
-            self.registry.run_health_check(true).await;
-            let interval = self.pool.load().spec.interval;
-            let soon = tokio::select! {
-                () = tokio::time::sleep_until(started + interval) => false,
-                () = self.suspected.notified() => true,
-                () = self.name_found() => true,
-            };
-            self.spread.store(!soon, Ordering::Relaxed);
-            if soon {
-                tokio::time::sleep_until(started + SUSPICION_GAP.min(interval)).await;
-            }
-        }
-    }
-}
-
 /// Pingora's load balancer over the backends' synthetic addresses.
 fn load_balancer(
     spec: &PoolSpec,
@@ -469,6 +399,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
 
+    use super::checks::UNKNOWN_NAME_GAP;
     use super::*;
 
     #[tokio::test]

@@ -140,7 +140,7 @@ pub(super) struct Unwritten {
 
 impl Observed {
     /// Whether a final response head was taken, so that there is no other attempt.
-    pub(super) fn is_answered(&self) -> bool {
+    pub(super) fn has_head(&self) -> bool {
         self.first_byte.is_some()
     }
 }

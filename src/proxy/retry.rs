@@ -108,7 +108,7 @@ fn is_stale(
         && broke
         && exchange.watch.stopped().is_none()
         && exchange.attempts.current.as_ref().is_some_and(at_once)
-        && !exchange.observed.is_answered()
+        && !exchange.observed.has_head()
         && exchange.body.is_kept(session)
 }
 
@@ -203,7 +203,7 @@ fn may_retry(
         let next = Instant::now().checked_add(pause);
         exchange.watch.exchange_by().is_none_or(|by| next.is_some_and(|next| next < by))
     };
-    let is_granted = !exchange.observed.is_answered()
+    let is_granted = !exchange.observed.has_head()
         && is_safe
         && is_in_time()
         && (pool.spec().breaker.fail_open || pool.has_other(|_| true))

@@ -167,14 +167,15 @@ async fn wait_in_line(
     let choose = || pool.choose(key, true, |backend| attempts.may_ask(backend));
     let late = tokio::time::sleep(spec.timeout);
     tokio::pin!(late);
-    let mut was_called = false;
+    let mut called = waiter.stand(false);
+    // A place may have become free before it stood in line, with nobody there to be called.
+    let mut looks = waiter.is_first;
+    let mut is_called = false;
     loop {
-        let mut called = waiter.stand(was_called);
-        // A place may have become free before it stood in line, with nobody there to be called.
-        if waiter.is_first || was_called {
+        if looks {
             match choose() {
                 Choice::Taken(permit) => {
-                    if was_called {
+                    if is_called {
                         waiter.served(called);
                     }
                     return Ok(Waited::Place(permit));
@@ -183,27 +184,21 @@ async fn wait_in_line(
                 Choice::None => return Ok(Waited::NobodyLeft),
             }
         }
-        waiter.is_first = false;
-        loop {
-            tokio::select! {
-                biased;
-                stop = exchange.watch.ended() => {
-                    return Ok(Waited::Refused(exchange.stop_refusal(stop)));
-                }
-                _ = &mut called => break,
-                () = &mut late => return Ok(busy()),
-                () = tokio::time::sleep(QUEUE_LOOK) => {
-                    // A backend may have come back, or have been given more room.
-                    match choose() {
-                        Choice::Taken(permit) => return Ok(Waited::Place(permit)),
-                        Choice::Full => {}
-                        Choice::None => return Ok(Waited::NobodyLeft),
-                    }
-                }
-                () = body::taken_back(session) => return gone(),
+        is_called = tokio::select! {
+            biased;
+            stop = exchange.watch.ended() => {
+                return Ok(Waited::Refused(exchange.stop_refusal(stop)));
             }
+            _ = &mut called => true,
+            () = &mut late => return Ok(busy()),
+            // A backend may have come back, or have been given more room.
+            () = tokio::time::sleep(QUEUE_LOOK) => false,
+            () = body::taken_back(session) => return gone(),
+        };
+        if is_called {
+            called = waiter.stand(true);
         }
-        was_called = true;
+        looks = true;
     }
 }
 

@@ -248,8 +248,10 @@ async fn told_to_end(lifecycle: &Lifecycle) {
         if upgrade::has_crashed(successor) {
             log::error!("process {successor}, which took over, crashed; exchanges cut: {inflight}");
             lifecycle.cut();
-        } else {
-            log::info!("another process serves; exchanges that this one ends with: {inflight}");
+            // What is cut ends by itself, soon; SIGTERM may come again.
+            interrupt.recv().await;
+            return;
         }
+        log::info!("another process serves; exchanges that this one ends with: {inflight}");
     }
 }

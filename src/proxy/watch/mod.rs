@@ -120,14 +120,9 @@ const STOPS: [Stop; 5] =
     [Stop::Upload, Stop::FirstByte, Stop::Silence, Stop::Exchange, Stop::Drain];
 
 impl Stop {
-    /// Whether there is no other attempt after it.
+    /// Whether it ends the exchange, and not only the attempt of a backend that took too long.
     pub(super) fn is_final(self) -> bool {
-        !self.is_backends_fault()
-    }
-
-    /// Whether it is the backend that took too long.
-    pub(super) fn is_backends_fault(self) -> bool {
-        matches!(self, Self::FirstByte | Self::Silence)
+        !matches!(self, Self::FirstByte | Self::Silence)
     }
 }
 
@@ -244,7 +239,7 @@ impl Watch {
 
     /// There is another attempt: what stopped the one before is over.
     pub(super) fn go_on(&self) {
-        if self.stopped().is_some_and(Stop::is_backends_fault) {
+        if self.stopped().is_some_and(|stop| !stop.is_final()) {
             self.stopped.store(0, Ordering::Relaxed);
         }
     }
