@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ACCEPT_ENCODING, ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::json;
 
-use crate::llm::Dialect;
+use crate::llm::{CODINGS, Dialect};
 
 /// Longest piece of a client's own text that a message repeats, in characters.
 const ECHO_CHARS_MAX: usize = 120;
@@ -20,6 +20,31 @@ pub enum Refusal {
         /// What is wrong, for the client.
         reason: &'static str,
     },
+    /// The body, which names the model, cannot be read.
+    BodyMalformed {
+        /// What is wrong, for the client.
+        reason: &'static str,
+    },
+    /// The body is in a coding that is not known.
+    CodingUnknown,
+    /// The request names no model, and there is no default.
+    ModelMissing,
+    /// The request names several models, or one in a way that servers read differently.
+    ModelAmbiguous,
+    /// The body is larger than is held, and the part that is names no model.
+    ModelTooLate {
+        /// The bound, in bytes.
+        bytes_max: usize,
+    },
+    /// No model has this name.
+    ModelUnknown {
+        /// The name asked for.
+        model: String,
+    },
+    /// The body has no length, and its end cannot be waited for.
+    LengthRequired,
+    /// As many bodies are held as there is room for.
+    TooManyBodies,
     /// No key came with the request.
     KeyMissing,
     /// The key is not one that may pass.
@@ -141,7 +166,7 @@ impl Refusal {
                 // Rounded up: who comes at that time shall find it true.
                 Some(retry_after.as_secs_f64().ceil().max(1.0) as u64)
             }
-            Self::Draining | Self::TooManyConnections => Some(1),
+            Self::Draining | Self::TooManyConnections | Self::TooManyBodies => Some(1),
             _ => None,
         }
     }
@@ -155,6 +180,9 @@ impl Refusal {
         }
         if let Self::MethodNotAllowed { allow } = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if *self == Self::CodingUnknown {
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(CODINGS));
         }
         if self.status() == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -196,6 +224,15 @@ impl Refusal {
             Self::BadRequest { .. } => {
                 (400, "invalid_request_error", "bad_request", "invalid_request_error")
             }
+            Self::BodyMalformed { .. } => {
+                (400, "invalid_request_error", "invalid_body", "invalid_request_error")
+            }
+            Self::ModelMissing => {
+                (400, "invalid_request_error", "model_required", "invalid_request_error")
+            }
+            Self::ModelAmbiguous => {
+                (400, "invalid_request_error", "model_ambiguous", "invalid_request_error")
+            }
             Self::KeyMissing => {
                 (401, "invalid_request_error", "missing_api_key", "authentication_error")
             }
@@ -207,7 +244,7 @@ impl Refusal {
             Self::NoService { .. } => {
                 (404, "invalid_request_error", "service_not_found", "not_found_error")
             }
-            Self::NoModel { .. } => {
+            Self::NoModel { .. } | Self::ModelUnknown { .. } => {
                 (404, "invalid_request_error", "model_not_found", "not_found_error")
             }
             Self::MethodNotAllowed { .. } => {
@@ -215,11 +252,17 @@ impl Refusal {
             }
             Self::HeadSlow => (408, "invalid_request_error", "head_timeout", "timeout_error"),
             Self::BodySlow => (408, "invalid_request_error", "body_timeout", "timeout_error"),
-            Self::BodyTooLarge { .. } => {
+            Self::LengthRequired => {
+                (411, "invalid_request_error", "length_required", "invalid_request_error")
+            }
+            Self::BodyTooLarge { .. } | Self::ModelTooLate { .. } => {
                 (413, "invalid_request_error", "body_too_large", "request_too_large")
             }
             Self::UrlTooLong { .. } => {
                 (414, "invalid_request_error", "url_too_long", "invalid_request_error")
+            }
+            Self::CodingUnknown => {
+                (415, "invalid_request_error", "unsupported_encoding", "invalid_request_error")
             }
             Self::HeadTooLarge { .. } => {
                 (431, "invalid_request_error", "headers_too_large", "invalid_request_error")
@@ -227,7 +270,9 @@ impl Refusal {
             Self::Internal => (500, "server_error", "internal_error", "api_error"),
             Self::BackendFailed { .. } => (502, "server_error", "backend_failed", "api_error"),
             Self::NoBackend { .. } => (503, "server_error", "no_backend", "overloaded_error"),
-            Self::Busy { .. } => (503, "server_error", "busy", "overloaded_error"),
+            Self::Busy { .. } | Self::TooManyBodies => {
+                (503, "server_error", "busy", "overloaded_error")
+            }
             Self::Interrupted { .. } => (502, "upstream_error", "stream_interrupted", "api_error"),
             Self::TooManyConnections => {
                 (503, "server_error", "too_many_connections", "overloaded_error")
@@ -241,7 +286,19 @@ impl Refusal {
 
     fn message(&self) -> String {
         match self {
-            Self::BadRequest { reason } => (*reason).to_owned(),
+            Self::BadRequest { reason } | Self::BodyMalformed { reason } => (*reason).to_owned(),
+            Self::CodingUnknown => format!("the body's Content-Encoding is none of {CODINGS}"),
+            Self::ModelMissing => {
+                "the request names no model: send \"model\", or the header X-Tollgate-Model".into()
+            }
+            Self::ModelAmbiguous => "the request names more than one \"model\": send one".into(),
+            Self::ModelTooLate { bytes_max } => format!(
+                "no \"model\" in the first {bytes_max} bytes of the body: send it first, or as the \
+                 header X-Tollgate-Model"
+            ),
+            Self::ModelUnknown { model } => format!("there is no model \"{}\"", echo(model)),
+            Self::LengthRequired => "send the body with a Content-Length".into(),
+            Self::TooManyBodies => "too many requests are being read; try again".into(),
             Self::KeyMissing => {
                 "no API key: send it as \"Authorization: Bearer KEY\" or \"X-API-Key: KEY\"".into()
             }
@@ -249,7 +306,10 @@ impl Refusal {
             Self::KeysDiffer => "several different API keys in one request: send one".into(),
             Self::OtherOrigin => "pages of other origins may not do this".into(),
             Self::NoRoute { path } => {
-                format!("nothing at {}: paths are /{{service}}/{{model}}/...", echo(path))
+                format!(
+                    "nothing at {}: paths are /{{service}}/{{model}}/... or /v1/...",
+                    echo(path)
+                )
             }
             Self::NoService { service } => format!("there is no service \"{}\"", echo(service)),
             Self::NoModel { service, model } => {

@@ -85,6 +85,12 @@ fn top(before: &Snapshot, next: &Snapshot, lines: &mut Lines) {
     lines.compare("replay", &before.replay, &next.replay);
     lines.compare("reload.watch", &before.reload_on_change, &next.reload_on_change);
     lines.compare("dns.refresh", &before.dns_refresh, &next.dns_refresh);
+    let (known, naming) = (&before.naming, &next.naming);
+    lines.changed("aliases", &known.aliases, &naming.aliases);
+    lines.changed("fallbacks", &known.fallbacks, &naming.fallbacks);
+    lines.changed("default_model", &known.default_model, &naming.default_model);
+    lines.changed("default_service", &known.default_service, &naming.default_service);
+    lines.compare("models_listed", &known.listed, &naming.listed);
 }
 
 fn pools(at: &str, before: &PoolSpec, next: &PoolSpec, lines: &mut Lines) {
@@ -114,7 +120,8 @@ fn backends(at: &str, before: &BackendSpec, next: &BackendSpec, lines: &mut Line
     lines.compare(&format!("{at}.name"), &before.name, &next.name);
     lines.compare(&format!("{at}.url"), &before.url.shown, &next.url.shown);
     lines.compare(&format!("{at}.weight"), &before.weight, &next.weight);
-    lines.compare(&format!("{at}.backup"), &before.backup, &next.backup);
+    lines.compare(&format!("{at}.priority"), &before.priority, &next.priority);
+    lines.compare(&format!("{at}.model"), &before.model, &next.model);
     lines.compare(&format!("{at}.inflight_max"), &before.inflight_max, &next.inflight_max);
     lines.changed(&format!("{at}.api_key"), &before.credential, &next.credential);
     lines.changed(&format!("{at}.health_check"), &before.probe, &next.probe);

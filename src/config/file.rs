@@ -35,6 +35,11 @@ pub(super) struct FileConfig {
     pub(super) dns: Option<FileDns>,
     pub(super) balance: Option<FileBalance>,
     pub(super) health_check: Option<FileHealthCheck>,
+    pub(super) aliases: Option<IndexMap<String, String>>,
+    pub(super) fallbacks: Option<IndexMap<String, Option<OneOrMany>>>,
+    pub(super) default_model: Option<String>,
+    pub(super) default_service: Option<String>,
+    pub(super) models_listed: Option<FileListed>,
     pub(super) services: Option<IndexMap<String, FileService>>,
 }
 
@@ -209,7 +214,8 @@ pub(super) struct FileBackend {
     pub(super) name: Option<String>,
     pub(super) url: Option<String>,
     pub(super) weight: Option<f64>,
-    pub(super) backup: Option<bool>,
+    pub(super) priority: Option<u8>,
+    pub(super) model: Option<String>,
     pub(super) inflight_max: Option<u32>,
     pub(super) api_key: Option<FileSecret>,
     pub(super) api_key_file: Option<String>,
@@ -223,6 +229,13 @@ pub(super) enum FileBalance {
     Sticky,
     RoundRobin,
     LeastInflight,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FileListed {
+    All,
+    Healthy,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -28,8 +28,8 @@ pub use problem::ConfigError;
 pub use seen::SeenFile;
 pub use snapshot::{
     BackendSpec, BackendUrl, Balance, BreakerSpec, ClientBounds, ClientKeys, CorsOrigins,
-    Credential, Deadlines, DefaultsOf, HealthSpec, Host, PoolSpec, ProbeSpec, QueueSpec,
-    ReplayBounds, RetrySpec, Service, Snapshot,
+    Credential, Deadlines, DefaultsOf, HealthSpec, Host, Listed, ModelRef, Naming, PoolSpec,
+    ProbeSpec, QueueSpec, ReplayBounds, RetrySpec, Service, Snapshot,
 };
 pub use source::{Source, find_source};
 

@@ -43,6 +43,8 @@ pub struct Snapshot {
     pub files: Vec<SeenFile>,
     /// How often backends' names are looked up again.
     pub dns_refresh: Duration,
+    /// What models are called besides their own names.
+    pub naming: Naming,
     /// Services by name, in the order of the file.
     pub services: IndexMap<String, Service>,
 }
@@ -54,6 +56,41 @@ impl Snapshot {
             models.models.iter().map(move |(model, pool)| (service.as_str(), model.as_str(), pool))
         })
     }
+}
+
+/// What models are called besides their own names, and where requests go that name none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Naming {
+    /// Other names, also with a wildcard, and the models behind them, in the order of preference.
+    pub aliases: Vec<(String, Vec<ModelRef>)>,
+    /// Which models are asked, in order, when the one of this name (also with a wildcard) cannot serve.
+    pub fallbacks: Vec<(String, Vec<ModelRef>)>,
+    /// For a body that names no model; empty: it is refused.
+    pub default_model: Vec<ModelRef>,
+    /// For paths that belong to no model.
+    pub default_service: Option<ModelRef>,
+    /// What a list of the models has in it.
+    pub listed: Listed,
+}
+
+/// A model of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelRef {
+    /// The service's name.
+    pub service: String,
+    /// The model's name, also one with a wildcard.
+    pub model: String,
+    /// What it is called there, where that is not what the client called it.
+    pub name: Option<String>,
+}
+
+/// What a list of the models has in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// Every model.
+    All,
+    /// Those that a backend can serve now.
+    Healthy,
 }
 
 /// Whose defaults hold.
@@ -257,8 +294,10 @@ pub struct BackendSpec {
     pub url: BackendUrl,
     /// Share of exchanges in proportion to the other backends; 0: drained.
     pub weight: f64,
-    /// Serves only when no backend without this mark can.
-    pub backup: bool,
+    /// Its group: it serves only when no backend of a lower number can.
+    pub priority: u8,
+    /// What the model is called there; none: as the client called it.
+    pub model: Option<String>,
     /// What it is sent as credential, ready-made.
     pub credential: Option<Credential>,
     /// How it is checked.

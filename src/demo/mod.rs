@@ -73,7 +73,7 @@ services:
       flaky:
         backends:
           - {{ id: flaky, name: Fails now and then, url: \"http://{flaky}\" }}
-          - {{ id: spare, name: Spare, url: \"http://{fast}\", backup: true }}
+          - {{ id: spare, name: Spare, url: \"http://{fast}\", priority: 1 }}
 "
     )
 }

@@ -1,9 +1,17 @@
 //! What LLM clients and servers speak: pure functions over bytes, no sockets and no clock.
 
+mod coding;
 mod dialect;
+mod json;
+mod multipart;
 mod pause;
+mod peek;
 mod stream;
 
+pub use coding::{CODINGS, CodingFault, decode};
 pub use dialect::Dialect;
+pub use json::{Fault, Found, Scanner};
+pub use multipart::Form;
 pub use pause::pause;
+pub use peek::{Peek, PeekFault, is_form};
 pub use stream::{EndMarker, Tail};

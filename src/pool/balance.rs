@@ -1,6 +1,6 @@
 //! Which backend is asked first, second, ...: the selection behind Pingora's `LoadBalancer`.
 //!
-//! Candidates come each exactly once, backups after all others. Drained backends (weight 0) never
+//! Candidates come each exactly once, the groups of the pool one after the other. Drained backends (weight 0) never
 //! come, and neither do those that are not usable.
 
 use std::cmp::Ordering;
@@ -65,9 +65,10 @@ impl BackendSelection for Balancer {
             .collect();
         // Pingora builds an empty selection before it knows the backends.
         if config.balance == Balance::Sticky && !members.is_empty() {
+            let first = members.iter().map(|member| member.backend.spec.priority).min();
             let candidates = members.iter().map(|member| {
                 let spec = &member.backend.spec;
-                member.candidate(if spec.backup { 0.0 } else { spec.weight })
+                member.candidate(if Some(spec.priority) == first { spec.weight } else { 0.0 })
             });
             config.clients.change_candidates(candidates.collect());
         }
@@ -99,12 +100,12 @@ struct Cost {
     cost: f64,
 }
 
-/// Members of a higher tier come after all of a lower one: backups after the others, and those that
-/// are avoided after backups.
+/// Members of a higher tier come after all of a lower one: each group after those before it, and those
+/// that are avoided after all groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Tier {
     avoided: bool,
-    backup: bool,
+    priority: u8,
 }
 
 impl Cost {
@@ -146,7 +147,7 @@ impl Balancer {
 
     fn tier(&self, at: usize, now: Instant) -> Tier {
         let backend = &self.members[at].backend;
-        Tier { avoided: backend.is_avoided(now), backup: backend.spec.backup }
+        Tier { avoided: backend.is_avoided(now), priority: backend.spec.priority }
     }
 
     fn weight(&self, at: usize, now: Instant) -> f64 {

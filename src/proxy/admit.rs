@@ -1,7 +1,6 @@
 //! May this request pass, and which way: bounds, the gateway's own pages, key, route.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{
@@ -14,14 +13,16 @@ use pingora::http::RequestHeader;
 use pingora_core::Result;
 use pingora_proxy::Session;
 
+use super::course::{self, Course, Leads};
 use super::exchange::{Admitted, Client, Exchange};
 use super::{Proxy, Serves, X_FORWARDED_FOR, body, respond};
 use crate::auth;
 use crate::config::{ClientBounds, CorsOrigins};
+use crate::lifecycle::Counted;
 use crate::llm::Dialect;
 use crate::refusal::Refusal;
 use crate::routing::Miss;
-use crate::runtime::{PageAnswer, PageRequest};
+use crate::runtime::{PageAnswer, PageRequest, Way};
 use crate::telemetry;
 
 /// The methods of LLM APIs. Others are forwarded too, but for two: Pingora refuses CONNECT, and the
@@ -30,8 +31,15 @@ const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
 
 /// What becomes of a request.
 enum Decision {
-    Forward(Admitted),
+    Forward(Passage),
     Page(PageAnswer),
+}
+
+/// A request that may pass.
+struct Passage {
+    course: Course,
+    client: Client,
+    inflight: Counted,
 }
 
 /// Decides on the request. `true`: it has been answered.
@@ -41,37 +49,74 @@ pub(super) async fn admit(
     exchange: &mut Exchange,
 ) -> Result<bool> {
     arrive(session, exchange);
-    match decide(proxy, session, exchange) {
-        Ok(Decision::Forward(admitted)) => {
-            admitted.pool.count_exchange();
-            exchange.admitted = Some(admitted);
-            if let Some(deadlines) = exchange.deadlines() {
-                exchange.watch.limit_exchange(exchange.arrived.at, deadlines.exchange);
-            }
-            // HTTP/1.0 knows no interim responses (RFC 9110, section 15.2).
-            session.set_ignore_info_resp(exchange.arrived.is_http_10);
-            if respond::waits_for_continue(session, exchange) {
-                let kept = session.get_keepalive().is_some();
-                session.write_continue_response().await?;
-                exchange.arrived.continued = true;
-                if kept {
-                    // Pingora gives the connection up for any head that goes out before the body
-                    // has come in.
-                    body::keep_alive(session, &exchange.arrived.runtime.snapshot.client);
-                }
-            }
-            body::hold(proxy, session, exchange).await?;
-            Ok(false)
-        }
+    let refusal = match decide(proxy, session, exchange) {
+        Ok(Decision::Forward(passage)) => match take_in(proxy, session, exchange, passage).await? {
+            Ok(()) => return Ok(false),
+            Err(refusal) => refusal,
+        },
         Ok(Decision::Page(page)) => {
             let page = match page {
                 PageAnswer::Now(page) => page,
                 PageAnswer::Later(page) => page.await,
             };
-            respond::page(session, exchange, page).await.map(|()| true)
+            return respond::page(session, exchange, page).await.map(|()| true);
         }
-        Err(refusal) => respond::refuse(session, exchange, refusal).await.map(|()| true),
+        Err(refusal) => refusal,
+    };
+    respond::refuse(session, exchange, refusal).await.map(|()| true)
+}
+
+/// Takes in what has to be known of the body, and with it finds the last of the way.
+async fn take_in(
+    proxy: &Proxy,
+    session: &mut Session,
+    exchange: &mut Exchange,
+    passage: Passage,
+) -> Result<Result<(), Refusal>> {
+    let Passage { mut course, client, inflight } = passage;
+    // HTTP/1.0 knows no interim responses (RFC 9110, section 15.2).
+    session.set_ignore_info_resp(exchange.arrived.is_http_10);
+    if respond::waits_for_continue(session, exchange) {
+        let kept = session.get_keepalive().is_some();
+        session.write_continue_response().await?;
+        exchange.arrived.continued = true;
+        if kept {
+            // Pingora gives the connection up for any head that goes out before the body
+            // has come in.
+            body::keep_alive(session, &exchange.arrived.runtime.snapshot.client);
+        }
     }
+    let leads = std::mem::replace(&mut course.leads, Leads::ByBody(None));
+    let retries = |way: &Way| way.targets.iter().any(|it| it.pool.spec().retry.retries_max > 0);
+    let wants_retries = match &leads {
+        Leads::To(way, _) => {
+            if let Some(first) = way.targets[0].pool.backends().first() {
+                let limit = first.spec.deadlines.exchange;
+                exchange.watch.limit_exchange(exchange.arrived.at, limit);
+            }
+            retries(way)
+        }
+        Leads::ByBody(_) => true,
+    };
+    let found = match body::hold(proxy, session, exchange, course.look, wants_retries).await? {
+        Ok(found) => found,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let (way, asked) = match leads.resolve(&exchange.arrived.runtime, found) {
+        Ok(way) => way,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    if way.renames && !exchange.body.can_rename() {
+        let bytes_max = exchange.arrived.runtime.snapshot.replay.body_bytes_max;
+        return Ok(Err(Refusal::BodyTooLarge { bytes_max }));
+    }
+    let admitted = Admitted::new((way, asked), course, client, inflight);
+    admitted.pool().count_exchange();
+    exchange.admitted = Some(admitted);
+    if let Some(deadlines) = exchange.deadlines() {
+        exchange.watch.limit_exchange(exchange.arrived.at, deadlines.exchange);
+    }
+    Ok(Ok(()))
 }
 
 /// Notes what every answer needs, whatever it will be.
@@ -91,7 +136,7 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
     let snapshot = &runtime.snapshot;
     check_bounds(head, &snapshot.client)?;
     check_head(head)?;
-    let (path, query) = split_target(head);
+    let (path, _) = split_target(head);
     if let Ok(path) = std::str::from_utf8(path) {
         let request = PageRequest { method: &head.method, path, headers: &head.headers };
         if let Some(page) = proxy.pages.answer(runtime, &request) {
@@ -99,7 +144,7 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
         }
     }
     if proxy.serves == Serves::Pages {
-        return Err(refusal_of(Miss::NoRoute, path));
+        return Err(course::refusal_of(Miss::NoRoute, path));
     }
     if let Some(preflight) = preflight(head, exchange) {
         return Ok(Decision::Page(PageAnswer::Now(preflight)));
@@ -110,28 +155,9 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
     let inflight = proxy.lifecycle.admit().ok_or(Refusal::Draining)?;
     auth::check(&snapshot.clients, &head.headers)?;
     body::check_length(session, &snapshot.client)?;
-    let route = runtime.router.route(path).map_err(|miss| refusal_of(miss, path))?;
-    let target = [route.tail, query].concat().into_boxed_slice();
-    let prefix = path[..path.len() - route.tail.len()].into();
-    Ok(Decision::Forward(Admitted {
-        pool: Arc::clone(route.target),
-        client: client(session, &snapshot.trusted_proxies),
-        target,
-        prefix,
-        _inflight: inflight,
-    }))
-}
-
-fn refusal_of(miss: Miss, path: &[u8]) -> Refusal {
-    match miss {
-        Miss::NoRoute => Refusal::NoRoute { path: String::from_utf8_lossy(path).into_owned() },
-        Miss::NoService(service) if service == "v1" => {
-            Refusal::NoRoute { path: String::from_utf8_lossy(path).into_owned() }
-        }
-        Miss::NoService(service) => Refusal::NoService { service },
-        Miss::NoModel { service, rest } => Refusal::NoModel { service, model: rest },
-        Miss::Unsafe(reason) => Refusal::BadRequest { reason },
-    }
+    let course = course::find(runtime, head)?;
+    let client = client(session, &snapshot.trusted_proxies);
+    Ok(Decision::Forward(Passage { course, client, inflight }))
 }
 
 /// The raw path and, with its question mark, the raw query of a request target. Of an absolute one

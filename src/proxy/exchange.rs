@@ -11,13 +11,14 @@ use pingora::http::ResponseHeader;
 use smallvec::SmallVec;
 
 use super::body::Body;
+use super::course::{Asked, Course};
 use super::watch::{Stop, Watch};
 use crate::config::Deadlines;
 use crate::lifecycle::Counted;
 use crate::llm::{Dialect, EndMarker, Tail};
 use crate::pool::{Avoided, Backend, Permit, Pool};
 use crate::refusal::Refusal;
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, Target, Way};
 
 /// One exchange.
 pub struct Exchange {
@@ -47,13 +48,59 @@ pub(super) struct Arrived {
 
 /// What is known when the exchange may pass.
 pub(super) struct Admitted {
-    pub(super) pool: Arc<Pool>,
+    pub(super) way: Arc<Way>,
+    /// Which of the way's targets is asked.
+    at: usize,
+    /// The model that the client asks for, where it has told.
+    pub(super) asked: Option<Asked>,
     pub(super) client: Client,
     /// The request target for a backend without a base path: tail and query, raw.
     pub(super) target: Box<[u8]>,
     /// The client's raw path up to the tail: what stands for the backend's base path.
     pub(super) prefix: Box<[u8]>,
+    /// Whether the target is a whole path as SDKs send it, with its version.
+    pub(super) is_front: bool,
     pub(super) _inflight: Counted,
+}
+
+impl Admitted {
+    /// To the first target of a way.
+    pub(super) fn new(
+        (way, asked): (Arc<Way>, Option<Asked>),
+        course: Course,
+        client: Client,
+        inflight: Counted,
+    ) -> Self {
+        let Course { target, prefix, is_front, .. } = course;
+        Self { way, at: 0, asked, client, target, prefix, is_front, _inflight: inflight }
+    }
+
+    /// Where it is sent now.
+    pub(super) fn to(&self) -> &Target {
+        &self.way.targets[self.at]
+    }
+
+    /// The pool that is asked now.
+    pub(super) fn pool(&self) -> &Arc<Pool> {
+        &self.to().pool
+    }
+
+    /// Whether another model is asked when this one cannot serve.
+    pub(super) fn has_fallback(&self) -> bool {
+        self.at + 1 < self.way.targets.len()
+    }
+
+    /// Turns to the next model; whether there is one.
+    pub(super) fn fall_back(&mut self) -> bool {
+        let has_fallback = self.has_fallback();
+        self.at += usize::from(has_fallback);
+        has_fallback
+    }
+
+    /// Whether an answer tells which model gave it: the path does not, or it was not that one.
+    pub(super) fn tells_model(&self) -> bool {
+        self.is_front || self.at > 0
+    }
 }
 
 /// Where a request comes from.
@@ -82,6 +129,8 @@ pub(super) struct Attempts {
     pub(super) retries: usize,
     /// Whether the next attempt has been allowed, and counted.
     pub(super) is_granted: bool,
+    /// Whether the next attempt is one of another model.
+    pub(super) falls_back: bool,
     /// How often all backends were asked.
     pub(super) rounds: u32,
     /// What the last backend wants to be waited for.
@@ -209,12 +258,25 @@ impl Exchange {
         self.arrived.request_id.to_str().unwrap_or_default()
     }
 
+    /// What the model is called at the backend of the current attempt, if that may not be what the client
+    /// called it.
+    pub(super) fn upstream_model(&self) -> Option<&str> {
+        let admitted = self.admitted.as_ref().filter(|admitted| admitted.way.renames)?;
+        let backend = self.attempts.current.as_ref()?.backend();
+        let asked = admitted.asked.as_ref().map(|asked| asked.name.as_str());
+        let name = match (&backend.spec.model, &admitted.to().called) {
+            (Some(name), _) => name,
+            (None, called) => called.name(asked)?,
+        };
+        Some(name).filter(|name| asked != Some(*name))
+    }
+
     /// The deadlines of the current attempt, else those of the pool's first backend.
     pub(super) fn deadlines(&self) -> Option<Deadlines> {
         let admitted = self.admitted.as_ref()?;
         Some(match &self.attempts.current {
             Some(attempt) => attempt.backend().spec.deadlines,
-            None => admitted.pool.backends().first()?.spec.deadlines,
+            None => admitted.pool().backends().first()?.spec.deadlines,
         })
     }
 
@@ -237,7 +299,7 @@ impl Exchange {
 
     /// `service/model`, once known.
     pub(super) fn pool_name(&self) -> &str {
-        self.admitted.as_ref().map_or("-", |admitted| admitted.pool.name())
+        self.admitted.as_ref().map_or("-", |admitted| admitted.pool().name())
     }
 }
 
@@ -279,6 +341,12 @@ impl Attempts {
     /// Whether any backend was asked in this round.
     pub(super) fn is_round_begun(&self) -> bool {
         !self.given_up.is_empty()
+    }
+
+    /// Another pool is asked.
+    pub(super) fn begin_again(&mut self) {
+        let failure = self.failure.take();
+        *self = Self { failure, ..Self::default() };
     }
 
     /// All were asked: each may be asked again.

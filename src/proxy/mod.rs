@@ -18,6 +18,7 @@
 
 mod admit;
 mod body;
+mod course;
 mod exchange;
 mod receive;
 mod respond;

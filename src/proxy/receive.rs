@@ -11,7 +11,9 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use smallvec::SmallVec;
 
+use super::course::X_TOLLGATE_MODEL;
 use super::exchange::{Events, Exchange, Unwritten};
+use super::send::repeated;
 use super::{Proxy, respond};
 use crate::config::{BackendUrl, CorsOrigins};
 use crate::llm::{EndMarker, Tail};
@@ -42,6 +44,9 @@ pub(super) fn receive(
     response.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;
     cors(response, exchange)?;
     location(response, exchange)?;
+    if let Some(admitted) = exchange.admitted.as_ref().filter(|admitted| admitted.tells_model()) {
+        response.insert_header(X_TOLLGATE_MODEL, admitted.to().shown.clone())?;
+    }
     if exchange.arrived.is_http_10 {
         // HTTP/1.0 knows no chunks: the body ends with the connection.
         if response.remove_header(&TRANSFER_ENCODING).is_some() {
@@ -160,7 +165,12 @@ fn location(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
         let Some(value) = response.headers.get(&header) else { continue };
         let url = &attempt.backend().spec.url;
         if let Some(path) = path_at_backend(value.as_bytes(), url) {
-            let moved = [&admitted.prefix, path].concat();
+            let repeated = if admitted.is_front {
+                repeated(&admitted.target, url.base_path.as_bytes())
+            } else {
+                0
+            };
+            let moved = [&admitted.prefix, &admitted.target[..repeated], path].concat();
             response.insert_header(header, moved)?;
         }
     }

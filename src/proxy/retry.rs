@@ -39,7 +39,7 @@ pub(super) fn after_connect_failure(exchange: &mut Exchange, mut error: Box<Erro
         && let Some(admitted) = &exchange.admitted
         && !is_ours
     {
-        admitted.pool.suspect(attempt.backend());
+        admitted.pool().suspect(attempt.backend());
         // Another address of its name may do better.
         if !attempts.may_ask(attempt.backend()) {
             tell(exchange, Outcome::Failure);
@@ -124,7 +124,7 @@ pub(super) fn judge(
     let Some(admitted) = &exchange.admitted else { return Ok(()) };
     let Some(attempt) = &exchange.attempts.current else { return Ok(()) };
     let backend = attempt.backend();
-    let pool = &admitted.pool;
+    let pool = admitted.pool();
     let status = response.status;
     let spec = &pool.spec().retry;
     let is_refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
@@ -186,7 +186,7 @@ fn may_retry(
     asked: Option<Duration>,
 ) -> bool {
     let Some(admitted) = &exchange.admitted else { return false };
-    let pool = &admitted.pool;
+    let pool = admitted.pool();
     let spec = &pool.spec().retry;
     let attempts = &exchange.attempts;
     let is_safe = spec.non_idempotent || work == Work::Refused || body::is_idempotent(session);
@@ -203,12 +203,11 @@ fn may_retry(
         let next = Instant::now().checked_add(pause);
         exchange.watch.exchange_by().is_none_or(|by| next.is_some_and(|next| next < by))
     };
-    let is_granted = !exchange.observed.has_head()
-        && is_safe
+    let is_possible = !exchange.observed.has_head() && is_safe && exchange.body.is_replayable();
+    let is_granted = is_possible
         && is_in_time()
         && (pool.spec().breaker.fail_open || pool.has_other(|_| true))
         && attempts.retries < spec.retries_max
-        && exchange.body.is_replayable()
         && (asked.is_none_or(|asked| asked <= spec.retry_after_max) || has_other())
         && pool.may_retry();
     if is_granted {
@@ -216,8 +215,11 @@ fn may_retry(
         exchange.attempts.is_granted = true;
         // A longer one was granted because another backend is asked meanwhile.
         exchange.attempts.pause = asked.filter(|asked| *asked <= spec.retry_after_max);
+    } else if is_possible && admitted.has_fallback() {
+        exchange.attempts.is_granted = true;
+        exchange.attempts.falls_back = true;
     }
-    is_granted
+    exchange.attempts.is_granted
 }
 
 /// Tells the pool how the current attempt's backend did.
@@ -225,7 +227,7 @@ pub(super) fn tell(exchange: &mut Exchange, outcome: Outcome) {
     if let Some(admitted) = &exchange.admitted
         && let Some(attempt) = &mut exchange.attempts.current
     {
-        admitted.pool.tell(&mut attempt.permit, outcome);
+        admitted.pool().tell(&mut attempt.permit, outcome);
     }
 }
 

@@ -52,33 +52,80 @@ pub(super) async fn select(
 
 /// A place at a backend, or what the client is told. An error means that the client is gone.
 async fn find(session: &mut Session, exchange: &mut Exchange) -> Result<Result<Permit, Refusal>> {
-    let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
-    let pool = Arc::clone(&admitted.pool);
+    let admitted = exchange.admitted.as_mut().expect("only admitted exchanges reach a backend");
     let key = AddressBytes::of(admitted.client.address);
     let key = key.as_slice();
-    if let Some(permit) = keep_place(&mut exchange.attempts, &pool, key) {
+    let falls_back = std::mem::take(&mut exchange.attempts.falls_back);
+    if let Some(permit) = keep_place(&mut exchange.attempts, admitted.pool(), key) {
         return Ok(Ok(permit));
     }
+    if falls_back {
+        fall_back(exchange);
+    }
+    loop {
+        match find_in_pool(session, exchange, key).await? {
+            Found::Place(permit) => return Ok(Ok(permit)),
+            Found::Stopped(refusal) => return Ok(Err(refusal)),
+            Found::Nobody(refusal) => {
+                if !fall_back(exchange) {
+                    return Ok(Err(refusal));
+                }
+            }
+        }
+    }
+}
+
+/// Turns to the next model, if there is one and this one may be given up.
+fn fall_back(exchange: &mut Exchange) -> bool {
+    let request_id = exchange.request_id().to_owned();
+    let Some(admitted) = &mut exchange.admitted else { return false };
+    let before = Arc::clone(admitted.pool());
+    if !exchange.body.is_replayable() || !admitted.fall_back() {
+        return false;
+    }
+    let pool = admitted.pool();
+    pool.count_exchange();
+    exchange.attempts.begin_again();
+    log::warn!("{} cannot serve: asking {}; request {request_id}", before.name(), pool.name());
+    true
+}
+
+/// What a search in one pool comes to.
+enum Found {
+    Place(Permit),
+    /// None of its backends can serve.
+    Nobody(Refusal),
+    /// The exchange is over.
+    Stopped(Refusal),
+}
+
+/// A place at a backend of the pool that is asked now.
+async fn find_in_pool(session: &mut Session, exchange: &mut Exchange, key: &[u8]) -> Result<Found> {
+    let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
+    let pool = Arc::clone(admitted.pool());
+    let has_fallback = admitted.has_fallback();
     loop {
         let attempts = &exchange.attempts;
         match pool.choose(key, false, |backend| attempts.may_ask(backend)) {
-            Choice::Taken(permit) => return Ok(Ok(permit)),
+            Choice::Taken(permit) => return Ok(Found::Place(permit)),
             Choice::Full => match wait_in_line(session, exchange, &pool, key).await? {
-                Waited::Place(permit) => return Ok(Ok(permit)),
-                Waited::Refused(refusal) => return Ok(Err(refusal)),
+                Waited::Place(permit) => return Ok(Found::Place(permit)),
+                Waited::Busy(refusal) => return Ok(Found::Nobody(refusal)),
+                Waited::Stopped(refusal) => return Ok(Found::Stopped(refusal)),
                 Waited::NobodyLeft => {}
             },
             Choice::None => {}
         }
         let attempts = &mut exchange.attempts;
-        if !attempts.is_round_begun() || !another_round(attempts, &pool) {
-            return Ok(Err(attempts.failure.take().unwrap_or_else(|| nobody_left(&pool))));
+        if !attempts.is_round_begun() || has_fallback || !another_round(attempts, &pool) {
+            let refusal = attempts.failure.take().unwrap_or_else(|| nobody_left(&pool));
+            return Ok(Found::Nobody(refusal));
         }
         pool.check_soon();
         let pause = pause(attempts, pool.spec().retry.delay);
         attempts.next_round();
         if let Some(refusal) = wait(session, exchange, pause).await? {
-            return Ok(Err(refusal));
+            return Ok(Found::Stopped(refusal));
         }
     }
 }
@@ -141,7 +188,10 @@ async fn wait(
 /// What a wait in line comes to.
 enum Waited {
     Place(Permit),
-    Refused(Refusal),
+    /// It took too long, or there is no room to wait.
+    Busy(Refusal),
+    /// The exchange is over.
+    Stopped(Refusal),
     /// None of the backends that it could wait for can be asked any more.
     NobodyLeft,
 }
@@ -158,7 +208,7 @@ async fn wait_in_line(
     let busy = || {
         let expected = pool.queue().expected_wait().unwrap_or(spec.timeout);
         let retry_after = expected.clamp(Duration::from_secs(1), RETRY_AFTER_MAX);
-        Waited::Refused(Refusal::Busy { pool: pool.name().to_owned(), retry_after })
+        Waited::Busy(Refusal::Busy { pool: pool.name().to_owned(), retry_after })
     };
     let avoids = attempts.given_up.clone();
     let Some(mut waiter) = pool.queue().join(key, avoids, spec.length_max) else {
@@ -187,7 +237,7 @@ async fn wait_in_line(
         is_called = tokio::select! {
             biased;
             stop = exchange.watch.ended() => {
-                return Ok(Waited::Refused(exchange.stop_refusal(stop)));
+                return Ok(Waited::Stopped(exchange.stop_refusal(stop)));
             }
             _ = &mut called => true,
             () = &mut late => return Ok(busy()),

@@ -2,18 +2,26 @@
 
 use std::os::fd::RawFd;
 
-use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST};
 use http::{HeaderName, HeaderValue};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use pingora::http::RequestHeader;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use smallvec::SmallVec;
 
+use super::body::{self, Resized};
+use super::course::X_TOLLGATE_MODEL;
 use super::exchange::{Admitted, Exchange};
 use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
 use crate::auth::CREDENTIAL_HEADERS;
-use crate::config::{BackendSpec, ClientKeys};
+use crate::config::{BackendSpec, BackendUrl, ClientKeys};
 use crate::telemetry::REQUEST_ID;
+
+/// What is escaped in a path's segment: all but what RFC 3986 leaves unreserved, and the colons of
+/// model names.
+const NOT_IN_A_SEGMENT: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':');
 
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
@@ -37,31 +45,97 @@ pub(super) fn connected(exchange: &mut Exchange, socket: RawFd) -> Result<()> {
 pub(super) fn send(
     session: &Session,
     request: &mut RequestHeader,
-    exchange: &Exchange,
+    exchange: &mut Exchange,
 ) -> Result<()> {
+    let model = exchange.upstream_model().map(str::to_owned);
+    rename_in_body(session, request, exchange, model.as_deref())?;
     let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
     let attempt = exchange.attempts.current.as_ref().expect("an attempt has a backend");
     let spec = &attempt.backend().spec;
     forward_headers(session, request, admitted)?;
-    target(request, admitted, spec)?;
+    target(request, admitted, &spec.url, model.as_deref())?;
     request.insert_header(HOST, spec.url.authority.clone())?;
     request.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;
+    request.remove_header(&X_TOLLGATE_MODEL);
     // Answered already, see `admit`.
     request.remove_header(&EXPECT);
     join_pieces(request)?;
     credential(request, &exchange.arrived.runtime.snapshot.clients, spec)
 }
 
-/// `{base path}{tail}{query}`, the client's part byte for byte.
-fn target(request: &mut RequestHeader, admitted: &Admitted, spec: &BackendSpec) -> Result<()> {
-    let base = spec.url.base_path.as_bytes();
-    let own = &admitted.target;
+/// Puts the name that the model has at this backend in the place of the one that came, and corrects
+/// what the head says about the body. Nothing else changes.
+fn rename_in_body(
+    session: &Session,
+    request: &mut RequestHeader,
+    exchange: &mut Exchange,
+    model: Option<&str>,
+) -> Result<()> {
+    let headers = &session.req_header().headers;
+    let coding = headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes).unwrap_or_default();
+    let decoded_bytes_max = exchange.arrived.runtime.snapshot.replay.body_bytes_max;
+    let resized = exchange.body.rename(model, coding, decoded_bytes_max);
+    let resized = resized.map_err(|_| {
+        Error::explain(ErrorType::InternalError, "a body decodes once and not again")
+    })?;
+    match resized {
+        Resized::No => {}
+        Resized::To(length) => {
+            request.remove_header(&CONTENT_ENCODING);
+            request.insert_header(CONTENT_LENGTH, length)?;
+        }
+        Resized::By(longer, shorter) => {
+            if let Some(length) = body::length(session) {
+                let length = (length + longer).saturating_sub(shorter);
+                request.insert_header(CONTENT_LENGTH, length)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `{base path}{tail}{query}`, the client's part byte for byte but for the model's name in it.
+fn target(
+    request: &mut RequestHeader,
+    admitted: &Admitted,
+    url: &BackendUrl,
+    model: Option<&str>,
+) -> Result<()> {
+    let base = url.base_path.as_bytes();
+    let renamed;
+    let at = admitted.asked.as_ref().and_then(|asked| asked.at.clone());
+    let own = match (at, model) {
+        (Some(at), Some(model)) => {
+            let target = &admitted.target;
+            let model = utf8_percent_encode(model, NOT_IN_A_SEGMENT).to_string();
+            renamed = [&target[..at.start], model.as_bytes(), &target[at.end..]].concat();
+            &renamed[..]
+        }
+        _ => &admitted.target,
+    };
+    let own = if admitted.is_front { &own[repeated(own, base)..] } else { own };
     let needs_slash = base.is_empty() && !own.starts_with(b"/");
     if base.is_empty() && !needs_slash {
         return request.set_raw_path(own);
     }
     let slash: &[u8] = if needs_slash { b"/" } else { b"" };
     request.set_raw_path(&[base, slash, own].concat())
+}
+
+/// The length of what a path as SDKs send it has in common with a base path that such SDKs are given:
+/// its version (`/v1`), or Azure's `/openai`.
+pub(super) fn repeated(target: &[u8], base: &[u8]) -> usize {
+    let is_version = |segment: &[u8]| {
+        let digits = segment.strip_prefix(b"v").unwrap_or_default();
+        digits.first().is_some_and(u8::is_ascii_digit)
+            && digits.iter().all(u8::is_ascii_alphanumeric)
+    };
+    let length = 1 + target.iter().skip(1).take_while(|byte| !b"/?".contains(byte)).count();
+    let first = target.get(1..length).unwrap_or_default();
+    let mut segments = base.split(|byte| *byte == b'/');
+    let is_last = base.ends_with(&target[..length.min(target.len())]) && !first.is_empty();
+    let is_there = is_last || is_version(first) && segments.any(is_version);
+    if is_there { length } else { 0 }
 }
 
 /// The client's credential goes no further once the gateway has keys; the backend's own is set.
@@ -158,5 +232,28 @@ fn host(head: &RequestHeader) -> Option<HeaderValue> {
     match head.uri.authority() {
         Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
         None => head.headers.get(HOST).cloned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_base_path_has_already_is_not_repeated() {
+        for (base, target, rest) in [
+            ("", "/v1/chat/completions", "/v1/chat/completions"),
+            ("/v1", "/v1/chat/completions", "/chat/completions"),
+            ("/openai/v1", "/v1/models?x=1", "/models?x=1"),
+            ("/api/paas/v4", "/v1/chat/completions", "/chat/completions"),
+            ("/v1beta/openai", "/v1/chat/completions", "/chat/completions"),
+            ("/v1beta", "/v1beta/models/m:generateContent", "/models/m:generateContent"),
+            ("/openai", "/openai/deployments/d/chat", "/deployments/d/chat"),
+            ("/team-a", "/v1/chat/completions", "/v1/chat/completions"),
+            ("/vllm", "/v1/chat/completions", "/v1/chat/completions"),
+        ] {
+            let dropped = repeated(target.as_bytes(), base.as_bytes());
+            assert_eq!(&target[dropped..], rest, "{base} {target}");
+        }
     }
 }

@@ -164,13 +164,13 @@ fn least_inflight_passes_over_a_busy_backend() {
 }
 
 #[test]
-fn a_drained_backend_gets_nothing_and_a_backup_only_when_no_other_can_serve() {
+fn a_drained_backend_gets_nothing_and_a_later_group_only_when_no_other_can_serve() {
     let drained = Upstream::named("drained");
     let mut main = Upstream::named("main");
     let spare = Upstream::named("spare");
     for balance in ["sticky", "round_robin", "least_inflight"] {
         let backends =
-            [(&drained, "weight: 0"), (&main, "weight: 1"), (&spare, "weight: 9, backup: true")];
+            [(&drained, "weight: 0"), (&main, "weight: 1"), (&spare, "weight: 9, priority: 1")];
         let gateway = gateway(balance, &backends);
         for number in 0..30 {
             let answer = get(gateway.address(), "/svc/mdl/x", &[&client(number)]);

@@ -50,7 +50,7 @@ fn a_body_that_is_too_large_is_a_413_whether_it_says_so_or_not() {
         let gateway = Gateway::start(&config(&format!("{settings}\n{replay}"), &[&upstream]));
         let body = "x".repeat(100 * 1024);
         assert_eq!(post(gateway.address(), "/svc/mdl/x", &[], &body).status, 200);
-        let answer = post(gateway.address(), "/svc/mdl/x", &[], &format!("{body}x"));
+        let answer = post(gateway.address(), "/svc/mdl/x", &[], format!("{body}x"));
         assert_eq!(
             (answer.status, &answer.json()["error"]["code"]),
             (413, &"body_too_large".into())

@@ -133,7 +133,6 @@ fn names_that_no_service_has_are_404_and_say_how_paths_look() {
         ("/SVC/mdl/x", "service_not_found"),
         ("/svc", "not_found"),
         ("/favicon.ico", "service_not_found"),
-        ("/v1/chat/completions", "not_found"),
     ] {
         let answer = get(gateway.address(), path, &[]);
         assert_eq!(

@@ -15,6 +15,7 @@ mod credentials;
 mod deadlines;
 mod exchange;
 mod failover;
+mod front_door;
 mod health;
 mod hostile;
 mod lifecycle;

@@ -1,6 +1,7 @@
 //! From the file types to the snapshot, collecting every problem on the way.
 
 mod backend;
+mod names;
 mod policy;
 mod pools;
 mod url;
@@ -126,6 +127,7 @@ fn snapshot(
             defaults::DNS_REFRESH,
             problems,
         ),
+        naming: names::naming(file, &services.by_name, problems),
         services: services.by_name,
     };
     let taken = |own: &&SocketAddr| own.port() != 0 && snapshot.listen.contains(own);

@@ -11,7 +11,7 @@ use super::super::file::{
 use super::super::problem::{KeyPath, Problems};
 use super::super::snapshot::{BackendSpec, Balance, HealthSpec, PoolSpec, Service};
 use super::policy::{Policies, Written};
-use super::{Context, backend, positive};
+use super::{Context, backend, names, positive};
 
 /// The services, and whether any backend has a key of its own.
 pub(super) struct Services {
@@ -144,11 +144,7 @@ fn service_models(
     for (key, written) in spellings {
         for (name, model) in written.iter().flatten() {
             let at = at.key(key).key(name);
-            if name.trim_matches('/').is_empty() || name.trim_matches('/') != name {
-                problems.key(&at, "a model's name cannot be empty or begin or end with a slash");
-            } else if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
-                problems.key(&at, "a model's name cannot hold an empty or a dot segment");
-            }
+            names::check_name(name, &at, problems);
             let pool = pool(model, &at, &inherited, context, services, problems);
             if models.insert(name.clone(), pool).is_some() {
                 problems.key(&at, "this model stands under \"models\" too");

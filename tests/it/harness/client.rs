@@ -176,16 +176,15 @@ pub(crate) fn get(to: SocketAddr, path: &str, headers: &[&str]) -> Answer {
 
 /// `POST path` with a sized body, with extra header lines.
 #[track_caller]
-pub(crate) fn post(to: SocketAddr, path: &str, headers: &[&str], body: &str) -> Answer {
+pub(crate) fn post(to: SocketAddr, path: &str, headers: &[&str], body: impl AsRef<[u8]>) -> Answer {
     let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
-    let length = body.len();
-    send(
-        to,
-        format!(
-            "POST {path} HTTP/1.1\r\nHost: gateway\r\n{lines}Content-Length: {length}\r\n\
-             Connection: close\r\n\r\n{body}"
-        ),
-    )
+    let body = body.as_ref();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: gateway\r\n{lines}Content-Length: {}\r\n\
+         Connection: close\r\n\r\n",
+        body.len()
+    );
+    send(to, [head.as_bytes(), body].concat())
 }
 
 /// An HTTP/2 connection without TLS, on which requests can be sent. It closes when the runtime ends.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use client::{Answer, Connection, get, http2, post, send, send_from};
 pub(crate) use gateway::{Gateway, config, config_of, run_program};
-pub(crate) use upstream::{BlackHole, Reply, Upstream, raw_upstream, read_head};
+pub(crate) use upstream::{BlackHole, Reply, Seen, Upstream, raw_upstream, read_head};
 
 /// Longest that any fact is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,12 +1,18 @@
-//! From a raw request path to a target: `/{service}/{model}/{path...}`.
+//! From a raw request path to a target: `/{service}/{model}/{path...}`; or to what an LLM SDK asks for.
 //!
 //! Paths are decided upon and passed on as the bytes that came: only a copy is decoded, to compare
 //! names. Routing does not know what a target is, nor Pingora.
+
+mod front;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
 use percent_encoding::percent_decode;
+
+pub use front::{Front, Mention, front, plain_path};
+
+use crate::names::Names;
 
 /// How often a path is decoded to see whether it hides something.
 const DECODINGS_MAX: usize = 4;
@@ -19,7 +25,7 @@ pub struct Router<T> {
 
 #[derive(Debug)]
 struct Models<T> {
-    by_name: HashMap<String, T>,
+    names: Names<T>,
     /// Segments of the longest name: no longer prefix needs to be tried.
     segments_max: usize,
 }
@@ -58,9 +64,9 @@ impl<T> Router<T> {
         for (service, model, target) in entries {
             let models = services
                 .entry(service)
-                .or_insert_with(|| Models { by_name: HashMap::new(), segments_max: 0 });
+                .or_insert_with(|| Models { names: Names::default(), segments_max: 0 });
             models.segments_max = models.segments_max.max(model.split('/').count());
-            models.by_name.insert(model, target);
+            models.names.add(&model, target);
         }
         Self { services }
     }
@@ -91,7 +97,8 @@ impl<T> Router<T> {
 }
 
 impl<T> Models<T> {
-    /// The longest name that `rest` begins with, at a segment's end.
+    /// The longest name that `rest` begins with, at a segment's end. Without one, the shortest
+    /// beginning that a wildcard stands for: a wildcard takes no more segments than it has to.
     fn longest<'p>(&self, rest: &'p [u8]) -> Option<Route<'_, 'p, T>> {
         let ends = rest
             .iter()
@@ -100,14 +107,17 @@ impl<T> Models<T> {
             .map(|(at, _)| at)
             .chain([rest.len()])
             .take(self.segments_max);
-        let mut best = None;
+        let (mut best, mut by_pattern) = (None, None);
         for end in ends {
             let (name, tail) = rest.split_at(end);
-            if let Some(target) = self.by_name.get(decoded(name).as_ref()) {
+            let name = decoded(name);
+            if let Some(target) = self.names.exact(&name) {
                 best = Some(Route { target, tail });
+            } else if by_pattern.is_none() {
+                by_pattern = self.names.pattern(&name).map(|target| Route { target, tail });
             }
         }
-        best
+        best.or(by_pattern)
     }
 }
 
@@ -118,7 +128,10 @@ fn decoded(raw: &[u8]) -> Cow<'_, str> {
 
 /// Refuses what servers are known to read differently: dot segments, also encoded or behind a
 /// backslash, could lead a backend out of the base path that it was given; NUL ends a string in C.
-fn check_unambiguous(path: &[u8]) -> Result<(), Miss> {
+///
+/// # Errors
+/// [`Miss::Unsafe`] with the reason.
+pub fn check_unambiguous(path: &[u8]) -> Result<(), Miss> {
     let suspicious = path.windows(2).any(|pair| pair == b"/.") || path.contains(&b'%');
     if !suspicious && !path.contains(&b'\\') {
         return Ok(());
@@ -161,6 +174,9 @@ mod tests {
             entry("hf", "meta-llama", 2),
             entry("hf", "meta-llama/Llama-3-8B", 3),
             entry("hf", "模型", 4),
+            entry("hf", "gpt-4*", 5),
+            entry("hf", "gpt-4o/x", 6),
+            entry("hf", "any/*", 7),
         ])
     }
 
@@ -183,6 +199,9 @@ mod tests {
             ("/hf/meta-llama%2FLlama-3-8B/v1", 3, "/v1"),
             ("/hf/meta-llama%2fLlama-3-8B", 3, ""),
             ("/hf/%E6%A8%A1%E5%9E%8B/v1", 4, "/v1"),
+            ("/hf/gpt-4-turbo/v1/models", 5, "/v1/models"),
+            ("/hf/gpt-4o/x/v1", 6, "/v1"),
+            ("/hf/any/thing/v1", 7, "/v1"),
         ];
         for (path, target, tail) in cases {
             assert_eq!(found(path), Some((target, tail.to_owned())), "{path}");

@@ -1,6 +1,8 @@
 //! Everything one exchange needs, behind one `Arc`: the snapshot, the routes and the pools with
 //! their live state.
 
+mod ways;
+
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +17,10 @@ use crate::config::Snapshot;
 use crate::pool::{Addresses, Names, Pool, Prober};
 use crate::routing::Router;
 
+pub use ways::{Called, Catalog, Target, Way};
+
+use ways::Ways;
+
 /// The runtime that new exchanges take. Swapped as a whole; an exchange keeps the one it began with.
 pub type Current = ArcSwap<Runtime>;
 
@@ -22,8 +28,10 @@ pub type Current = ArcSwap<Runtime>;
 pub struct Runtime {
     /// The configuration.
     pub snapshot: Snapshot,
-    /// From path to pool.
-    pub router: Router<Arc<Pool>>,
+    /// From `/{service}/{model}` to pools.
+    pub router: Router<Arc<Way>>,
+    /// From a model's name to pools.
+    pub catalog: Catalog,
     /// All pools by `service/model`, in no order.
     pools: HashMap<String, Arc<Pool>>,
     /// The names that are looked up again and again.
@@ -50,7 +58,6 @@ impl Runtime {
         }
         let prober = previous.map(|previous| Arc::clone(&previous.prober)).unwrap_or_default();
         let mut pools = HashMap::new();
-        let mut routes = Vec::new();
         for (service, model, spec) in snapshot.pools() {
             let name = format!("{service}/{model}");
             let before = previous.and_then(|previous| previous.pools.get(&name));
@@ -61,10 +68,15 @@ impl Runtime {
                     Arc::new(Pool::new(name.clone(), spec.clone(), &mut names, &prober, before)?)
                 }
             };
-            routes.push((service.to_owned(), model.to_owned(), Arc::clone(&pool)));
             pools.insert(name, pool);
         }
-        Ok(Self { router: Router::new(routes), pools, names, prober, snapshot })
+        let ways = Ways::new(&snapshot, &pools);
+        let of_path = |(service, model, _): (&str, &str, _)| {
+            (service.to_owned(), model.to_owned(), ways.of_path(service, model))
+        };
+        let router = Router::new(snapshot.pools().map(of_path));
+        let catalog = ways.catalog(&snapshot);
+        Ok(Self { router, catalog, pools, names, prober, snapshot })
     }
 
     /// The pool of a service and model.

@@ -9,21 +9,27 @@
 //! then it calls the body filter once at the start of each attempt, and there the whole body is put
 //! in the place of what it had. So its buffer is switched on for the last 64 KiB only.
 
+mod hold;
+
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::Method;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
-use super::Proxy;
+pub(super) use hold::hold;
+
+use super::course::refusal_of_body;
 use super::exchange::Exchange;
-use super::watch::{Request, Stop};
+use super::watch::Request;
 use crate::config::ClientBounds;
 use crate::lifecycle::HeldShare;
+use crate::llm::{self, Peek, PeekFault};
 use crate::refusal::Refusal;
 
 /// What Pingora's buffer holds.
@@ -39,22 +45,63 @@ const LITTLE_BYTES_MAX: usize = 64 * 1024;
 /// From here on a body's rate is looked at; before, a slow start would be taken for a slow client.
 const RATE_GRACE: Duration = Duration::from_secs(5);
 
-/// What becomes of the body.
+/// A request's body.
 #[derive(Debug, Default)]
-pub(super) enum Body {
+pub(super) struct Body {
+    content: Content,
+    /// Where it names the model, if that was looked for.
+    place: Option<Place>,
+    /// What goes to the backend of the current attempt in that place.
+    splice: Option<Splice>,
+}
+
+/// What becomes of a body.
+#[derive(Debug, Default)]
+enum Content {
     /// There is none.
     #[default]
     Empty,
     /// All of it is here.
     Held { bytes: Bytes, _share: HeldShare, is_sent: bool },
     /// It passes as it comes, after what was read of it already and Pingora has not kept.
-    Passing { prefix: Bytes, _share: HeldShare, passed: Passed },
+    Passing { prefix: Bytes, _share: HeldShare, passed: Passed, peek: Option<Box<Peek>> },
+}
+
+/// Where a body names the model.
+#[derive(Clone, Debug)]
+struct Place {
+    /// Its bytes, decoded if the body is compressed.
+    at: Range<usize>,
+    is_form: bool,
+    is_coded: bool,
+}
+
+/// Another name in the place of the one that came.
+#[derive(Debug)]
+enum Splice {
+    /// All of the body.
+    Whole(Bytes),
+    /// In the chunk that holds the place.
+    At(Range<usize>, Bytes),
+}
+
+/// What a rename does to the length of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resized {
+    /// Nothing.
+    No,
+    /// It is this long now, and is not compressed.
+    To(usize),
+    /// It gets longer by the first and shorter by the second.
+    By(usize, usize),
 }
 
 /// How much of a body has passed, and since when.
 #[derive(Debug)]
-pub(super) struct Passed {
+struct Passed {
     bytes: usize,
+    /// What of it was looked into.
+    looked_bytes: usize,
     /// What of it counts for its rate, and since when: not while a backend is looked for, or takes
     /// nothing.
     rated_bytes: usize,
@@ -66,19 +113,34 @@ pub(super) struct Passed {
     is_buffered: bool,
 }
 
+impl Passed {
+    /// Of a body of which so many bytes were read; those that Pingora has kept come again.
+    fn new(bytes: usize, prefix_bytes: usize, began: Instant, is_buffered: bool) -> Self {
+        Self {
+            bytes: prefix_bytes,
+            looked_bytes: bytes,
+            rated_bytes: prefix_bytes,
+            began,
+            paused: None,
+            is_begun: false,
+            is_buffered,
+        }
+    }
+}
+
 impl Body {
     /// Whether another backend can be sent all of it.
     pub(super) fn is_replayable(&self) -> bool {
-        match self {
-            Self::Empty | Self::Held { .. } => true,
-            Self::Passing { passed, .. } => !passed.is_begun,
+        match &self.content {
+            Content::Empty | Content::Held { .. } => true,
+            Content::Passing { passed, .. } => !passed.is_begun,
         }
     }
 
     /// Whether the backend that closed a kept connection can be sent it on another one.
     pub(super) fn is_kept(&self, session: &Session) -> bool {
-        match self {
-            Self::Passing { passed, .. } if passed.is_begun => {
+        match &self.content {
+            Content::Passing { passed, .. } if passed.is_begun => {
                 passed.is_buffered && !session.as_ref().retry_buffer_truncated()
             }
             _ => true,
@@ -87,17 +149,17 @@ impl Body {
 
     /// A backend is looked for: nothing of it is read meanwhile.
     pub(super) fn pause(&mut self) {
-        if let Self::Passing { passed, .. } = self {
+        if let Content::Passing { passed, .. } = &mut self.content {
             passed.paused.get_or_insert_with(Instant::now);
         }
     }
 
     /// A backend is about to be sent it.
     pub(super) fn begin_attempt(&mut self) {
-        match self {
-            Self::Empty => {}
-            Self::Held { is_sent, .. } => *is_sent = false,
-            Self::Passing { passed, .. } => {
+        match &mut self.content {
+            Content::Empty => {}
+            Content::Held { is_sent, .. } => *is_sent = false,
+            Content::Passing { passed, .. } => {
                 passed.began += passed.paused.take().map(|at| at.elapsed()).unwrap_or_default();
                 if passed.is_begun {
                     // Pingora begins again with what it has kept, which is all.
@@ -110,19 +172,72 @@ impl Body {
 
     /// The answer passes to the client: there is no other attempt, and nothing is held for one.
     pub(super) fn let_go(&mut self) {
-        if matches!(self, Self::Held { is_sent: true, .. }) {
-            *self = Self::Empty;
+        if matches!(self.content, Content::Held { is_sent: true, .. }) {
+            self.content = Content::Empty;
+            self.splice = None;
         }
     }
 
     /// What there is of the request for the backend that was connected to.
     pub(super) fn request<'a>(&self, client: &'a ClientBounds) -> Request<'a> {
-        match self {
-            Self::Held { bytes, .. } if bytes.len() > LITTLE_BYTES_MAX => Request::Much,
-            Self::Empty | Self::Held { .. } => Request::Little,
-            Self::Passing { .. } => Request::Comes(client),
+        match &self.content {
+            Content::Held { bytes, .. } if bytes.len() > LITTLE_BYTES_MAX => Request::Much,
+            Content::Empty | Content::Held { .. } => Request::Little,
+            Content::Passing { .. } => Request::Comes(client),
         }
     }
+
+    /// Whether the name in it can be changed, if it names a model at all.
+    pub(super) fn can_rename(&self) -> bool {
+        let is_coded = self.place.as_ref().is_some_and(|place| place.is_coded);
+        !(is_coded && matches!(self.content, Content::Passing { .. }))
+    }
+
+    /// For the attempt that begins, puts `name` in the place of the name that came; none: leaves that.
+    ///
+    /// # Errors
+    /// When a compressed body, which was looked into before, cannot be decoded again.
+    pub(super) fn rename(
+        &mut self,
+        name: Option<&str>,
+        coding: &[u8],
+        decoded_bytes_max: usize,
+    ) -> Result<Resized, PeekFault> {
+        self.splice = None;
+        let (Some(place), Some(name)) = (&self.place, name) else { return Ok(Resized::No) };
+        let raw = if place.is_form {
+            Bytes::copy_from_slice(name.as_bytes())
+        } else {
+            serde_json::Value::from(name).to_string().into()
+        };
+        let at = place.at.clone();
+        match &self.content {
+            Content::Empty => Ok(Resized::No),
+            Content::Held { bytes, .. } => {
+                let decoded;
+                let bytes = if place.is_coded {
+                    decoded = llm::decode(coding, bytes, decoded_bytes_max)?;
+                    &decoded[..]
+                } else {
+                    &bytes[..]
+                };
+                let renamed = spliced(bytes, at, &raw);
+                let length = renamed.len();
+                self.splice = Some(Splice::Whole(renamed));
+                Ok(Resized::To(length))
+            }
+            Content::Passing { .. } => {
+                let resized = Resized::By(raw.len(), at.len());
+                self.splice = Some(Splice::At(at, raw));
+                Ok(resized)
+            }
+        }
+    }
+}
+
+/// `bytes` with others in one place.
+fn spliced(bytes: &[u8], at: Range<usize>, others: &[u8]) -> Bytes {
+    [&bytes[..at.start], others, &bytes[at.end..]].concat().into()
 }
 
 /// Bounds how long a client may send or take nothing, and lets it send its next request while this one is answered.
@@ -159,155 +274,11 @@ pub(super) fn check_length(session: &Session, bounds: &ClientBounds) -> Result<(
     }
 }
 
-fn length(session: &Session) -> Option<usize> {
+/// The body's length, as the client says.
+pub(super) fn length(session: &Session) -> Option<usize> {
     let length = session.req_header().headers.get(CONTENT_LENGTH)?.to_str().ok()?;
     // Pingora has checked that several of them are the same.
     length.split(',').next()?.trim().parse().ok()
-}
-
-/// Reads the body if it can be held.
-///
-/// # Errors
-/// When the client breaks off or breaks the protocol; [`Exchange::observed`] says if it was too slow.
-pub(super) async fn hold(
-    proxy: &Proxy,
-    session: &mut Session,
-    exchange: &mut Exchange,
-) -> Result<()> {
-    if session.as_mut().is_body_empty() || session.is_upgrade_req() {
-        return Ok(());
-    }
-    let runtime = Arc::clone(&exchange.arrived.runtime);
-    let bounds = &runtime.snapshot.client;
-    let replay = runtime.snapshot.replay;
-    let length = length(session);
-    let wants_retries =
-        exchange.admitted.as_ref().is_some_and(|it| it.pool.spec().retry.retries_max > 0);
-    let began = Instant::now();
-    let mut reader = Reader {
-        bytes: BytesMut::new(),
-        first: Bytes::new(),
-        share: HeldShare::none(&proxy.lifecycle.held),
-        total_max: replay.total_bytes_max,
-        began,
-    };
-    let read_max = match length {
-        Some(length) if length <= replay.body_bytes_max => length,
-        Some(_) => 0,
-        None => UNSIZED_BYTES_MAX.min(replay.body_bytes_max),
-    };
-    let end = if wants_retries && read_max > 0 {
-        reader.read(session, length, read_max, bounds, exchange).await?
-    } else {
-        End::More
-    };
-    let is_whole = end == End::Whole && !session.as_ref().retry_buffer_truncated();
-    let bytes = reader.take();
-    reader.share.shrink(bytes.len());
-    exchange.body = if is_whole {
-        Body::Held { bytes, _share: reader.share, is_sent: false }
-    } else {
-        let is_buffered = bytes.is_empty() || session.as_ref().get_retry_buffer().is_some();
-        // What Pingora has kept it begins with by itself.
-        let prefix = if is_buffered { Bytes::new() } else { bytes };
-        let passed = Passed {
-            bytes: prefix.len(),
-            rated_bytes: prefix.len(),
-            began,
-            paused: None,
-            is_begun: false,
-            is_buffered,
-        };
-        Body::Passing { prefix, _share: reader.share, passed }
-    };
-    Ok(())
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    Whole,
-    More,
-}
-
-struct Reader {
-    /// What came after the first chunk; with it, once there is a second one.
-    bytes: BytesMut,
-    /// The first chunk: most bodies have just one, which then is not copied.
-    first: Bytes,
-    share: HeldShare,
-    total_max: usize,
-    began: Instant,
-}
-
-impl Reader {
-    async fn read(
-        &mut self,
-        session: &mut Session,
-        length: Option<usize>,
-        read_max: usize,
-        bounds: &ClientBounds,
-        exchange: &mut Exchange,
-    ) -> Result<End> {
-        let mut is_last_part = false;
-        loop {
-            let left = length.map(|length| length.saturating_sub(self.length()));
-            let next = left.unwrap_or(REPLAY_BUFFER_BYTES);
-            if !is_last_part && next <= REPLAY_BUFFER_BYTES {
-                // There is no way back from here: room for all of the rest is needed.
-                if !self.share.grow(next, self.total_max) {
-                    return Ok(End::More);
-                }
-                session.as_mut().enable_retry_buffering();
-                is_last_part = true;
-            }
-            let patience = patience(self.began, bounds);
-            let chunk = tokio::time::timeout(patience, session.as_mut().read_request_body());
-            let chunk = tokio::select! {
-                biased;
-                chunk = chunk => chunk,
-                stop = exchange.watch.ended() => return Err(ended(exchange, stop)),
-            };
-            let chunk = match chunk {
-                Ok(chunk) => chunk.map_err(Error::into_down)?,
-                Err(_) => return Err(too_slow(exchange)),
-            };
-            let Some(chunk) = chunk else { return Ok(End::Whole) };
-            if is_slow(self.length() + chunk.len(), self.began, bounds) {
-                return Err(too_slow(exchange));
-            }
-            let has_room = is_last_part || self.share.grow(chunk.len(), self.total_max);
-            self.push(chunk, length);
-            if !has_room || length.is_none() && self.length() >= read_max {
-                return Ok(End::More);
-            }
-        }
-    }
-
-    fn length(&self) -> usize {
-        if self.bytes.is_empty() { self.first.len() } else { self.bytes.len() }
-    }
-
-    fn push(&mut self, chunk: Bytes, length: Option<usize>) {
-        if self.length() == 0 {
-            self.first = chunk;
-            return;
-        }
-        if self.bytes.is_empty() {
-            // Not all that the client says: memory is taken for what has come.
-            let likely = length.unwrap_or(0).min(1024 * 1024);
-            self.bytes.reserve(likely.max(self.first.len() + chunk.len()));
-            self.bytes.extend_from_slice(&self.first);
-        }
-        self.bytes.extend_from_slice(&chunk);
-    }
-
-    fn take(&mut self) -> Bytes {
-        if self.bytes.is_empty() {
-            std::mem::take(&mut self.first)
-        } else {
-            std::mem::take(&mut self.bytes).freeze()
-        }
-    }
 }
 
 /// How long the next piece is waited for.
@@ -328,15 +299,10 @@ fn too_slow(exchange: &mut Exchange) -> Box<Error> {
     Error::explain(ErrorType::ReadTimedout, "the body comes too slowly").into_down()
 }
 
-fn ended(exchange: &mut Exchange, stop: Stop) -> Box<Error> {
-    exchange.attempts.failure = Some(exchange.stop_refusal(stop));
-    Error::explain(ErrorType::ReadTimedout, "stopped while the body came").into_up()
-}
-
 /// A chunk goes to a backend; of a held body, all of it.
 ///
 /// # Errors
-/// When the body is larger or slower than allowed.
+/// When the body is larger or slower than allowed, or names a second model.
 pub(super) fn send(
     exchange: &mut Exchange,
     chunk: &mut Option<Bytes>,
@@ -344,23 +310,41 @@ pub(super) fn send(
 ) -> Result<()> {
     let runtime = Arc::clone(&exchange.arrived.runtime);
     let bounds = &runtime.snapshot.client;
-    match &mut exchange.body {
-        Body::Empty => {}
-        Body::Held { bytes, is_sent, .. } => {
-            *chunk = Some(bytes.clone());
+    let Body { content, splice, .. } = &mut exchange.body;
+    match content {
+        Content::Empty => {}
+        Content::Held { bytes, is_sent, .. } => {
+            *chunk = Some(match splice {
+                Some(Splice::Whole(renamed)) => renamed.clone(),
+                _ => bytes.clone(),
+            });
             *is_sent = true;
         }
-        Body::Passing { prefix, passed, .. } => {
+        Content::Passing { prefix, passed, peek, .. } => {
             let chunk_bytes = chunk.as_ref().map_or(0, Bytes::len);
+            let before = passed.bytes;
             passed.is_begun = true;
             passed.bytes += chunk_bytes;
             passed.rated_bytes += chunk_bytes;
+            let looked = look_on(peek, passed, before, chunk.as_deref().unwrap_or_default());
+            let prefix_bytes = prefix.len();
             if !prefix.is_empty() {
                 let prefix = std::mem::take(prefix);
                 *chunk = Some(match chunk.take() {
                     Some(next) => [prefix, next].concat().into(),
                     None => prefix,
                 });
+            }
+            if let (Some(Splice::At(at, raw)), Some(whole)) = (&splice, &chunk) {
+                let begins = before - prefix_bytes;
+                if at.start >= begins && at.end <= begins + whole.len() {
+                    *chunk = Some(spliced(whole, at.start - begins..at.end - begins, raw));
+                }
+            }
+            if let Err(fault) = looked {
+                exchange.observed.client_fault =
+                    Some(refusal_of_body(fault, runtime.snapshot.replay.body_bytes_max));
+                return Err(Error::explain(ErrorType::ReadError, "the body is refused").into_down());
             }
             if bounds.body_bytes_max > 0 && passed.bytes > bounds.body_bytes_max {
                 let bytes_max = bounds.body_bytes_max;
@@ -387,6 +371,19 @@ pub(super) fn send(
         exchange.watch.uploading();
     }
     Ok(())
+}
+
+/// Looks at what has not been looked at, for a second name.
+fn look_on(
+    peek: &mut Option<Box<Peek>>,
+    passed: &mut Passed,
+    before: usize,
+    chunk: &[u8],
+) -> Result<(), PeekFault> {
+    let Some(peek) = peek else { return Ok(()) };
+    let known = passed.looked_bytes.saturating_sub(before).min(chunk.len());
+    passed.looked_bytes += chunk.len() - known;
+    peek.feed(&chunk[known..])
 }
 
 /// Whether a request may be sent twice without harm (RFC 9110, section 9.2.2), or its client says so.

@@ -1,0 +1,215 @@
+//! Looks for the model's name in a body, whatever the body is: JSON or a form, plain or compressed.
+
+use super::coding::{CodingFault, Decoder};
+use super::json::{Fault, Found, Scanner};
+use super::multipart::Form;
+
+/// Looks for a name in a body that comes piece by piece.
+#[derive(Debug)]
+pub struct Peek {
+    decoder: Option<Decoder>,
+    reader: Reader,
+}
+
+#[derive(Debug)]
+enum Reader {
+    Json(Box<Scanner>),
+    Form(Box<Form>),
+}
+
+/// Why nothing can be found in a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeekFault {
+    /// What is wrong in it.
+    Body(Fault),
+    /// It cannot be decoded.
+    Coding(CodingFault),
+    /// Its `Content-Encoding` is none that is known.
+    UnknownCoding,
+}
+
+impl From<CodingFault> for PeekFault {
+    fn from(fault: CodingFault) -> Self {
+        Self::Coding(fault)
+    }
+}
+
+impl From<Fault> for PeekFault {
+    fn from(fault: Fault) -> Self {
+        Self::Body(fault)
+    }
+}
+
+impl Peek {
+    /// Looks for the JSON string at a path of keys; in a form, for the field that the last key names.
+    /// `kind` and `coding` are the request's `Content-Type` and `Content-Encoding`; a compressed body
+    /// is decoded up to `decoded_bytes_max`.
+    ///
+    /// # Errors
+    /// When type or coding say that there is nothing to find.
+    pub fn new(
+        keys: &'static [&'static str],
+        kind: &[u8],
+        coding: Option<&[u8]>,
+        decoded_bytes_max: usize,
+    ) -> Result<Self, PeekFault> {
+        let decoder = match coding {
+            None => None,
+            Some(coding) if coding.trim_ascii().eq_ignore_ascii_case(b"identity") => None,
+            Some(coding) => {
+                let coding = std::str::from_utf8(coding).unwrap_or_default();
+                let decoder = Decoder::new(coding, decoded_bytes_max);
+                Some(decoder.ok_or(PeekFault::UnknownCoding)?)
+            }
+        };
+        let reader = if is_form(kind) {
+            Reader::Form(Box::new(Form::new(kind, keys.last().copied().unwrap_or_default())?))
+        } else {
+            Reader::Json(Box::new(Scanner::new(keys)))
+        };
+        Ok(Self { decoder, reader })
+    }
+
+    /// Reads the next piece.
+    ///
+    /// # Errors
+    /// What is wrong with the body so far; there is no way on from there.
+    pub fn feed(&mut self, piece: &[u8]) -> Result<(), PeekFault> {
+        let reader = &mut self.reader;
+        match &mut self.decoder {
+            None => reader.feed(piece)?,
+            Some(decoder) => {
+                decoder.feed(piece, |piece| reader.feed(piece).map_err(PeekFault::from))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The body ends here.
+    ///
+    /// # Errors
+    /// When it is not complete.
+    pub fn finish(&self) -> Result<(), PeekFault> {
+        match &self.reader {
+            Reader::Json(scanner) => scanner.finish()?,
+            Reader::Form(form) => form.finish()?,
+        }
+        Ok(())
+    }
+
+    /// What has been found so far. Its place is one in the decoded body.
+    #[must_use]
+    pub fn found(&self) -> Option<&Found> {
+        match &self.reader {
+            Reader::Json(scanner) => scanner.found(),
+            Reader::Form(form) => form.found(),
+        }
+    }
+
+    /// Whether all is known that can be: nothing that follows counts.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        match &self.reader {
+            Reader::Json(scanner) => scanner.is_done(),
+            Reader::Form(form) => form.is_done(),
+        }
+    }
+
+    /// Whether the body is a form.
+    #[must_use]
+    pub fn is_form(&self) -> bool {
+        matches!(self.reader, Reader::Form(_))
+    }
+
+    /// Whether the body is compressed.
+    #[must_use]
+    pub fn is_coded(&self) -> bool {
+        self.decoder.is_some()
+    }
+}
+
+impl Reader {
+    fn feed(&mut self, piece: &[u8]) -> Result<(), Fault> {
+        match self {
+            Self::Json(scanner) => scanner.feed(piece),
+            Self::Form(form) => form.feed(piece),
+        }
+    }
+}
+
+/// Whether a `Content-Type` is that of a form.
+#[must_use]
+pub fn is_form(kind: &[u8]) -> bool {
+    const FORM: &[u8] = b"multipart/form-data";
+    let kind = kind.trim_ascii_start();
+    kind.len() >= FORM.len() && kind[..FORM.len()].eq_ignore_ascii_case(FORM)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    const BODY: &str = r#"{"messages":[{"content":"0123456789abcdef"}],"model":"m"}"#;
+
+    fn encoded(coding: &str, body: &[u8]) -> Vec<u8> {
+        match coding {
+            "gzip" => {
+                let mut writer = flate2::write::GzEncoder::new(Vec::new(), Default::default());
+                writer.write_all(body).unwrap();
+                writer.finish().unwrap()
+            }
+            "deflate" => {
+                let mut writer = flate2::write::ZlibEncoder::new(Vec::new(), Default::default());
+                writer.write_all(body).unwrap();
+                writer.finish().unwrap()
+            }
+            "br" => {
+                let mut out = Vec::new();
+                brotli::BrotliCompress(&mut &body[..], &mut out, &Default::default()).unwrap();
+                out
+            }
+            _ => zstd::encode_all(body, 3).unwrap(),
+        }
+    }
+
+    fn model(coding: &str, body: &[u8], piece: usize) -> Result<Option<String>, PeekFault> {
+        let mut peek =
+            Peek::new(&["model"], b"application/json", Some(coding.as_bytes()), 1 << 20)?;
+        for piece in body.chunks(piece) {
+            peek.feed(piece)?;
+        }
+        peek.finish()?;
+        Ok(peek.found().map(|found| found.text.clone()))
+    }
+
+    #[test]
+    fn a_compressed_body_is_looked_into() {
+        for coding in ["gzip", "deflate", "br", "zstd", "ZSTD"] {
+            let body = encoded(&coding.to_lowercase(), BODY.as_bytes());
+            for piece in [1, 7, body.len()] {
+                assert_eq!(model(coding, &body, piece), Ok(Some("m".into())), "{coding} {piece}");
+            }
+            let cut = &body[..body.len() / 2];
+            assert_eq!(model(coding, cut, 9), Err(PeekFault::Body(Fault::Malformed)), "{coding}");
+            let broken = model(coding, BODY.as_bytes(), 9);
+            assert_eq!(broken, Err(PeekFault::Coding(CodingFault::Malformed)), "{coding}");
+        }
+        assert_eq!(model("identity", BODY.as_bytes(), 5), Ok(Some("m".into())));
+        for coding in ["compress", "gzip, zstd", "", "\u{7f}"] {
+            assert_eq!(model(coding, b"", 1), Err(PeekFault::UnknownCoding), "{coding:?}");
+        }
+    }
+
+    #[test]
+    fn what_decodes_to_too_much_is_given_up() {
+        let bomb = format!("{{\"a\":\"{}\"}}", "0".repeat(4 << 20));
+        for coding in ["gzip", "deflate", "br", "zstd"] {
+            let body = encoded(coding, bomb.as_bytes());
+            assert!(body.len() < 20_000, "{coding}: {}", body.len());
+            let fault = model(coding, &body, body.len());
+            assert_eq!(fault, Err(PeekFault::Coding(CodingFault::TooLarge)), "{coding}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Names of models, exact or with a wildcard, and what stands behind them.
+
+use std::collections::HashMap;
+
+/// A name with one `*`, which stands for any text, also for none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    prefix: String,
+    suffix: String,
+}
+
+impl Pattern {
+    /// Reads a name with a `*`; none where it has none, or several.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (prefix, suffix) = text.split_once('*')?;
+        let is_one = !suffix.contains('*');
+        is_one.then(|| Self { prefix: prefix.to_owned(), suffix: suffix.to_owned() })
+    }
+
+    /// Whether it stands for `name`.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        name.len() >= self.literal()
+            && name.starts_with(&self.prefix)
+            && name.ends_with(&self.suffix)
+    }
+
+    /// Bytes that are given: of several patterns the one with most of them counts.
+    #[must_use]
+    pub fn literal(&self) -> usize {
+        self.prefix.len() + self.suffix.len()
+    }
+}
+
+/// What stands behind names.
+#[derive(Clone, Debug)]
+pub struct Names<T> {
+    exact: HashMap<String, T>,
+    patterns: Vec<(Pattern, T)>,
+}
+
+impl<T> Default for Names<T> {
+    fn default() -> Self {
+        Self { exact: HashMap::new(), patterns: Vec::new() }
+    }
+}
+
+impl<T> Names<T> {
+    /// Puts something behind a name or a pattern, unless there is something.
+    pub fn add(&mut self, name: &str, value: T) {
+        let Some(pattern) = Pattern::parse(name) else {
+            self.exact.entry(name.to_owned()).or_insert(value);
+            return;
+        };
+        if self.patterns.iter().any(|(known, _)| *known == pattern) {
+            return;
+        }
+        let more = |(known, _): &(Pattern, T)| known.literal() >= pattern.literal();
+        let at = self.patterns.partition_point(more);
+        self.patterns.insert(at, (pattern, value));
+    }
+
+    /// What stands behind exactly this name.
+    #[must_use]
+    pub fn exact(&self, name: &str) -> Option<&T> {
+        self.exact.get(name)
+    }
+
+    /// What stands behind the most exact pattern that stands for this name.
+    #[must_use]
+    pub fn pattern(&self, name: &str) -> Option<&T> {
+        self.patterns.iter().find(|(pattern, _)| pattern.matches(name)).map(|(_, value)| value)
+    }
+
+    /// What stands behind this name: exactly, else by the most exact pattern.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&T> {
+        self.exact(name).or_else(|| self.pattern(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_exact_name_wins() {
+        let mut names = Names::default();
+        for (name, value) in
+            [("*", 0), ("gpt-4*", 1), ("gpt-4o", 2), ("gpt-4*-mini", 3), ("*-mini", 4), ("*", 9)]
+        {
+            names.add(name, value);
+        }
+        for (name, value) in [
+            ("gpt-4o", 2),
+            ("gpt-4", 1),
+            ("gpt-4-turbo", 1),
+            ("gpt-4o-mini", 3),
+            ("gpt-4-mini", 3),
+            ("gpt-4-min", 1),
+            ("o1-mini", 4),
+            ("", 0),
+        ] {
+            assert_eq!(names.find(name), Some(&value), "{name}");
+        }
+        assert_eq!(names.exact("gpt-4"), None);
+    }
+
+    #[test]
+    fn a_pattern_has_one_star_and_its_ends_do_not_overlap() {
+        assert_eq!(Pattern::parse("gpt-4"), None);
+        assert_eq!(Pattern::parse("a*b*"), None);
+        assert!(!Pattern::parse("ab*ba").unwrap().matches("aba"));
+    }
+}

@@ -1,0 +1,262 @@
+//! Reading a body before a backend is chosen: to send it again if need be, and to see which model it
+//! names.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use pingora_core::{Error, ErrorType, Result};
+use pingora_proxy::Session;
+
+use super::super::Proxy;
+use super::super::course::{Look, refusal_of_body};
+use super::super::exchange::Exchange;
+use super::super::watch::Stop;
+use super::{
+    Content, Passed, Place, REPLAY_BUFFER_BYTES, UNSIZED_BYTES_MAX, is_slow, length, patience,
+    too_slow,
+};
+use crate::config::ClientBounds;
+use crate::lifecycle::HeldShare;
+use crate::llm::{Found, Peek, PeekFault};
+use crate::refusal::Refusal;
+
+/// Reads the body if it can be held, or as far as it takes to find what `look` is about. What was found,
+/// or why the body is refused.
+///
+/// # Errors
+/// When the client breaks off or breaks the protocol; [`Exchange::observed`] says if it was too slow.
+pub(in super::super) async fn hold(
+    proxy: &Proxy,
+    session: &mut Session,
+    exchange: &mut Exchange,
+    look: Option<Look>,
+    wants_retries: bool,
+) -> Result<Result<Option<Found>, Refusal>> {
+    if session.as_mut().is_body_empty() || session.is_upgrade_req() {
+        return Ok(Ok(None));
+    }
+    let runtime = Arc::clone(&exchange.arrived.runtime);
+    let replay = runtime.snapshot.replay;
+    let headers = &session.req_header().headers;
+    let peek = look.map(|look| look.peek(headers, replay.body_bytes_max)).transpose();
+    let is_needed = look.is_some_and(|look| look.is_needed);
+    let peek = match peek {
+        Err(fault) if is_needed => return Ok(Err(refusal_of_body(fault, replay.body_bytes_max))),
+        peek => peek.unwrap_or_default().map(Box::new),
+    };
+    let length = length(session);
+    let mut reader = Reader {
+        bytes: BytesMut::new(),
+        first: Bytes::new(),
+        share: HeldShare::none(&proxy.lifecycle.held),
+        total_max: replay.total_bytes_max,
+        began: Instant::now(),
+        length,
+        read_max: match length {
+            Some(length) if length <= replay.body_bytes_max => length,
+            Some(_) => 0,
+            None => UNSIZED_BYTES_MAX.min(replay.body_bytes_max),
+        },
+        look_max: replay.body_bytes_max,
+        peek,
+        is_needed,
+    };
+    let wants_any = reader.peek.is_some() || wants_retries && reader.read_max > 0;
+    let end = if wants_any {
+        match reader.read(session, &runtime.snapshot.client, exchange).await? {
+            Ok(end) => end,
+            Err(refusal) => return Ok(Err(refusal)),
+        }
+    } else {
+        End::More
+    };
+    if end == End::More && session.as_mut().is_body_done() && !is_kept(session) {
+        // Pingora would wait for more of it, and has nothing to begin with.
+        return Ok(Err(Refusal::LengthRequired));
+    }
+    Ok(Ok(reader.finish(session, exchange, end)))
+}
+
+/// Whether Pingora has kept all that was read since it was told to.
+fn is_kept(session: &Session) -> bool {
+    session.as_ref().get_retry_buffer().is_some()
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Whole,
+    More,
+}
+
+struct Reader {
+    /// What came after the first chunk; with it, once there is a second one.
+    bytes: BytesMut,
+    /// The first chunk: most bodies have just one, which then is not copied.
+    first: Bytes,
+    share: HeldShare,
+    total_max: usize,
+    began: Instant,
+    /// As the client says.
+    length: Option<usize>,
+    /// As much is read for the sake of sending it again.
+    read_max: usize,
+    /// As much is read to find something.
+    look_max: usize,
+    peek: Option<Box<Peek>>,
+    is_needed: bool,
+}
+
+impl Reader {
+    async fn read(
+        &mut self,
+        session: &mut Session,
+        bounds: &ClientBounds,
+        exchange: &mut Exchange,
+    ) -> Result<Result<End, Refusal>> {
+        let mut is_last_part = false;
+        loop {
+            let left = self.length.map(|length| length.saturating_sub(self.length_read()));
+            let next = left.unwrap_or(REPLAY_BUFFER_BYTES);
+            if !is_last_part && next <= REPLAY_BUFFER_BYTES {
+                // There is no way back from here: room for all of the rest is needed.
+                if !self.share.grow(next, self.total_max) {
+                    return Ok(self.no_room());
+                }
+                session.as_mut().enable_retry_buffering();
+                is_last_part = true;
+            }
+            let patience = patience(self.began, bounds);
+            let chunk = tokio::time::timeout(patience, session.as_mut().read_request_body());
+            let chunk = tokio::select! {
+                biased;
+                chunk = chunk => chunk,
+                stop = exchange.watch.ended() => return Err(ended(exchange, stop)),
+            };
+            let chunk = match chunk {
+                Ok(chunk) => chunk.map_err(Error::into_down)?,
+                Err(_) => return Err(too_slow(exchange)),
+            };
+            let Some(chunk) = chunk else { return Ok(self.whole()) };
+            if is_slow(self.length_read() + chunk.len(), self.began, bounds) {
+                return Err(too_slow(exchange));
+            }
+            if let Err(fault) = self.look(&chunk) {
+                return Ok(Err(refusal_of_body(fault, self.look_max)));
+            }
+            let is_counted = is_last_part && self.length.is_some();
+            let has_room = is_counted || self.share.grow(chunk.len(), self.total_max);
+            self.push(chunk);
+            if !has_room {
+                return Ok(self.no_room());
+            }
+            if let Some(end) = self.is_enough() {
+                return Ok(end);
+            }
+        }
+    }
+
+    fn length_read(&self) -> usize {
+        if self.bytes.is_empty() { self.first.len() } else { self.bytes.len() }
+    }
+
+    /// Looks at the next chunk. What cannot be looked into, and need not be, is looked into no more.
+    fn look(&mut self, chunk: &[u8]) -> Result<(), PeekFault> {
+        let Some(peek) = &mut self.peek else { return Ok(()) };
+        match peek.feed(chunk) {
+            Err(fault) if self.is_needed || fault == AMBIGUOUS => Err(fault),
+            Err(_) => {
+                self.peek = None;
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Whether no more is to be read: of a body that is too large to be held, or does not say how large it is.
+    fn is_enough(&self) -> Option<Result<End, Refusal>> {
+        let is_sized = self.length.is_some_and(|length| length <= self.read_max);
+        let looks = |peek: &Peek| peek.found().is_none() && !peek.is_done();
+        let looks = self.peek.as_deref().is_some_and(looks);
+        if is_sized || self.length_read() < self.read_max {
+            return None;
+        }
+        if looks && self.length_read() < self.look_max {
+            return None;
+        }
+        if looks && self.is_needed {
+            return Some(Err(Refusal::ModelTooLate { bytes_max: self.look_max }));
+        }
+        Some(Ok(End::More))
+    }
+
+    /// There is no more room for bodies.
+    fn no_room(&self) -> Result<End, Refusal> {
+        let is_found = self.peek.as_ref().is_some_and(|peek| peek.found().is_some());
+        if self.is_needed && !is_found { Err(Refusal::TooManyBodies) } else { Ok(End::More) }
+    }
+
+    fn whole(&self) -> Result<End, Refusal> {
+        match self.peek.as_deref().map(Peek::finish) {
+            // An empty body names nothing, and that is all that is wrong with it.
+            Some(Err(fault)) if self.is_needed && self.length_read() > 0 => {
+                Err(refusal_of_body(fault, self.look_max))
+            }
+            _ => Ok(End::Whole),
+        }
+    }
+
+    fn push(&mut self, chunk: Bytes) {
+        if self.length_read() == 0 {
+            self.first = chunk;
+            return;
+        }
+        if self.bytes.is_empty() {
+            // Not all that the client says: memory is taken for what has come.
+            let likely = self.length.unwrap_or(0).min(1024 * 1024);
+            self.bytes.reserve(likely.max(self.first.len() + chunk.len()));
+            self.bytes.extend_from_slice(&self.first);
+        }
+        self.bytes.extend_from_slice(&chunk);
+    }
+
+    fn take(&mut self) -> Bytes {
+        if self.bytes.is_empty() {
+            std::mem::take(&mut self.first)
+        } else {
+            std::mem::take(&mut self.bytes).freeze()
+        }
+    }
+
+    /// What was read becomes the exchange's body.
+    fn finish(mut self, session: &Session, exchange: &mut Exchange, end: End) -> Option<Found> {
+        let is_whole = end == End::Whole && !session.as_ref().retry_buffer_truncated();
+        let read = self.length_read();
+        let bytes = self.take();
+        self.share.shrink(bytes.len());
+        let found = self.peek.as_deref().and_then(Peek::found).cloned();
+        exchange.body.place = self.peek.as_ref().zip(found.as_ref()).map(|(peek, found)| Place {
+            at: found.at.clone(),
+            is_form: peek.is_form(),
+            is_coded: peek.is_coded(),
+        });
+        exchange.body.content = if is_whole {
+            Content::Held { bytes, _share: self.share, is_sent: false }
+        } else {
+            let is_buffered = bytes.is_empty() || is_kept(session);
+            // What Pingora has kept it begins with by itself.
+            let prefix = if is_buffered { Bytes::new() } else { bytes };
+            let passed = Passed::new(read, prefix.len(), self.began, is_buffered);
+            Content::Passing { prefix, _share: self.share, passed, peek: self.peek }
+        };
+        found
+    }
+}
+
+/// More than one name: not even a body that is only renamed goes on.
+const AMBIGUOUS: PeekFault = PeekFault::Body(crate::llm::Fault::Ambiguous);
+
+fn ended(exchange: &mut Exchange, stop: Stop) -> Box<Error> {
+    exchange.attempts.failure = Some(exchange.stop_refusal(stop));
+    Error::explain(ErrorType::ReadTimedout, "stopped while the body came").into_up()
+}

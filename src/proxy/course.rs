@@ -1,0 +1,241 @@
+//! Which way a request goes: by its path, or by the model that it names in its path, its query, its
+//! body or a header.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName};
+use pingora::http::RequestHeader;
+
+use super::admit::split_target;
+use crate::llm::{self, Fault, Found, Peek, PeekFault};
+use crate::refusal::Refusal;
+use crate::routing::{self, Front, Mention, Miss};
+use crate::runtime::{Runtime, Way};
+
+/// Names the model of a request that does not do it itself; in an answer, the one that gave it.
+pub(super) const X_TOLLGATE_MODEL: HeaderName = HeaderName::from_static("x-tollgate-model");
+
+/// Where nearly all bodies name their model.
+const MODEL: &[&str] = &["model"];
+
+/// A request's way, as far as its head tells.
+pub(super) struct Course {
+    /// The request target for a backend without a base path, raw.
+    pub(super) target: Box<[u8]>,
+    /// The client's raw path up to the target: what stands for the backend's base path.
+    pub(super) prefix: Box<[u8]>,
+    /// Whether the target is a whole path as SDKs send it, with its version.
+    pub(super) is_front: bool,
+    pub(super) leads: Leads,
+    /// Where its body names the model, if that is of interest.
+    pub(super) look: Option<Look>,
+}
+
+/// Where a [`Course`] leads.
+pub(super) enum Leads {
+    /// There.
+    To(Arc<Way>, Option<Asked>),
+    /// To the model that the body names; if it names none, there.
+    ByBody(Option<Arc<Way>>),
+}
+
+/// The model that a client asks for.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) name: String,
+    /// Where its name stands in the target, if it is there.
+    pub(super) at: Option<Range<usize>>,
+}
+
+/// What is looked for in a body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    keys: &'static [&'static str],
+    /// Whether a body that cannot be looked into is refused.
+    pub(super) is_needed: bool,
+}
+
+impl Look {
+    /// Begins to look.
+    pub(super) fn peek(
+        &self,
+        headers: &HeaderMap,
+        decoded_bytes_max: usize,
+    ) -> Result<Peek, PeekFault> {
+        let kind = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes()).unwrap_or_default();
+        let mut codings = headers.get_all(CONTENT_ENCODING).iter();
+        let coding = codings.next().map(|coding| coding.as_bytes());
+        if codings.next().is_some() {
+            return Err(PeekFault::UnknownCoding);
+        }
+        Peek::new(self.keys, kind, coding, decoded_bytes_max)
+    }
+}
+
+/// Finds the way of a request.
+///
+/// # Errors
+/// Why there is none.
+pub(super) fn find(runtime: &Runtime, head: &RequestHeader) -> Result<Course, Refusal> {
+    let (path, query) = split_target(head);
+    let miss = if path.starts_with(b"/v1/") {
+        routing::check_unambiguous(path).map_err(|miss| refusal_of(miss, path))?;
+        Miss::NoRoute
+    } else {
+        match runtime.router.route(path) {
+            Ok(route) => return Ok(by_path(head, route.target, path, route.tail, query)),
+            Err(miss @ Miss::Unsafe(_)) => return Err(refusal_of(miss, path)),
+            Err(miss) => miss,
+        }
+    };
+    let plain = routing::plain_path(path);
+    let front = routing::front(&head.method, plain, query);
+    let front = front.ok_or_else(|| refusal_of(miss, path))?;
+    let (leads, look) = at_front_door(runtime, head, front, path)?;
+    Ok(Course {
+        target: [plain, query].concat().into_boxed_slice(),
+        prefix: path[..path.len() - plain.len()].into(),
+        is_front: true,
+        leads,
+        look,
+    })
+}
+
+fn by_path(head: &RequestHeader, way: &Arc<Way>, path: &[u8], tail: &[u8], query: &[u8]) -> Course {
+    let mut look = None;
+    let mut asked = None;
+    if way.renames {
+        match routing::front(&head.method, tail, query) {
+            Some(Front::Exchange(Mention::Target { name, at })) => {
+                asked = Some(Asked { name, at: Some(at) });
+            }
+            Some(Front::Exchange(Mention::Body(keys))) => {
+                look = Some(Look { keys, is_needed: false });
+            }
+            Some(_) => {}
+            // An API of the backend's own, such as Ollama's.
+            None => look = Some(Look { keys: MODEL, is_needed: false }),
+        }
+    }
+    Course {
+        target: [tail, query].concat().into_boxed_slice(),
+        prefix: path[..path.len() - tail.len()].into(),
+        is_front: false,
+        leads: Leads::To(Arc::clone(way), asked),
+        look,
+    }
+}
+
+fn at_front_door(
+    runtime: &Runtime,
+    head: &RequestHeader,
+    front: Front<'_>,
+    path: &[u8],
+) -> Result<(Leads, Option<Look>), Refusal> {
+    let catalog = &runtime.catalog;
+    let to = |name: &str, at| {
+        let way = catalog.find(name).ok_or_else(|| no_model(name))?;
+        Ok(Leads::To(Arc::clone(way), Some(Asked { name: name.to_owned(), at })))
+    };
+    let mention = match front {
+        Front::List | Front::One(_) => return Err(refusal_of(Miss::NoRoute, path)),
+        Front::Ambiguous => return Err(Refusal::ModelAmbiguous),
+        Front::Exchange(mention) => mention,
+    };
+    if let Some(name) = head.headers.get(X_TOLLGATE_MODEL) {
+        let name = std::str::from_utf8(name.as_bytes()).unwrap_or_default();
+        let leads = to(name, None)?;
+        let renames = matches!(&leads, Leads::To(way, _) if way.renames);
+        let look = match mention {
+            Mention::Body(keys) if renames => Some(Look { keys, is_needed: false }),
+            _ => None,
+        };
+        return Ok((leads, look));
+    }
+    let default_service = catalog.default_service.as_ref();
+    match mention {
+        Mention::Target { name, at } => Ok((to(&name, Some(at))?, None)),
+        Mention::Body(keys) => {
+            let default = catalog.default_model.as_ref().or(default_service);
+            Ok((Leads::ByBody(default.cloned()), Some(Look { keys, is_needed: true })))
+        }
+        Mention::Form | Mention::Nowhere => {
+            let kind = head.headers.get(CONTENT_TYPE);
+            let is_form =
+                mention == Mention::Form && kind.is_some_and(|kind| llm::is_form(kind.as_bytes()));
+            let look =
+                is_form.then_some(Look { keys: MODEL, is_needed: default_service.is_none() });
+            match default_service {
+                None if !is_form => Err(Refusal::ModelMissing),
+                _ => Ok((Leads::ByBody(default_service.cloned()), look)),
+            }
+        }
+    }
+}
+
+impl Leads {
+    /// The way, now that the body was looked into.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) fn resolve(
+        self,
+        runtime: &Runtime,
+        found: Option<Found>,
+    ) -> Result<(Arc<Way>, Option<Asked>), Refusal> {
+        match (self, found) {
+            (Self::To(way, asked), found) => {
+                let asked = asked.or(found.map(|found| Asked { name: found.text, at: None }));
+                Ok((way, asked))
+            }
+            (Self::ByBody(default), found) => match found.filter(|found| !found.text.is_empty()) {
+                Some(Found { text: name, .. }) => {
+                    let way = runtime.catalog.find(&name).ok_or_else(|| no_model(&name))?;
+                    Ok((Arc::clone(way), Some(Asked { name, at: None })))
+                }
+                None => Ok((default.ok_or(Refusal::ModelMissing)?, None)),
+            },
+        }
+    }
+}
+
+fn no_model(name: &str) -> Refusal {
+    Refusal::ModelUnknown { model: name.to_owned() }
+}
+
+pub(super) fn refusal_of(miss: Miss, path: &[u8]) -> Refusal {
+    match miss {
+        Miss::NoRoute => Refusal::NoRoute { path: String::from_utf8_lossy(path).into_owned() },
+        Miss::NoService(service) => Refusal::NoService { service },
+        Miss::NoModel { service, rest } => Refusal::NoModel { service, model: rest },
+        Miss::Unsafe(reason) => Refusal::BadRequest { reason },
+    }
+}
+
+/// What a client is told whose body cannot be looked into.
+pub(super) fn refusal_of_body(fault: PeekFault, decoded_bytes_max: usize) -> Refusal {
+    match fault {
+        PeekFault::Body(Fault::Malformed) => Refusal::BodyMalformed {
+            reason: "the body is neither a JSON object nor a form, or it is not complete",
+        },
+        PeekFault::Body(Fault::TooDeep) => {
+            Refusal::BodyMalformed { reason: "the body is nested too deeply" }
+        }
+        PeekFault::Body(Fault::NotText) => {
+            Refusal::BodyMalformed { reason: "\"model\" is not a string" }
+        }
+        PeekFault::Body(Fault::TooLong) => {
+            Refusal::BodyMalformed { reason: "\"model\" is too long for a name" }
+        }
+        PeekFault::Body(Fault::Ambiguous) => Refusal::ModelAmbiguous,
+        PeekFault::Coding(llm::CodingFault::Malformed) => {
+            Refusal::BodyMalformed { reason: "the body is not in its Content-Encoding" }
+        }
+        PeekFault::Coding(llm::CodingFault::TooLarge) => {
+            Refusal::BodyTooLarge { bytes_max: decoded_bytes_max }
+        }
+        PeekFault::UnknownCoding => Refusal::CodingUnknown,
+    }
+}

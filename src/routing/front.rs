@@ -1,0 +1,269 @@
+//! The front door: paths as LLM SDKs send them, and where such a request names its model.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use http::Method;
+
+use super::decoded;
+
+/// What a request at the front door is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Front<'p> {
+    /// The list of all models.
+    List,
+    /// What is known about one model.
+    One(Cow<'p, str>),
+    /// An exchange with a backend.
+    Exchange(Mention),
+    /// It names several models.
+    Ambiguous,
+}
+
+/// Where a request names its model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mention {
+    /// In its target: the name, and where it stands there, raw.
+    Target {
+        /// The name, decoded.
+        name: String,
+        /// Its bytes in path and query.
+        at: Range<usize>,
+    },
+    /// In its body: as JSON at this path of keys, or as the form field that the last key names.
+    Body(&'static [&'static str]),
+    /// In its body if that is a form.
+    Form,
+    /// Nowhere: what it is about belongs to an account and not to a model.
+    Nowhere,
+}
+
+/// Versions that begin a path.
+const VERSIONS: [&[u8]; 4] = [b"v1", b"v1beta", b"v1alpha", b"v2"];
+
+/// What belongs to an account, and the requests for it name no model.
+const OF_ACCOUNT: [&[u8]; 11] = [
+    b"assistants",
+    b"batches",
+    b"containers",
+    b"conversations",
+    b"evals",
+    b"organization",
+    b"skills",
+    b"threads",
+    b"uploads",
+    b"vector_stores",
+    b"webhooks",
+];
+
+/// The path that stands for this one at a server that is no Azure: `/openai/v1/...` is `/v1/...`.
+#[must_use]
+pub fn plain_path(path: &[u8]) -> &[u8] {
+    path.strip_prefix(b"/openai").filter(|rest| rest.starts_with(b"/v1/")).unwrap_or(path)
+}
+
+/// Tells what a request is for by its raw path, as [`plain_path`] gives it, and its raw query with the
+/// question mark. None: the path is none of an LLM API.
+#[must_use]
+pub fn front<'p>(method: &Method, path: &'p [u8], query: &[u8]) -> Option<Front<'p>> {
+    let (first, rest) = first_segment(path.strip_prefix(b"/")?);
+    let operation = if VERSIONS.contains(&first) {
+        rest?
+    } else if first == b"openai" {
+        let rest = rest?;
+        if let (b"deployments", Some(rest)) = first_segment(rest) {
+            let (name, operation) = first_segment(rest);
+            operation?;
+            return Some(in_path(path, rest, name.len()));
+        }
+        rest
+    } else {
+        return None;
+    };
+    let takes_body = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
+    let is_read = matches!(*method, Method::GET | Method::HEAD);
+    let body =
+        |keys| Front::Exchange(if takes_body { Mention::Body(keys) } else { Mention::Nowhere });
+    let nowhere = Front::Exchange(Mention::Nowhere);
+    let (first, rest) = first_segment(operation);
+    Some(match (first, rest.unwrap_or_default()) {
+        (b"models", b"") if is_read => Front::List,
+        (b"models", name) if is_read => Front::One(decoded(name)),
+        (b"models" | b"tunedModels", name) if !name.is_empty() => {
+            let length = if *method == Method::POST { before_verb(name) } else { name.len() };
+            in_path(path, name, length)
+        }
+        (b"realtime", b"") => in_query(path, query),
+        (b"realtime", b"client_secrets") => body(&["session", "model"]),
+        (b"realtime", b"sessions" | b"transcription_sessions") => body(&["model"]),
+        (b"realtime", _) => in_query(path, query),
+        (b"responses", b"" | b"compact" | b"input_tokens") => body(&["model"]),
+        (b"chat", b"completions" | b"completions/batch" | b"completions/render") => {
+            body(&["model"])
+        }
+        (b"messages", b"" | b"count_tokens") => body(&["model"]),
+        (b"fine_tuning", b"jobs") => body(&["model"]),
+        (b"videos", b"") => body(&["model"]),
+        (b"responses" | b"chat" | b"messages" | b"fine_tuning" | b"videos", _) => nowhere,
+        (b"files", b"") if takes_body => Front::Exchange(Mention::Form),
+        (b"files", _) => nowhere,
+        (first, _) if OF_ACCOUNT.contains(&first) => nowhere,
+        _ => body(&["model"]),
+    })
+}
+
+/// The first segment, and what follows its slash.
+fn first_segment(path: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match path.iter().position(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], Some(&path[at + 1..])),
+        None => (path, None),
+    }
+}
+
+/// The length of the name in Gemini's `{name}:{verb}`: a name may hold a colon itself.
+fn before_verb(name: &[u8]) -> usize {
+    let colon = name.iter().rposition(|byte| *byte == b':');
+    let escaped = name.windows(3).rposition(|window| window.eq_ignore_ascii_case(b"%3a"));
+    colon.max(escaped).unwrap_or(name.len())
+}
+
+/// A name of `length` bytes with which `rest`, the end of `path`, begins.
+fn in_path<'p>(path: &[u8], rest: &[u8], length: usize) -> Front<'p> {
+    let start = path.len() - rest.len();
+    let name = decoded(&rest[..length]).into_owned();
+    Front::Exchange(Mention::Target { name, at: start..start + length })
+}
+
+/// A name in the query: `model`, or what Azure calls `deployment`.
+fn in_query<'p>(path: &[u8], query: &[u8]) -> Front<'p> {
+    let mut mention = Mention::Nowhere;
+    let mut start = path.len() + 1;
+    for pair in query.get(1..).unwrap_or_default().split(|byte| *byte == b'&') {
+        let end = start + pair.len();
+        let equals = pair.iter().position(|byte| *byte == b'=').unwrap_or(pair.len());
+        if matches!(decoded(&pair[..equals]).as_ref(), "model" | "deployment") {
+            if mention != Mention::Nowhere {
+                return Front::Ambiguous;
+            }
+            let at = (start + equals + 1).min(end)..end;
+            let value = &pair[pair.len() - at.len()..];
+            // In a query a plus stands for a space; no name has either.
+            mention = Mention::Target { name: decoded(value).into_owned(), at };
+        }
+        start = end + 1;
+    }
+    Front::Exchange(mention)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of<'p>(method: &Method, target: &'p str) -> Option<Front<'p>> {
+        let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
+        front(method, path.as_bytes(), query.as_bytes())
+    }
+
+    fn named(method: &Method, target: &str) -> Option<(String, String)> {
+        match of(method, target) {
+            Some(Front::Exchange(Mention::Target { name, at })) => {
+                Some((name, target[at].to_owned()))
+            }
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_name_in_the_target_is_found_with_its_place() {
+        for (method, target, name, raw) in [
+            (
+                Method::POST,
+                "/openai/deployments/gpt%204/chat/completions?api-version=1",
+                "gpt 4",
+                "gpt%204",
+            ),
+            (
+                Method::POST,
+                "/v1beta/models/gemini-2:streamGenerateContent?alt=sse",
+                "gemini-2",
+                "gemini-2",
+            ),
+            (Method::POST, "/v1/models/a:b%3AcountTokens", "a:b", "a:b"),
+            (Method::POST, "/v1beta/tunedModels/x:generateContent", "x", "x"),
+            (Method::DELETE, "/v1/models/ft:gpt", "ft:gpt", "ft:gpt"),
+            (Method::GET, "/v1/realtime?x=1&model=gpt%2Drt&y", "gpt-rt", "gpt%2Drt"),
+            (Method::GET, "/openai/realtime?deployment=rt", "rt", "rt"),
+        ] {
+            let expected = Some((name.to_owned(), raw.to_owned()));
+            assert_eq!(named(&method, target), expected, "{target}");
+        }
+        assert_eq!(of(&Method::GET, "/v1/realtime?model=a&mod%65l=b"), Some(Front::Ambiguous));
+    }
+
+    #[test]
+    fn a_body_is_asked_where_its_api_has_a_model() {
+        let keys = |target: &str| match of(&Method::POST, target) {
+            Some(Front::Exchange(Mention::Body(keys))) => keys.join("."),
+            other => format!("{other:?}"),
+        };
+        for path in [
+            "/v1/chat/completions",
+            "/v1/completions",
+            "/v1/responses",
+            "/v1/responses/compact",
+            "/v1/embeddings",
+            "/v1/audio/transcriptions",
+            "/v1/images/edits",
+            "/v1/moderations",
+            "/v1/rerank",
+            "/v2/rerank",
+            "/v1/messages",
+            "/v1/messages/count_tokens",
+            "/v1/fine_tuning/jobs",
+            "/openai/responses?api-version=1",
+            "/v1/something/new",
+        ] {
+            assert_eq!(keys(path), "model", "{path}");
+        }
+        assert_eq!(keys("/v1/realtime/client_secrets"), "session.model");
+    }
+
+    #[test]
+    fn what_belongs_to_an_account_names_no_model() {
+        let nowhere = Some(Front::Exchange(Mention::Nowhere));
+        for (method, path) in [
+            (Method::POST, "/v1/responses/r1/cancel"),
+            (Method::GET, "/v1/responses/r1"),
+            (Method::GET, "/v1/responses"),
+            (Method::DELETE, "/v1/chat/completions/c1"),
+            (Method::POST, "/v1/messages/batches"),
+            (Method::GET, "/v1/files"),
+            (Method::POST, "/v1/batches"),
+            (Method::POST, "/v1/uploads/u1/parts"),
+            (Method::POST, "/v1/fine_tuning/jobs/j1/cancel"),
+            (Method::GET, "/v1/realtime"),
+        ] {
+            assert_eq!(of(&method, path), nowhere, "{method} {path}");
+        }
+        assert_eq!(of(&Method::POST, "/v1/files"), Some(Front::Exchange(Mention::Form)));
+    }
+
+    #[test]
+    fn models_are_listed_and_described() {
+        assert_eq!(of(&Method::GET, "/v1/models"), Some(Front::List));
+        assert_eq!(of(&Method::GET, "/v1beta/models"), Some(Front::List));
+        assert_eq!(of(&Method::GET, "/v1/models/a%2Fb:c"), Some(Front::One("a/b:c".into())));
+        assert_eq!(of(&Method::GET, "/v1/models/a/b"), Some(Front::One("a/b".into())));
+    }
+
+    #[test]
+    fn other_paths_are_not_at_the_front_door() {
+        for path in
+            ["/v1", "/v3/x", "/google/gemma/v1", "/openai", "/openai/deployments/x", "v1/x", ""]
+        {
+            assert_eq!(of(&Method::POST, path), None, "{path}");
+        }
+        assert_eq!(plain_path(b"/openai/v1/chat/completions"), b"/v1/chat/completions");
+        assert_eq!(plain_path(b"/openai/v1x"), b"/openai/v1x");
+    }
+}

@@ -1,0 +1,215 @@
+//! Where the names of models lead: to pools, in the order in which they are asked.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::HeaderValue;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+
+use crate::config::{Listed, ModelRef, Snapshot};
+use crate::names::{Names, Pattern};
+use crate::pool::Pool;
+
+/// What cannot stand in a header as it is; the percent sign, so that it can be told what was encoded.
+const NOT_IN_HEADERS: &AsciiSet = &CONTROLS.add(b'%');
+
+/// The pools that can serve a name, in the order in which they are asked: the first one, and those that
+/// are asked when it cannot.
+pub struct Way {
+    /// At least one.
+    pub targets: Box<[Target]>,
+    /// Whether the name in a request may have to be changed for a backend.
+    pub renames: bool,
+}
+
+/// One pool of a [`Way`].
+#[derive(Clone)]
+pub struct Target {
+    /// The pool.
+    pub pool: Arc<Pool>,
+    /// What the model is called there.
+    pub called: Called,
+    /// Its `service/model` as a header.
+    pub shown: HeaderValue,
+}
+
+/// What a model is called at a pool, where its backends have no name of their own for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Called {
+    /// As the client called it.
+    AsAsked,
+    /// As the client called it, without this many bytes at the beginning: `service/`.
+    AfterBytes(usize),
+    /// This.
+    Name(Arc<str>),
+}
+
+impl Called {
+    /// The name for a model that a client called `asked`; none: that one.
+    #[must_use]
+    pub fn name<'a>(&'a self, asked: Option<&'a str>) -> Option<&'a str> {
+        match self {
+            Self::AsAsked => None,
+            Self::AfterBytes(bytes) => asked?.get(*bytes..),
+            Self::Name(name) => Some(name),
+        }
+    }
+}
+
+/// All names at the front door.
+#[derive(Default)]
+pub struct Catalog {
+    names: Names<Arc<Way>>,
+    /// For a body that names no model.
+    pub default_model: Option<Arc<Way>>,
+    /// For what belongs to no model.
+    pub default_service: Option<Arc<Way>>,
+    /// Names without a wildcard, each with its service, in the order of the configuration.
+    listed: Vec<(String, String)>,
+    lists: Option<Listed>,
+}
+
+impl Catalog {
+    /// The way of a name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&Arc<Way>> {
+        self.names.find(name)
+    }
+
+    /// The names to show, each with the service that has it.
+    pub fn listed(&self) -> impl Iterator<Item = (&str, &str)> {
+        let only_healthy = self.lists == Some(Listed::Healthy);
+        let can_serve = |name: &str| {
+            let way = self.find(name);
+            way.is_some_and(|way| way.targets.iter().any(|target| target.pool.has_other(|_| true)))
+        };
+        let listed = self.listed.iter().filter(move |(name, _)| !only_healthy || can_serve(name));
+        listed.map(|(name, service)| (name.as_str(), service.as_str()))
+    }
+
+    /// The service of a name that may be asked for, by whatever rule.
+    #[must_use]
+    pub fn service_of(&self, name: &str) -> Option<&str> {
+        let pool = self.find(name)?.targets.first()?.pool.name();
+        pool.split_once('/').map(|(service, _)| service)
+    }
+}
+
+/// Builds ways over the pools of a configuration.
+pub(super) struct Ways<'a> {
+    pools: &'a HashMap<String, Arc<Pool>>,
+    fallbacks: Names<&'a [ModelRef]>,
+}
+
+impl<'a> Ways<'a> {
+    pub(super) fn new(snapshot: &'a Snapshot, pools: &'a HashMap<String, Arc<Pool>>) -> Self {
+        let mut fallbacks = Names::default();
+        for (name, refs) in &snapshot.naming.fallbacks {
+            fallbacks.add(name, refs.as_slice());
+        }
+        Self { pools, fallbacks }
+    }
+
+    /// The way of a service's model, by the path that names both.
+    pub(super) fn of_path(&self, service: &str, model: &str) -> Arc<Way> {
+        let one = ModelRef { service: service.to_owned(), model: model.to_owned(), name: None };
+        self.way(&[one], &[model])
+    }
+
+    pub(super) fn catalog(&self, snapshot: &Snapshot) -> Catalog {
+        let naming = &snapshot.naming;
+        let mut catalog = Catalog { lists: Some(naming.listed), ..Catalog::default() };
+        let default_service = naming.default_service.as_ref();
+        let is_default = |service: &str| default_service.is_some_and(|it| it.service == service);
+        let mut by_model: HashMap<&str, Vec<ModelRef>> = HashMap::new();
+        for (service, model, _) in snapshot.pools() {
+            let one = ModelRef { service: service.to_owned(), model: model.to_owned(), name: None };
+            let refs = by_model.entry(model).or_default();
+            if is_default(service) {
+                refs.insert(0, one);
+            } else {
+                refs.push(one);
+            }
+        }
+        for (service, model, _) in snapshot.pools() {
+            if let Some(refs) = by_model.remove(model) {
+                if Pattern::parse(model).is_none() {
+                    catalog.listed.push((model.to_owned(), refs[0].service.clone()));
+                }
+                catalog.names.add(model, self.way(&refs, &[model]));
+            }
+            let whole = format!("{service}/{model}");
+            catalog.names.add(&whole, self.whole(service, model, &whole));
+        }
+        for (alias, refs) in &naming.aliases {
+            let Some(first) = refs.first() else { continue };
+            if Pattern::parse(alias).is_none() {
+                catalog.listed.push((alias.clone(), first.service.clone()));
+            }
+            catalog.names.add(alias, self.way(refs, &[alias, &first.model]));
+        }
+        let default_model = &naming.default_model;
+        catalog.default_model = default_model.first().map(|first| {
+            let refs: Vec<ModelRef> = default_model.iter().cloned().map(named).collect();
+            self.way(&refs, &[&first.model])
+        });
+        catalog.default_service =
+            default_service.map(|one| self.way(std::slice::from_ref(one), &[&one.model]));
+        catalog
+    }
+
+    /// The way of a model that is called `service/model`.
+    fn whole(&self, service: &str, model: &str, whole: &str) -> Arc<Way> {
+        let one = ModelRef { service: service.to_owned(), model: model.to_owned(), name: None };
+        let mut targets = self.targets(&[one]);
+        for target in &mut targets {
+            target.called = Called::AfterBytes(service.len() + 1);
+        }
+        self.with_fallbacks(targets, &[whole, model])
+    }
+
+    fn way(&self, refs: &[ModelRef], names: &[&str]) -> Arc<Way> {
+        self.with_fallbacks(self.targets(refs), names)
+    }
+
+    /// Adds the fallbacks of the first of `names` that has any.
+    fn with_fallbacks(&self, mut targets: Vec<Target>, names: &[&str]) -> Arc<Way> {
+        let first = targets.first().map(|target| target.pool.name().to_owned());
+        let exact = first.as_deref().into_iter().chain(names.iter().copied());
+        let fallbacks = exact
+            .clone()
+            .find_map(|name| self.fallbacks.exact(name))
+            .or_else(|| exact.clone().find_map(|name| self.fallbacks.pattern(name)));
+        for target in self.targets(fallbacks.copied().unwrap_or_default()) {
+            if targets.iter().all(|known| known.pool.name() != target.pool.name()) {
+                targets.push(target);
+            }
+        }
+        let own_name = |target: &Target| {
+            target.pool.backends().iter().any(|backend| backend.spec.model.is_some())
+        };
+        let renames =
+            targets.iter().any(|target| target.called != Called::AsAsked || own_name(target));
+        Arc::new(Way { targets: targets.into(), renames })
+    }
+
+    fn targets(&self, refs: &[ModelRef]) -> Vec<Target> {
+        let target = |one: &ModelRef| {
+            let pool = Arc::clone(self.pools.get(&format!("{}/{}", one.service, one.model))?);
+            let called = match &one.name {
+                Some(name) => Called::Name(name.as_str().into()),
+                None => Called::AsAsked,
+            };
+            let shown = utf8_percent_encode(pool.name(), NOT_IN_HEADERS).to_string();
+            let shown = HeaderValue::try_from(shown).ok()?;
+            Some(Target { pool, called, shown })
+        };
+        refs.iter().filter_map(target).collect()
+    }
+}
+
+/// A model that is asked for by a name of ours, not the client's.
+fn named(mut one: ModelRef) -> ModelRef {
+    one.name.get_or_insert_with(|| one.model.clone());
+    one
+}

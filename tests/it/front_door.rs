@@ -1,0 +1,416 @@
+//! The OpenAI front door: the pool is found from the request itself.
+
+use std::io::Write;
+
+use crate::harness::{Answer, Gateway, Reply, Seen, Upstream, eventually, get, http2, post, send};
+
+/// A model of the service `svc`, over upstreams.
+struct Model<'a>(&'a str, &'a [&'a Upstream]);
+
+/// A configuration with models of one service, with more top-level lines before it.
+fn models(top: &str, models: &[Model<'_>]) -> String {
+    services(top, &[("svc", models)])
+}
+
+fn services(top: &str, services: &[(&str, &[Model<'_>])]) -> String {
+    let mut text = format!("listen: 127.0.0.1:0\n{top}\nservices:\n");
+    for (service, models) in services {
+        text.push_str(&format!("  {service}:\n    models:\n"));
+        for Model(name, upstreams) in *models {
+            text.push_str(&format!("      \"{name}\":\n        backends:\n"));
+            for (id, upstream) in ('a'..).zip(*upstreams) {
+                let url = upstream.url();
+                text.push_str(&format!("        - {{id: {id}, url: \"{url}\"}}\n"));
+            }
+        }
+    }
+    text
+}
+
+const CHAT: &str = "/v1/chat/completions";
+const JSON: &str = "Content-Type: application/json";
+const FORM: &str = "Content-Type: multipart/form-data; boundary=XX";
+
+fn code(answer: &Answer) -> (u16, String) {
+    let code = answer.json()["error"]["code"].as_str().unwrap_or_default().to_owned();
+    (answer.status, code)
+}
+
+fn chunked(path: &str, headers: &[&str], pieces: &[&[u8]]) -> Vec<u8> {
+    let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: g\r\n{lines}Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    );
+    let mut request = head.into_bytes();
+    for piece in pieces {
+        request.extend(format!("{:x}\r\n", piece.len()).bytes());
+        request.extend(*piece);
+        request.extend(b"\r\n");
+    }
+    request.extend(b"0\r\n\r\n");
+    request
+}
+
+fn field(name: &str, value: &str) -> String {
+    format!("--XX\r\nContent-Disposition: form-data; {name}\r\n\r\n{value}\r\n")
+}
+
+#[test]
+fn the_pool_is_found_by_the_model_wherever_a_body_names_it() {
+    let (one, two) = (Upstream::named("one"), Upstream::named("two"));
+    let gateway = Gateway::start(&models("", &[Model("m1", &[&one]), Model("m2", &[&two])]));
+    let to = gateway.address();
+    let prompt = "lorem \\\"ipsum\\\" ".repeat(70_000);
+    let last = format!(
+        "{{\"messages\":[{{\"content\":\"{prompt}\",\"model\":\"m1\"}}],\"model\":\"m2\"}}"
+    );
+    let file = field("name=\"file\"; filename=\"a.wav\"", &"RIFF".repeat(50_000));
+    for (path, kind, body) in [
+        (CHAT, JSON, "{\"model\":\"m2\"}".to_owned()),
+        (CHAT, JSON, "{\"mod\\u0065l\" : \"m\\u0032\"}".to_owned()),
+        (CHAT, JSON, last),
+        ("/v1/embeddings", "X: y", "{\"input\":[1,2],\"model\":\"m2\"}".to_owned()),
+        ("/v1/messages", JSON, "{\"max_tokens\":1,\"messages\":[],\"model\":\"m2\"}".to_owned()),
+        ("/v1/rerank", JSON, "{\"model\":\"m2\"}".to_owned()),
+        ("/v1/realtime/client_secrets", JSON, "{\"session\":{\"model\":\"m2\"}}".to_owned()),
+        (
+            "/v1/audio/transcriptions",
+            FORM,
+            format!("{}{file}--XX--\r\n", field("name=\"model\"", "m2")),
+        ),
+        ("/v1/images/edits", FORM, format!("{file}{}--XX--\r\n", field("name=\"model\"", "m2"))),
+    ] {
+        let answer = post(to, path, &[kind], &body);
+        assert_eq!((answer.status, answer.text().as_str()), (200, "two"), "{path} {body:.60}");
+        assert_eq!(answer.header("x-tollgate-model"), "svc/m2");
+        let seen = two.last();
+        assert_eq!((seen.target().as_str(), seen.body_bytes), (path, body.len()));
+        assert_eq!(seen.body, body.as_bytes());
+        let pieces: Vec<&[u8]> = body.as_bytes().chunks(20_000).collect();
+        let answer = send(to, chunked(path, &[kind], &pieces));
+        assert_eq!((answer.status, answer.text().as_str()), (200, "two"), "{path} {body:.60}");
+        assert_eq!(two.last().body, body.as_bytes());
+    }
+    for path in
+        ["/v1beta/models/m2:generateContent?alt=sse", "/openai/deployments/m2/chat/completions"]
+    {
+        assert_eq!(post(to, path, &[JSON], "{\"model\":\"m1\"}").text(), "two", "{path}");
+        assert_eq!(two.last().target(), path);
+    }
+    assert_eq!(post(to, "/openai/v1/responses", &[JSON], "{\"model\":\"m2\"}").text(), "two");
+    assert_eq!(two.last().target(), "/v1/responses");
+    assert!(one.seen().is_empty());
+}
+
+#[test]
+fn a_body_that_names_no_one_model_is_refused_in_its_apis_form() {
+    let upstream = Upstream::named("x");
+    let gateway = Gateway::start(&models("", &[Model("m", &[&upstream])]));
+    let to = gateway.address();
+    for (body, status, error) in [
+        ("{\"model\":\"m\",\"model\":\"m\"}", 400, "model_ambiguous"),
+        ("{\"model\":\"m\",\"MODEL\":\"x\"}", 400, "model_ambiguous"),
+        ("{\"model\":\"m\"", 400, "invalid_body"),
+        ("{\"model\":\"m\"} x", 400, "invalid_body"),
+        ("model=m", 400, "invalid_body"),
+        ("[]", 400, "invalid_body"),
+        ("{\"model\":7}", 400, "invalid_body"),
+        ("{\"messages\":[]}", 400, "model_required"),
+        ("{\"model\":null}", 400, "model_required"),
+        ("{\"model\":\"\"}", 400, "model_required"),
+        ("", 400, "model_required"),
+        ("{\"model\":\"nope\"}", 404, "model_not_found"),
+        ("{\"model\":\"svc/nope\"}", 404, "model_not_found"),
+    ] {
+        assert_eq!(code(&post(to, CHAT, &[JSON], body)), (status, error.to_owned()), "{body}");
+        let answer =
+            send(to, chunked(CHAT, &[JSON], &[body.as_bytes()][..usize::from(!body.is_empty())]));
+        assert_eq!(code(&answer), (status, error.to_owned()), "chunked {body}");
+    }
+    let twice = format!("{0}{0}--XX--\r\n", field("name=\"model\"", "m"));
+    let answer = post(to, "/v1/audio/transcriptions", &[FORM], twice);
+    assert_eq!(code(&answer), (400, "model_ambiguous".to_owned()));
+    let answer = post(to, "/v1/messages", &[JSON], "{\"model\":\"nope\"}");
+    assert_eq!(answer.json()["error"]["type"], "not_found_error");
+    assert_eq!(answer.json()["error"]["message"], "there is no model \"nope\"");
+    let answer = get(to, "/v1/realtime?model=m&model=m", &[]);
+    assert_eq!(code(&answer), (400, "model_ambiguous".to_owned()));
+    assert_eq!(code(&get(to, "/v1/files", &[])), (400, "model_required".to_owned()));
+    assert_eq!(code(&get(to, "/v9/files", &[])).0, 404);
+    assert!(upstream.seen().is_empty());
+}
+
+#[test]
+fn a_compressed_body_is_looked_into_and_passed_on_as_it_came() {
+    let upstream = Upstream::named("x");
+    let gateway =
+        Gateway::start(&models("replay: {body_bytes_max: 1MiB}", &[Model("m", &[&upstream])]));
+    let to = gateway.address();
+    let body = format!("{{\"input\":\"{}\",\"model\":\"m\"}}", "text ".repeat(1000));
+    let zstd = zstd::encode_all(body.as_bytes(), 3).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(body.as_bytes()).unwrap();
+    let gzip = gzip.finish().unwrap();
+    for (coding, bytes) in [("zstd", &zstd), ("gzip", &gzip)] {
+        let answer =
+            post(to, "/v1/responses", &[JSON, &format!("Content-Encoding: {coding}")], bytes);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(upstream.last().header("content-encoding"), coding);
+        assert_eq!(&upstream.last().body, bytes);
+    }
+    let answer = post(to, CHAT, &[JSON, "Content-Encoding: compress"], &gzip);
+    assert_eq!(code(&answer), (415, "unsupported_encoding".to_owned()));
+    assert_eq!(answer.header("accept-encoding"), "gzip, deflate, br, zstd");
+    let answer = post(to, CHAT, &[JSON, "Content-Encoding: zstd"], &gzip);
+    assert_eq!(code(&answer), (400, "invalid_body".to_owned()));
+    let bomb = zstd::encode_all(&vec![b' '; 100 << 20][..], 3).unwrap();
+    let answer = post(to, CHAT, &[JSON, "Content-Encoding: zstd"], bomb);
+    assert_eq!(code(&answer), (413, "body_too_large".to_owned()));
+    assert!(gateway.peak_memory_mib() < 60, "{} MiB", gateway.peak_memory_mib());
+}
+
+#[test]
+fn a_body_too_large_to_be_held_passes_when_its_beginning_or_a_header_names_the_model() {
+    let upstream = Upstream::start(|seen, reply| reply.text(&seen.body_bytes.to_string()));
+    let top = "replay: {body_bytes_max: 64KiB}\naliases: {other: m}";
+    let gateway = Gateway::start(&models(top, &[Model("m", &[&upstream])]));
+    let to = gateway.address();
+    let prompt = "x".repeat(300_000);
+    let first = format!("{{\"model\":\"m\",\"messages\":\"{prompt}\"}}");
+    let last = format!("{{\"messages\":\"{prompt}\",\"model\":\"m\"}}");
+    let whole = (200, first.len().to_string());
+    let pieces = |body: &'static str| body.as_bytes().chunks(10_000).collect::<Vec<_>>();
+    let (first, last) = (&*first.leak(), &*last.leak());
+    for request in [
+        post(to, CHAT, &[JSON], first),
+        send(to, chunked(CHAT, &[JSON], &pieces(first))),
+        post(to, CHAT, &[JSON, "X-Tollgate-Model: m"], last),
+        send(to, chunked(CHAT, &[JSON, "X-Tollgate-Model: m"], &pieces(last))),
+    ] {
+        assert_eq!((request.status, request.text()), whole);
+        assert!(!upstream.last().has("x-tollgate-model"));
+    }
+    for request in [post(to, CHAT, &[JSON], last), send(to, chunked(CHAT, &[JSON], &pieces(last)))]
+    {
+        assert_eq!(code(&request), (413, "body_too_large".to_owned()), "{}", request.text());
+    }
+    // Another name is put in its place, with the length to it.
+    let renamed = first.replacen("\"m\"", "\"other\"", 1);
+    let answer = post(to, CHAT, &[JSON], &renamed);
+    assert_eq!((answer.status, answer.text()), whole);
+    assert_eq!(upstream.last().header("content-length"), first.len().to_string());
+    assert_eq!(upstream.last().body, first.as_bytes());
+    let renamed = renamed.leak();
+    let answer = send(to, chunked(CHAT, &[JSON], &pieces(renamed)));
+    assert_eq!((answer.status, answer.text()), whole);
+    assert_eq!(upstream.last().body, first.as_bytes());
+}
+
+#[test]
+fn a_second_model_in_the_part_that_is_not_held_stops_the_request() {
+    let upstream = Upstream::start(|seen, reply| reply.text(&seen.body_bytes.to_string()));
+    let top = "replay: {body_bytes_max: 64KiB}";
+    let gateway = Gateway::start(&models(top, &[Model("m", &[&upstream])]));
+    let prompt = "x".repeat(300_000);
+    let body = format!("{{\"model\":\"m\",\"messages\":\"{prompt}\",\"model\":\"n\"}}");
+    let answer = post(gateway.address(), CHAT, &[JSON], body);
+    assert_eq!(code(&answer), (400, "model_ambiguous".to_owned()));
+    eventually("the gateway is done with it", || gateway.inflight() == 0);
+    assert!(upstream.seen().is_empty(), "the backend had the whole of it");
+}
+
+#[test]
+fn what_names_no_model_goes_where_a_header_or_a_default_says() {
+    let (one, two) = (Upstream::named("one"), Upstream::named("two"));
+    let top = "default_model: m1\ndefault_service: files";
+    let gateway = Gateway::start(&services(
+        top,
+        &[("svc", &[Model("m1", &[&one])]), ("files", &[Model("m2", &[&two])])],
+    ));
+    let to = gateway.address();
+    let form = format!("{}--XX--\r\n", field("name=\"file\"; filename=\"f\"", "{}"));
+    let with_model = format!("{}{form}", field("name=\"model\"", "m1"));
+    for (answer, expected) in [
+        (post(to, "/v1/moderations", &[JSON], "{\"input\":\"x\"}"), "one"),
+        (get(to, "/v1/files", &[]), "two"),
+        (get(to, "/v1/responses/r1?stream=true", &[]), "two"),
+        (post(to, "/v1/responses/r1/cancel", &[], ""), "two"),
+        (post(to, "/v1/files", &[FORM], &form), "two"),
+        (post(to, "/v1/files", &[FORM], &with_model), "one"),
+        (get(to, "/v1/files", &["X-Tollgate-Model: m1"]), "one"),
+        (get(to, "/v1/files", &["X-Tollgate-Model: svc/m1"]), "one"),
+        (send(to, "DELETE /v1/batches/b HTTP/1.1\r\nHost: g\r\n\r\n"), "two"),
+    ] {
+        assert_eq!((answer.status, answer.text().as_str()), (200, expected));
+    }
+    assert_eq!(one.seen()[0].body, b"{\"input\":\"x\"}");
+    assert_eq!(code(&get(to, "/v1/files", &["X-Tollgate-Model: no"])).0, 404);
+}
+
+#[test]
+fn a_model_is_called_at_a_backend_what_it_is_called_there() {
+    let echo = |seen: &Seen, reply: &mut Reply| {
+        reply.send(
+            200,
+            &[("X-Target", &seen.target()), ("X-Length", &seen.header("content-length"))],
+            &seen.body,
+        );
+    };
+    let (plain, own, wild) = (Upstream::start(echo), Upstream::start(echo), Upstream::start(echo));
+    let top = "aliases: {gpt-4o: plain, \"claude-*\": own, Voll: \"gpt-3.5-turbo\"}";
+    let mut text =
+        models(top, &[Model("plain", &[&plain]), Model("own", &[&own]), Model("gpt-3*", &[&wild])]);
+    let url = own.url();
+    text = text.replace(
+        &format!("{{id: a, url: \"{url}\"}}"),
+        &format!("{{id: a, url: \"{url}/v1\", model: \"org/o\\\"n\"}}"),
+    );
+    let gateway = Gateway::start(&text);
+    let to = gateway.address();
+    let body =
+        |model: &str| format!("{{ \"a\":1e0, \"model\" :\t{model} ,\"b\":\"\\u00e9 model\"}}");
+    for (asked, sent, target) in [
+        ("\"plain\"", "\"plain\"", CHAT),
+        ("\"pl\\u0061in\"", "\"pl\\u0061in\"", CHAT),
+        ("\"gpt-4o\"", "\"plain\"", CHAT),
+        ("\"svc/plain\"", "\"plain\"", CHAT),
+        ("\"own\"", "\"org/o\\\"n\"", "/v1/chat/completions"),
+        ("\"claude-5-sonnet\"", "\"org/o\\\"n\"", "/v1/chat/completions"),
+        ("\"gpt-3.5\"", "\"gpt-3.5\"", CHAT),
+        ("\"svc/gpt-3.5\"", "\"gpt-3.5\"", CHAT),
+        ("\"Voll\"", "\"gpt-3.5-turbo\"", CHAT),
+    ] {
+        let answer = post(to, CHAT, &[JSON], body(asked));
+        assert_eq!(answer.text(), body(sent), "{asked}");
+        assert_eq!(answer.header("x-target"), target);
+        assert_eq!(answer.header("x-length"), body(sent).len().to_string());
+    }
+    // By path too, and where the name stands in the path or in a form.
+    assert_eq!(
+        post(to, "/svc/own/chat/completions", &[JSON], body("\"x\"")).text(),
+        body("\"org/o\\\"n\"")
+    );
+    assert_eq!(post(to, "/svc/own/embeddings", &[JSON], "not json").text(), "not json");
+    assert_eq!(post(to, "/svc/gpt-3.5/v1/x", &[JSON], body("\"x\"")).text(), body("\"x\""));
+    let answer = post(to, "/v1beta/models/claude-1:generateContent?alt=sse", &[JSON], "{}");
+    assert_eq!(answer.header("x-target"), "/v1/models/org%2Fo%22n:generateContent?alt=sse");
+    let form = |model: &str| format!("{}--XX--\r\n", field("name=\"model\"", model));
+    assert_eq!(post(to, "/v1/images/edits", &[FORM], form("gpt-4o")).text(), form("plain"));
+    // A compressed body has to be sent plain then.
+    let zstd = zstd::encode_all(body("\"gpt-4o\"").as_bytes(), 3).unwrap();
+    let answer = post(to, CHAT, &[JSON, "Content-Encoding: zstd"], zstd);
+    assert_eq!(answer.text(), body("\"plain\""));
+    assert!(!plain.last().has("content-encoding"));
+}
+
+#[test]
+fn another_model_is_asked_when_one_cannot_serve() {
+    let (mut down, broken) =
+        (Upstream::named("down"), Upstream::start(|_, reply| reply.send(503, &[], b"no")));
+    let spare = Upstream::start(|seen, reply| reply.send(200, &[], &seen.body));
+    let top =
+        "retry: {retries_max: 1, delay: 1ms}\nfallbacks: {first: [second, third], \"*\": third}";
+    let gateway = Gateway::start(&models(
+        top,
+        &[Model("first", &[&down]), Model("second", &[&broken]), Model("third", &[&spare])],
+    ));
+    let to = gateway.address();
+    assert_eq!(
+        post(to, CHAT, &[JSON], "{\"model\":\"first\"}").header("x-tollgate-model"),
+        "svc/first"
+    );
+    down.kill();
+    let answer = post(to, CHAT, &[JSON], "{\"model\":\"first\"}");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "{\"model\":\"third\"}"));
+    assert_eq!(answer.header("x-tollgate-model"), "svc/third");
+    assert_eq!(broken.last().body, b"{\"model\":\"second\"}");
+    // By path as well; the body's own name is put in its place there too.
+    let answer = post(to, "/svc/second/v1/embeddings", &[JSON], "{\"model\":\"s\"}");
+    assert_eq!(
+        (answer.text().as_str(), answer.header("x-tollgate-model").as_str()),
+        ("{\"model\":\"third\"}", "svc/third")
+    );
+    // The last one's own answer is the answer.
+    drop(spare);
+    let answer = post(to, CHAT, &[JSON], "{\"model\":\"second\"}");
+    assert_eq!(code(&answer), (503, "no_backend".to_owned()), "{}", answer.text());
+}
+
+#[test]
+fn no_other_model_is_asked_for_what_the_first_has_answered() {
+    let refuses = Upstream::start(|_, reply| reply.send(400, &[], b"{}"));
+    let breaks = Upstream::start(|_, reply| {
+        reply.begin("text/event-stream");
+        reply.chunk(b"data: 1\n\n");
+        reply.cut();
+    });
+    let spare = Upstream::named("spare");
+    let top = "fallbacks: {\"*\": spare}";
+    let gateway = Gateway::start(&models(
+        top,
+        &[Model("refuses", &[&refuses]), Model("breaks", &[&breaks]), Model("spare", &[&spare])],
+    ));
+    let to = gateway.address();
+    assert_eq!(post(to, CHAT, &[JSON], "{\"model\":\"refuses\"}").status, 400);
+    let answer = post(to, CHAT, &[JSON], "{\"model\":\"breaks\"}");
+    assert!(answer.text().contains("data: 1") && answer.text().contains("stream_interrupted"));
+    assert!(spare.seen().is_empty());
+}
+
+#[test]
+fn of_two_services_with_a_model_the_second_serves_when_the_first_cannot() {
+    let (one, two) = (Upstream::named("one"), Upstream::named("two"));
+    let both = |top: &str| {
+        services(top, &[("one", &[Model("m", &[&one])]), ("two", &[Model("m", &[&two])])])
+    };
+    let (first, default) = (both(""), both("default_service: two"));
+    let body = "{\"model\":\"m\"}";
+    let gateway = Gateway::start(&first);
+    assert_eq!(post(gateway.address(), CHAT, &[JSON], body).text(), "one");
+    let whole = "{\"model\":\"two/m\"}";
+    assert_eq!(post(gateway.address(), CHAT, &[JSON], whole).text(), "two");
+    let gateway = Gateway::start(&default);
+    assert_eq!(post(gateway.address(), CHAT, &[JSON], body).text(), "two");
+    drop(two);
+    let answer = post(gateway.address(), CHAT, &[JSON], body);
+    assert_eq!((answer.text().as_str(), &*answer.header("x-tollgate-model")), ("one", "one/m"));
+}
+
+#[test]
+fn an_http2_body_without_a_length_finds_its_way() {
+    let upstream = Upstream::start(|seen, reply| reply.text(&seen.body_bytes.to_string()));
+    let gateway = Gateway::start(&models("", &[Model("m", &[&upstream])]));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ask = |body: Vec<u8>, pieces: usize| {
+        runtime.block_on(async {
+            let mut client = http2(gateway.address()).await;
+            let request = http::Request::post(format!("http://g{CHAT}")).body(()).unwrap();
+            let (answer, mut stream) = client.send_request(request, false).unwrap();
+            let length = body.len();
+            for (at, piece) in body.chunks(length.div_ceil(pieces)).enumerate() {
+                stream.send_data(piece.to_vec().into(), at + 1 == pieces).unwrap();
+            }
+            let answer = answer.await.unwrap();
+            let status = answer.status().as_u16();
+            let mut body = answer.into_body();
+            let mut text = Vec::new();
+            while let Some(chunk) = body.data().await {
+                let chunk = chunk.unwrap();
+                body.flow_control().release_capacity(chunk.len()).unwrap();
+                text.extend(chunk);
+            }
+            (status, String::from_utf8(text).unwrap())
+        })
+    };
+    let first =
+        |length| format!("{{\"model\":\"m\",\"x\":\"{}\"}}", "x".repeat(length)).into_bytes();
+    for length in [10, 40_000, 60_000, 200_000, 3_000_000] {
+        let body = first(length);
+        let whole = (200, body.len().to_string());
+        assert_eq!(ask(body, 3), whole, "{length}");
+    }
+    // Its end has come before its model was found, and is not kept.
+    let last = format!("{{\"x\":\"{}\",\"model\":\"m\"}}", "x".repeat(200_000)).into_bytes();
+    let (status, text) = ask(last, 1);
+    assert!(status == 411 && text.contains("Content-Length"), "{status} {text}");
+}
