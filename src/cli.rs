@@ -94,8 +94,8 @@ fn environment() -> Result<Environment, ConfigError> {
 }
 
 const NO_CONFIGURATION: &str = "\
-no configuration: there is none given with -c or in TOLLGATE_CONFIG or BACKENDS_CONFIG_PATH, and no
-tollgate.yaml or config/backends.json here, or /etc/tollgate/tollgate.yaml
+no configuration: there is none given with -c or in TOLLGATE_CONFIG or BACKENDS_CONFIG_PATH, no
+UPSTREAM_URL, and no tollgate.yaml or config/backends.json here, or /etc/tollgate/tollgate.yaml
 Write a tollgate.yaml:
 
   services:
@@ -117,7 +117,7 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
     let pools = snapshot.pools().count();
     let backends: usize = snapshot.pools().map(|(_, _, pool)| pool.backends.len()).sum();
     let origin = source.path().display().to_string();
-    let defaults = defaults_note(&snapshot);
+    let defaults = defaults_note(&source, &snapshot);
     let gateway = Gateway::bind(snapshot)
         .context("choose another address with \"listen\", \"admin.listen\" or PORT")?;
     let addresses = gateway.addresses();
@@ -151,7 +151,7 @@ fn check(given: Option<&Path>, against: Option<&Path>) -> ExitCode {
                 source.path().display(),
                 snapshot.services.len(),
                 snapshot.pools().count(),
-                defaults_note(&snapshot),
+                defaults_note(&source, &snapshot),
             );
             if let Some(before) = before {
                 let differences = config::differences(&before.snapshot, &snapshot);
@@ -168,9 +168,10 @@ fn check(given: Option<&Path>, against: Option<&Path>) -> ExitCode {
 }
 
 /// Says so where the defaults are not those of the documentation.
-fn defaults_note(snapshot: &Snapshot) -> &'static str {
+fn defaults_note(source: &Source, snapshot: &Snapshot) -> &'static str {
     match snapshot.defaults_of {
         DefaultsOf::Tollgate => "",
+        DefaultsOf::BackendsJson if *source == Source::Upstream => "",
         DefaultsOf::BackendsJson => "; with the defaults of a backends.json",
     }
 }

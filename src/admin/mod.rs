@@ -2,6 +2,7 @@
 
 mod dashboard;
 mod metrics;
+mod models;
 mod reload;
 mod status;
 
@@ -9,8 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW,
-    CONTENT_TYPE,
+    ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONTENT_TYPE,
 };
 use http::{HeaderValue, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -65,6 +66,10 @@ impl Admin {
             ("/health", _) => Ok(health()),
             ("/ready", _) => Ok(self.ready()),
             (_, Scope::Probes) => return None,
+            // Who has one upstream has clients that ask here whether it is well.
+            ("/", _) if runtime.catalog.everything.is_some() && !wants_html(request) => {
+                Ok(health())
+            }
             ("/", _) => Ok(self.dashboard.page()),
             ("/metrics", _) => {
                 let page = metrics::page(runtime, &self.lifecycle, &self.reloads.state());
@@ -104,6 +109,11 @@ impl Pages for Admin {
         if self.scope == Scope::Admin && request.path == reload::PATH {
             return Some(reload::answer(&self.reloads, runtime, request));
         }
+        if self.scope != Scope::Admin
+            && let Some(page) = models::answer(runtime, request)
+        {
+            return Some(page.map_or_else(PageAnswer::Refused, PageAnswer::Now));
+        }
         let page = self.page(runtime, request)?;
         let page = match *request.method {
             Method::GET | Method::HEAD => page.unwrap_or_else(|refusal| refusal_page(&refusal)),
@@ -117,6 +127,12 @@ impl Pages for Admin {
 fn health() -> Response<Bytes> {
     let version = env!("CARGO_PKG_VERSION");
     json_page(&json!({"status": "ok", "service": "tollgate", "version": version}))
+}
+
+/// Whether a browser asks; others are told how the gateway is.
+fn wants_html(request: &PageRequest<'_>) -> bool {
+    let accepted = request.headers.get_all(ACCEPT).iter();
+    accepted.filter_map(|value| value.to_str().ok()).any(|value| value.contains("text/html"))
 }
 
 fn service_status(

@@ -18,6 +18,7 @@ mod seen;
 mod snapshot;
 mod source;
 mod units;
+mod upstream;
 mod validate;
 
 use std::path::Path;
@@ -43,6 +44,9 @@ use problem::{Place, Problem, Problems};
 /// Every problem of the file and the variables, each with its place and what to do.
 pub fn load(source: &Source, environment: &Environment) -> Result<Snapshot, ConfigError> {
     let path = source.path();
+    if *source == Source::Upstream {
+        return upstream::read(environment);
+    }
     let unreadable = |error: std::io::Error| {
         ConfigError::new(vec![format!("{}: cannot read it: {error}", path.display())])
     };

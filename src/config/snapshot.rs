@@ -69,6 +69,8 @@ pub struct Naming {
     pub default_model: Vec<ModelRef>,
     /// For paths that belong to no model.
     pub default_service: Option<ModelRef>,
+    /// For all that is asked for under `/v1`, where there is one upstream and no models are known.
+    pub everything: Option<ModelRef>,
     /// What a list of the models has in it.
     pub listed: Listed,
 }

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::environment::Environment;
 
+/// The variable that is a whole configuration.
+pub(super) const UPSTREAM_URL: &str = "UPSTREAM_URL";
+
 /// A configuration's origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -11,19 +14,22 @@ pub enum Source {
     File(PathBuf),
     /// A `backends.json` of the tools that Tollgate replaces: their defaults hold.
     BackendsFile(PathBuf),
+    /// No file: one upstream, as `UPSTREAM_URL` says.
+    Upstream,
 }
 
 impl Source {
-    /// The file's path.
+    /// The file's path; of what is no file, what it is called.
     #[must_use]
     pub fn path(&self) -> &Path {
         match self {
             Self::File(path) | Self::BackendsFile(path) => path,
+            Self::Upstream => Path::new(UPSTREAM_URL),
         }
     }
 }
 
-/// The first of: the path given by hand, `$TOLLGATE_CONFIG`, `$BACKENDS_CONFIG_PATH`,
+/// The first of: the path given by hand, `$TOLLGATE_CONFIG`, `$BACKENDS_CONFIG_PATH`, `$UPSTREAM_URL`,
 /// `./tollgate.yaml`, `./config/backends.json`, `/etc/tollgate/tollgate.yaml`, as seen from
 /// `folder`.
 #[must_use]
@@ -40,6 +46,9 @@ pub fn find_source(
     }
     if let Some(path) = environment.get("BACKENDS_CONFIG_PATH") {
         return Some(Source::BackendsFile(path.into()));
+    }
+    if environment.get(UPSTREAM_URL).is_some() {
+        return Some(Source::Upstream);
     }
     let beside = |name: &str| {
         let exists = folder.join(name).exists();
@@ -66,7 +75,11 @@ mod tests {
             ("TOLLGATE_CONFIG", "t.yaml"),
             ("BACKENDS_CONFIG_PATH", "b.json"),
         ]);
-        let some = Environment::from_pairs([("BACKENDS_CONFIG_PATH", "b.json")]);
+        let some = Environment::from_pairs([
+            ("UPSTREAM_URL", "http://h"),
+            ("BACKENDS_CONFIG_PATH", "b.json"),
+        ]);
+        let upstream = Environment::from_pairs([("UPSTREAM_URL", "http://h")]);
         let none = Environment::default();
         let find = |given: Option<&str>, environment| {
             find_source(given.map(Path::new), environment, folder.path())
@@ -79,5 +92,6 @@ mod tests {
         assert_eq!(find(None, &none), Some(Source::BackendsFile("config/backends.json".into())));
         std::fs::write(folder.path().join("tollgate.yaml"), "").unwrap();
         assert_eq!(find(None, &none), Some(Source::File("tollgate.yaml".into())));
+        assert_eq!(find(None, &upstream), Some(Source::Upstream));
     }
 }

@@ -1,5 +1,7 @@
 //! Which API family a request speaks, told by its path.
 
+use http::HeaderMap;
+
 /// An API family, as far as its error bodies differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
@@ -10,6 +12,12 @@ pub enum Dialect {
 }
 
 impl Dialect {
+    /// Tells the family by a raw request path (no query) and the headers: some paths are common to all.
+    #[must_use]
+    pub fn of(path: &[u8], headers: &HeaderMap) -> Self {
+        if has_anthropic_version(headers) { Self::Anthropic } else { Self::of_path(path) }
+    }
+
     /// Tells the family by a raw request path (no query).
     #[must_use]
     pub fn of_path(path: &[u8]) -> Self {
@@ -19,6 +27,12 @@ impl Dialect {
         });
         if here { Self::Anthropic } else { Self::OpenAi }
     }
+}
+
+/// Whether a client of Anthropic's API asks: all of them say which version they mean.
+#[must_use]
+pub fn has_anthropic_version(headers: &HeaderMap) -> bool {
+    headers.contains_key("anthropic-version")
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ mod peek;
 mod stream;
 
 pub use coding::{CODINGS, CodingFault, decode};
-pub use dialect::Dialect;
+pub use dialect::{Dialect, has_anthropic_version};
 pub use json::{Fault, Found, Scanner};
 pub use multipart::Form;
 pub use pause::pause;

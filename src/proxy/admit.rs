@@ -58,6 +58,9 @@ pub(super) async fn admit(
             let page = match page {
                 PageAnswer::Now(page) => page,
                 PageAnswer::Later(page) => page.await,
+                PageAnswer::Refused(refusal) => {
+                    return respond::refuse(session, exchange, refusal).await.map(|()| true);
+                }
             };
             return respond::page(session, exchange, page).await.map(|()| true);
         }
@@ -124,7 +127,7 @@ fn arrive(session: &Session, exchange: &mut Exchange) {
     let head = session.req_header();
     let arrived = &mut exchange.arrived;
     arrived.request_id = telemetry::request_id(&head.headers);
-    arrived.dialect = Dialect::of_path(split_target(head).0);
+    arrived.dialect = Dialect::of(split_target(head).0, &head.headers);
     arrived.is_http_10 = head.version == Version::HTTP_10;
     arrived.is_http_2 = head.version == Version::HTTP_2;
     arrived.cors_origin = cors_origin(&arrived.runtime.snapshot.cors, &head.headers);

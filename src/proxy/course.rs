@@ -82,6 +82,15 @@ pub(super) fn find(runtime: &Runtime, head: &RequestHeader) -> Result<Course, Re
     let (path, query) = split_target(head);
     let miss = if path.starts_with(b"/v1/") {
         routing::check_unambiguous(path).map_err(|miss| refusal_of(miss, path))?;
+        if let Some(way) = &runtime.catalog.everything {
+            return Ok(Course {
+                target: [path, query].concat().into_boxed_slice(),
+                prefix: Box::default(),
+                is_front: true,
+                leads: Leads::To(Arc::clone(way), None),
+                look: None,
+            });
+        }
         Miss::NoRoute
     } else {
         match runtime.router.route(path) {
@@ -92,6 +101,7 @@ pub(super) fn find(runtime: &Runtime, head: &RequestHeader) -> Result<Course, Re
     };
     let plain = routing::plain_path(path);
     let front = routing::front(&head.method, plain, query);
+    let front = front.filter(|_| runtime.catalog.everything.is_none());
     let front = front.ok_or_else(|| refusal_of(miss, path))?;
     let (leads, look) = at_front_door(runtime, head, front, path)?;
     Ok(Course {

@@ -99,7 +99,7 @@ impl Admitted {
 
     /// Whether an answer tells which model gave it: the path does not, or it was not that one.
     pub(super) fn tells_model(&self) -> bool {
-        self.is_front || self.at > 0
+        self.is_front && !self.way.is_everything || self.at > 0
     }
 }
 

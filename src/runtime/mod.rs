@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Snapshot;
 use crate::pool::{Addresses, Names, Pool, Prober};
+use crate::refusal::Refusal;
 use crate::routing::Router;
 
 pub use ways::{Called, Catalog, Target, Way};
@@ -28,6 +29,8 @@ pub type Current = ArcSwap<Runtime>;
 pub struct Runtime {
     /// The configuration.
     pub snapshot: Snapshot,
+    /// Since when it is at work.
+    pub since: SystemTime,
     /// From `/{service}/{model}` to pools.
     pub router: Router<Arc<Way>>,
     /// From a model's name to pools.
@@ -76,7 +79,7 @@ impl Runtime {
         };
         let router = Router::new(snapshot.pools().map(of_path));
         let catalog = ways.catalog(&snapshot);
-        Ok(Self { router, catalog, pools, names, prober, snapshot })
+        Ok(Self { since: SystemTime::now(), router, catalog, pools, names, prober, snapshot })
     }
 
     /// The pool of a service and model.
@@ -112,6 +115,8 @@ pub enum PageAnswer {
     Now(Response<Bytes>),
     /// It takes a while.
     Later(Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>),
+    /// There is none, in the words of the client's API family.
+    Refused(Refusal),
 }
 
 /// The pages that the gateway answers itself: health, status, dashboard.

@@ -20,6 +20,8 @@ pub struct Way {
     pub targets: Box<[Target]>,
     /// Whether the name in a request may have to be changed for a backend.
     pub renames: bool,
+    /// Whether it is the one way that there is, of one upstream whose models are not known.
+    pub is_everything: bool,
 }
 
 /// One pool of a [`Way`].
@@ -64,6 +66,8 @@ pub struct Catalog {
     pub default_model: Option<Arc<Way>>,
     /// For what belongs to no model.
     pub default_service: Option<Arc<Way>>,
+    /// For whatever is asked for, where there is one upstream and no models are known.
+    pub everything: Option<Arc<Way>>,
     /// Names without a wildcard, each with its service, in the order of the configuration.
     listed: Vec<(String, String)>,
     lists: Option<Listed>,
@@ -155,6 +159,11 @@ impl<'a> Ways<'a> {
         });
         catalog.default_service =
             default_service.map(|one| self.way(std::slice::from_ref(one), &[&one.model]));
+        let everything = naming.everything.as_ref();
+        catalog.everything = everything.map(|one| {
+            let targets = self.targets(std::slice::from_ref(one));
+            Arc::new(Way { targets: targets.into(), renames: false, is_everything: true })
+        });
         catalog
     }
 
@@ -165,15 +174,15 @@ impl<'a> Ways<'a> {
         for target in &mut targets {
             target.called = Called::AfterBytes(service.len() + 1);
         }
-        self.with_fallbacks(targets, &[whole, model])
+        Arc::new(self.with_fallbacks(targets, &[whole, model]))
     }
 
     fn way(&self, refs: &[ModelRef], names: &[&str]) -> Arc<Way> {
-        self.with_fallbacks(self.targets(refs), names)
+        Arc::new(self.with_fallbacks(self.targets(refs), names))
     }
 
     /// Adds the fallbacks of the first of `names` that has any.
-    fn with_fallbacks(&self, mut targets: Vec<Target>, names: &[&str]) -> Arc<Way> {
+    fn with_fallbacks(&self, mut targets: Vec<Target>, names: &[&str]) -> Way {
         let first = targets.first().map(|target| target.pool.name().to_owned());
         let exact = first.as_deref().into_iter().chain(names.iter().copied());
         let fallbacks = exact
@@ -190,7 +199,7 @@ impl<'a> Ways<'a> {
         };
         let renames =
             targets.iter().any(|target| target.called != Called::AsAsked || own_name(target));
-        Arc::new(Way { targets: targets.into(), renames })
+        Way { targets: targets.into(), renames, is_everything: false }
     }
 
     fn targets(&self, refs: &[ModelRef]) -> Vec<Target> {

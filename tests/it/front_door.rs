@@ -2,7 +2,9 @@
 
 use std::io::Write;
 
-use crate::harness::{Answer, Gateway, Reply, Seen, Upstream, eventually, get, http2, post, send};
+use crate::harness::{
+    Answer, Gateway, Reply, Seen, Upstream, eventually, get, http2, post, run_program, send,
+};
 
 /// A model of the service `svc`, over upstreams.
 struct Model<'a>(&'a str, &'a [&'a Upstream]);
@@ -413,4 +415,143 @@ fn an_http2_body_without_a_length_finds_its_way() {
     let last = format!("{{\"x\":\"{}\",\"model\":\"m\"}}", "x".repeat(200_000)).into_bytes();
     let (status, text) = ask(last, 1);
     assert!(status == 411 && text.contains("Content-Length"), "{status} {text}");
+}
+
+#[test]
+fn models_are_listed_in_the_form_of_the_clients_api() {
+    let mut upstream = Upstream::named("x");
+    let other = Upstream::named("y");
+    let top = "api_key: sk-1\naliases: {gpt-4o: a/b, \"claude-*\": m}";
+    let text = services(
+        top,
+        &[
+            (
+                "one",
+                &[Model("m", &[&upstream]), Model("a/b", &[&upstream]), Model("g*", &[&upstream])],
+            ),
+            ("two", &[Model("m", &[&other])]),
+        ],
+    );
+    let gateway = Gateway::start(&text);
+    let to = gateway.address();
+    let key = "Authorization: Bearer sk-1";
+    let list = get(to, "/v1/models", &[key]).json();
+    assert_eq!(list["object"], "list");
+    let ids = |list: &serde_json::Value, key: &str, id: &str| -> Vec<String> {
+        let items = list[key].as_array().unwrap().iter();
+        items.map(|model| model[id].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(ids(&list, "data", "id"), ["m", "a/b", "gpt-4o"]);
+    let first = &list["data"][0];
+    assert_eq!((&first["object"], &first["owned_by"]), (&"model".into(), &"one".into()));
+    assert!(first["created"].as_u64().unwrap() > 1_700_000_000);
+    for (path, id) in [
+        ("/v1/models/m", "m"),
+        ("/v1/models/a%2Fb", "a/b"),
+        ("/openai/v1/models/a/b", "a/b"),
+        ("/v1/models/claude-x", "claude-x"),
+        ("/v1/models/g-1", "g-1"),
+    ] {
+        assert_eq!(get(to, path, &[key]).json()["id"], id, "{path}");
+    }
+    assert_eq!(code(&get(to, "/v1/models/nope", &[key])), (404, "model_not_found".to_owned()));
+    assert_eq!(get(to, "/v1/models", &[]).status, 401);
+    let anthropic = [key, "anthropic-version: 2023-06-01"];
+    let list = get(to, "/v1/models", &anthropic).json();
+    assert_eq!(ids(&list, "data", "id"), ["m", "a/b", "gpt-4o"]);
+    assert_eq!((&list["first_id"], &list["has_more"]), (&"m".into(), &false.into()));
+    assert_eq!(list["data"][0]["type"], "model");
+    let answer = get(to, "/v1/models/nope", &anthropic).json();
+    assert_eq!(
+        (&answer["type"], &answer["error"]["type"]),
+        (&"error".into(), &"not_found_error".into())
+    );
+    assert!(!answer["request_id"].as_str().unwrap().is_empty());
+    let list = get(to, "/v1beta/models", &["x-goog-api-key: sk-1"]).json();
+    assert_eq!(ids(&list, "models", "name")[0], "models/m");
+    assert!(upstream.seen().is_empty());
+    // Only what can be served, where that is wanted.
+    let only_healthy = "models_listed: healthy\nhealth_check: {interval: 100ms}\napi_key";
+    let gateway = Gateway::start(&text.replacen("api_key", only_healthy, 1));
+    upstream.kill();
+    eventually("only the second service has models", || {
+        ids(&get(gateway.address(), "/v1/models", &[key]).json(), "data", "id") == ["m"]
+    });
+}
+
+#[test]
+fn an_upstream_url_alone_is_a_configuration() {
+    let upstream = Upstream::start(|seen, reply| {
+        if seen.target() == "/health" {
+            reply.send(404, &[], b"");
+        } else {
+            reply.send(200, &[("X-Key", &seen.header("authorization"))], &seen.body);
+        }
+    });
+    let url = format!("{}/v1", upstream.url());
+    let folder = tempfile::tempdir().unwrap();
+    let variables = [
+        ("UPSTREAM_URL", url.as_str()),
+        ("PORT", "0"),
+        ("HOST", "127.0.0.1"),
+        ("HEALTH_CHECK_INTERVAL", "0.1"),
+    ];
+    let gateway = Gateway::start_in(folder, &variables, &["serve"]);
+    let to = gateway.address();
+    for (path, target) in
+        [("/v1/models", "/v1/models"), ("/v1/chat/completions?a=1", "/v1/chat/completions?a=1")]
+    {
+        let answer = post(to, path, &["Authorization: Bearer mine"], "whatever it is");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "whatever it is"), "{path}");
+        assert_eq!(answer.header("x-key"), "Bearer mine");
+        assert_eq!(upstream.last().target(), target);
+    }
+    assert_eq!(get(to, "/v1/models", &[]).text(), "");
+    assert_eq!(upstream.last().target(), "/v1/models");
+    assert_eq!(get(to, "/", &["Accept: */*"]).json()["service"], "tollgate");
+    let page = get(to, "/", &["Accept: text/html,application/xhtml+xml"]);
+    assert!(page.header("content-type").starts_with("text/html"));
+    let status = get(to, "/api/health/status", &[]).json();
+    assert!(
+        status["data"]["upstream"]["all"][0]["url"].as_str().unwrap().starts_with(&upstream.url())
+    );
+    eventually("its 404 passes for health", || {
+        get(to, "/api/health/status", &[]).json()["data"]["upstream"]["all"][0]["status"]
+            == "healthy"
+    });
+    assert_eq!(get(to, "/v2/x", &[]).status, 404);
+}
+
+#[test]
+fn with_an_upstream_url_the_other_variables_hold() {
+    let upstream = Upstream::start(|seen, reply| reply.text(&seen.header("x-api-key")));
+    let url = upstream.url();
+    let variables = [
+        ("UPSTREAM_URL", url.as_str()),
+        ("PORT", "0"),
+        ("HOST", "127.0.0.1"),
+        ("BACKEND_API_KEY", "sk-1"),
+        ("BACKEND_AUTH_MODE", "x-api-key"),
+    ];
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &variables, &["serve"]);
+    assert_eq!(get(gateway.address(), "/v1/models", &[]).status, 401);
+    let answer = get(gateway.address(), "/v1/models", &["Authorization: Bearer sk-1"]);
+    assert_eq!(answer.text(), "sk-1");
+    let folder = tempfile::tempdir().unwrap();
+    let run = |url| {
+        let output = run_program(folder.path(), &[("UPSTREAM_URL", url)], &["check"]);
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (code, out, _) = run("http://user:pass@h/base");
+    assert_eq!(
+        (code, out.as_str()),
+        (Some(0), "UPSTREAM_URL: fine (services: 1, models: 1, backends: 1)\n")
+    );
+    let (code, _, err) = run("ftp://h");
+    assert_eq!(code, Some(78));
+    assert!(err.contains("UPSTREAM_URL: the scheme must be http or https"), "{err}");
 }

@@ -98,6 +98,7 @@ pub(super) fn naming(
             let (model, _) = service.models.first()?;
             Some(ModelRef { service: name.to_owned(), model: model.clone(), name: None })
         }),
+        everything: None,
         listed: match file.models_listed {
             Some(FileListed::Healthy) => Listed::Healthy,
             Some(FileListed::All) | None => Listed::All,
