@@ -118,6 +118,7 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
     let backends: usize = snapshot.pools().map(|(_, _, pool)| pool.backends.len()).sum();
     let origin = source.path().display().to_string();
     let defaults = defaults_note(&source, &snapshot);
+    let warnings = config::warnings(&snapshot);
     let gateway = Gateway::bind(snapshot)
         .context("choose another address with \"listen\", \"admin.listen\" or PORT")?;
     let addresses = gateway.addresses();
@@ -127,11 +128,14 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
         log::info!(
             "tollgate {version} with {origin} (models: {pools}, backends: {backends}{defaults})"
         );
+        for warning in &warnings {
+            log::warn!("{warning}");
+        }
         for address in &addresses.traffic {
-            log::info!("listening on http://{address}");
+            log::info!("listening on {address}");
         }
         for address in &addresses.admin {
-            log::info!("status and dashboard on http://{address}");
+            log::info!("status and dashboard on {address}");
         }
     })?;
     Ok(ExitCode::SUCCESS)
@@ -153,6 +157,9 @@ fn check(given: Option<&Path>, against: Option<&Path>) -> ExitCode {
                 snapshot.pools().count(),
                 defaults_note(&source, &snapshot),
             );
+            for warning in config::warnings(&snapshot) {
+                println!("warning: {warning}");
+            }
             if let Some(before) = before {
                 let differences = config::differences(&before.snapshot, &snapshot);
                 let old = before.source.path().display();

@@ -115,6 +115,10 @@ pub enum Refusal {
         /// When a place can be expected.
         retry_after: Duration,
     },
+    /// The address takes TLS, and the client spoke without.
+    NeedsTls,
+    /// The address takes no TLS, and the client spoke it.
+    NeedsPlain,
     /// There are as many open connections as allowed.
     TooManyConnections,
     /// The gateway is shutting down.
@@ -227,6 +231,9 @@ impl Refusal {
             Self::BodyMalformed { .. } => {
                 (400, "invalid_request_error", "invalid_body", "invalid_request_error")
             }
+            Self::NeedsTls | Self::NeedsPlain => {
+                (400, "invalid_request_error", "wrong_scheme", "invalid_request_error")
+            }
             Self::ModelMissing => {
                 (400, "invalid_request_error", "model_required", "invalid_request_error")
             }
@@ -288,6 +295,8 @@ impl Refusal {
         match self {
             Self::BadRequest { reason } | Self::BodyMalformed { reason } => (*reason).to_owned(),
             Self::CodingUnknown => format!("the body's Content-Encoding is none of {CODINGS}"),
+            Self::NeedsTls => "this port takes https: change the URL's http to https".into(),
+            Self::NeedsPlain => "this port takes http: change the URL's https to http".into(),
             Self::ModelMissing => {
                 "the request names no model: send \"model\", or the header X-Tollgate-Model".into()
             }

@@ -30,6 +30,30 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// As [`Secret`], for keys that are no text.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretBytes(Vec<u8>);
+
+impl SecretBytes {
+    /// Wraps `bytes`.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes themselves, for the one place that uses them.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
 /// The SHA-256 of a key. Comparing hashes takes the same time wherever two keys differ and
 /// whatever their lengths are, so an answer's timing tells a caller nothing about the key.
 #[derive(Clone, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use super::listen::Listen;
 use super::snapshot::{BackendSpec, PoolSpec, Snapshot};
 
 /// Keys whose change has no effect until the process starts anew.
@@ -68,8 +69,10 @@ impl Lines {
 }
 
 fn top(before: &Snapshot, next: &Snapshot, lines: &mut Lines) {
-    lines.compare("listen", &before.listen, &next.listen);
-    lines.compare("admin.listen", &before.admin_listen, &next.admin_listen);
+    let shown = |listen: &[Listen]| listen.iter().map(Listen::to_string).collect::<Vec<_>>();
+    lines.compare("listen", &shown(&before.listen), &shown(&next.listen));
+    lines.compare("admin.listen", &shown(&before.admin_listen), &shown(&next.admin_listen));
+    lines.changed("tls", &before.tls, &next.tls);
     lines.changed("api_key", &before.clients, &next.clients);
     lines.compare("trusted_proxies", &before.trusted_proxies, &next.trusted_proxies);
     lines.compare("cors.origins", &before.cors, &next.cors);
@@ -122,6 +125,8 @@ fn backends(at: &str, before: &BackendSpec, next: &BackendSpec, lines: &mut Line
     lines.compare(&format!("{at}.weight"), &before.weight, &next.weight);
     lines.compare(&format!("{at}.priority"), &before.priority, &next.priority);
     lines.compare(&format!("{at}.model"), &before.model, &next.model);
+    lines.compare(&format!("{at}.protocol"), &before.protocol, &next.protocol);
+    lines.changed(&format!("{at}.tls"), &before.tls, &next.tls);
     lines.compare(&format!("{at}.inflight_max"), &before.inflight_max, &next.inflight_max);
     lines.changed(&format!("{at}.api_key"), &before.credential, &next.credential);
     lines.changed(&format!("{at}.health_check"), &before.probe, &next.probe);
@@ -154,7 +159,7 @@ mod tests {
         let lines = differences(&before, &next);
         let text = lines.join("\n");
         for expected in [
-            "listen: [0.0.0.0:8000] -> [1.2.3.4:5] (takes a restart)",
+            "listen: [\"http://0.0.0.0:8000\"] -> [\"http://1.2.3.4:5\"] (takes a restart)",
             "api_key: changed",
             "services.s.models.m.backends[a].weight: 1.0 -> 2.0",
             "services.s.models.m.backends[a].api_key: changed",

@@ -7,6 +7,7 @@ use indexmap::IndexMap;
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor, value::SeqAccessDeserializer};
 
+use super::snapshot::TlsVersion;
 use super::units::{Size, Span};
 use crate::secret::Secret;
 
@@ -15,6 +16,7 @@ use crate::secret::Secret;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct FileConfig {
     pub(super) listen: Option<OneOrMany>,
+    pub(super) tls: Option<FileTls>,
     pub(super) admin: Option<FileAdmin>,
     pub(super) api_key: Option<FileSecret>,
     pub(super) api_key_file: Option<String>,
@@ -41,6 +43,61 @@ pub(super) struct FileConfig {
     pub(super) default_service: Option<String>,
     pub(super) models_listed: Option<FileListed>,
     pub(super) services: Option<IndexMap<String, FileService>>,
+}
+
+/// TLS of the listeners.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileTls {
+    pub(super) certificates: Option<Vec<Option<FileCertificate>>>,
+    pub(super) client_ca_file: Option<String>,
+    pub(super) client_certificates: Option<FileClientAuth>,
+    pub(super) min_version: Option<FileTlsVersion>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileCertificate {
+    pub(super) cert_file: Option<String>,
+    pub(super) key_file: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FileClientAuth {
+    Off,
+    Optional,
+    Required,
+}
+
+/// A version of TLS; `1.2` is a number in YAML.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FileTlsVersion(pub(super) TlsVersion);
+
+impl<'de> Deserialize<'de> for FileTlsVersion {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct VersionVisitor;
+        impl Visitor<'_> for VersionVisitor {
+            type Value = FileTlsVersion;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("1.2 or 1.3")
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<FileTlsVersion, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<FileTlsVersion, E> {
+                match text {
+                    "1.2" => Ok(FileTlsVersion(TlsVersion::Tls12)),
+                    "1.3" => Ok(FileTlsVersion(TlsVersion::Tls13)),
+                    _ => Err(E::custom("expected 1.2 or 1.3")),
+                }
+            }
+        }
+        deserializer.deserialize_any(VersionVisitor)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -220,7 +277,28 @@ pub(super) struct FileBackend {
     pub(super) api_key: Option<FileSecret>,
     pub(super) api_key_file: Option<String>,
     pub(super) auth_mode: Option<FileAuthMode>,
+    pub(super) protocol: Option<FileProtocol>,
+    pub(super) tls: Option<FileBackendTls>,
     pub(super) health_check: Option<FileProbe>,
+}
+
+/// TLS towards a backend.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileBackendTls {
+    pub(super) ca_file: Option<String>,
+    pub(super) cert_file: Option<String>,
+    pub(super) key_file: Option<String>,
+    pub(super) server_name: Option<String>,
+    pub(super) verify: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FileProtocol {
+    Http1,
+    Http2,
+    Auto,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]

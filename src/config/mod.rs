@@ -12,6 +12,7 @@ mod document;
 mod environment;
 mod file;
 mod interpolate;
+mod listen;
 mod overrides;
 mod problem;
 mod seen;
@@ -20,19 +21,23 @@ mod source;
 mod units;
 mod upstream;
 mod validate;
+mod warnings;
 
 use std::path::Path;
 
 pub use diff::{differences, needs_restart};
 pub use environment::Environment;
+pub use listen::{Listen, ListenAt};
 pub use problem::ConfigError;
 pub use seen::SeenFile;
 pub use snapshot::{
-    BackendSpec, BackendUrl, Balance, BreakerSpec, ClientBounds, ClientKeys, CorsOrigins,
-    Credential, Deadlines, DefaultsOf, HealthSpec, Host, Listed, ModelRef, Naming, PoolSpec,
-    ProbeSpec, QueueSpec, ReplayBounds, RetrySpec, Service, Snapshot,
+    BackendSpec, BackendTls, BackendUrl, Balance, BreakerSpec, Certificate, ClientAuth,
+    ClientBounds, ClientKeys, CorsOrigins, Credential, Deadlines, DefaultsOf, HealthSpec, Host,
+    Listed, ListenerTls, ModelRef, Naming, PoolSpec, ProbeSpec, Protocol, QueueSpec, ReplayBounds,
+    RetrySpec, Service, Snapshot, TlsVersion,
 };
 pub use source::{Source, find_source};
+pub use warnings::warnings;
 
 use document::Node;
 use file::FileConfig;

@@ -3,6 +3,7 @@
 use super::defaults;
 use super::environment::Environment;
 use super::file::{FileAuthMode, FileConfig, FileSecret, OneOrMany};
+use super::listen::{self, Listen};
 use super::problem::Problems;
 use super::units::Span;
 use crate::secret::Secret;
@@ -99,7 +100,7 @@ fn listen(file: &mut FileConfig, reader: &mut Reader<'_>) {
         port => port.and_then(Result::ok),
     };
     if let Some(host) = host
-        && super::validate::listen_host(host).is_none()
+        && listen::host(host).is_none()
     {
         reader.wrong("HOST", "expected an address such as 0.0.0.0, 127.0.0.1 or ::");
         return;
@@ -107,37 +108,22 @@ fn listen(file: &mut FileConfig, reader: &mut Reader<'_>) {
     if host.is_none() && port.is_none() {
         return;
     }
+    let host = host.and_then(listen::host);
     let written = file.listen.take().unwrap_or_default();
-    let mut items: Vec<String> =
-        written.items.iter().map(|item| replaced(item, host, port)).collect();
+    // What cannot be read stays as it is and is reported by validation.
+    let replaced = |item: &String| match Listen::parse(item) {
+        Some(mut listen) => {
+            listen.replace(host, port);
+            listen.to_string()
+        }
+        None => item.clone(),
+    };
+    let mut items: Vec<String> = written.items.iter().map(replaced).collect();
     if items.is_empty() {
-        items.push(joined(
-            host.unwrap_or(defaults::LISTEN_HOST),
-            port.unwrap_or(defaults::LISTEN_PORT),
-        ));
+        items.push(replaced(&defaults::LISTEN_HOST.to_owned()));
     }
     items.dedup();
     file.listen = Some(OneOrMany { items, list: written.list });
-}
-
-/// A listening address with its host or port replaced; one that cannot be read stays as it is and
-/// is reported by validation.
-fn replaced(written: &str, host: Option<&str>, port: Option<u16>) -> String {
-    match super::validate::listen_address(written) {
-        Some(address) => {
-            let own_host = address.ip().to_string();
-            joined(host.unwrap_or(&own_host), port.unwrap_or(address.port()))
-        }
-        None => written.to_owned(),
-    }
-}
-
-fn joined(host: &str, port: u16) -> String {
-    if host.contains(':') && !host.starts_with('[') {
-        format!("[{host}]:{port}")
-    } else {
-        format!("{host}:{port}")
-    }
 }
 
 struct Reader<'a> {

@@ -1,14 +1,16 @@
 //! The validated configuration: immutable, complete, no "not written" left in it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
 use indexmap::IndexMap;
 use ipnet::IpNet;
 
+use super::listen::Listen;
 use super::seen::SeenFile;
-use crate::secret::{KeyHash, Secret};
+use crate::secret::{KeyHash, Secret, SecretBytes};
 
 /// What an exchange can rely on. Nothing in it changes.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,13 +18,17 @@ pub struct Snapshot {
     /// Whose defaults hold where nothing is written.
     pub defaults_of: DefaultsOf,
     /// Addresses that take traffic.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Listen>,
     /// Addresses for status, dashboard and metrics; empty: the traffic addresses serve them.
-    pub admin_listen: Vec<SocketAddr>,
+    pub admin_listen: Vec<Listen>,
+    /// What is needed to speak TLS on them.
+    pub tls: Option<ListenerTls>,
     /// Who may pass.
     pub clients: ClientKeys,
     /// Addresses whose forwarded headers are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether those of the peers of a Unix socket are, which have no address.
+    pub trusts_unix: bool,
     /// Origins whose browsers may send traffic.
     pub cors: CorsOrigins,
     /// Level of the application log.
@@ -102,6 +108,74 @@ pub enum DefaultsOf {
     Tollgate,
     /// Those of the tools that a `backends.json` comes from.
     BackendsJson,
+}
+
+/// TLS towards clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerTls {
+    /// At least one; the first is for clients that ask for no name, or for one that none is for.
+    pub certificates: Vec<Certificate>,
+    /// Whether clients have to show certificates.
+    pub client_auth: ClientAuth,
+    /// The oldest version that is spoken.
+    pub min_version: TlsVersion,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// 1.2 (RFC 5246).
+    Tls12,
+    /// 1.3 (RFC 8446).
+    Tls13,
+}
+
+/// A certificate with its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// It and those that it is signed with, in DER.
+    pub chain: Vec<Vec<u8>>,
+    /// Its private key, in DER.
+    pub key: SecretBytes,
+    /// Host names that it is for, in lower case; one may begin with `*.`.
+    pub names: Vec<String>,
+    /// When it ends, in seconds since 1970.
+    pub not_after: i64,
+}
+
+/// Whether clients have to show certificates, and of which authorities (in DER).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// They are not asked.
+    Off,
+    /// Who shows one must show a good one.
+    Optional(Vec<Vec<u8>>),
+    /// Without a good one there is no connection.
+    Required(Vec<Vec<u8>>),
+}
+
+/// TLS towards a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendTls {
+    /// Authorities that are believed, in DER; none: those of the system.
+    pub ca: Option<Vec<Vec<u8>>>,
+    /// What it is shown.
+    pub client: Option<Certificate>,
+    /// The name or address that its certificate must be for, and that is asked for (SNI).
+    pub server_name: String,
+    /// Whether its certificate is verified.
+    pub verify: bool,
+}
+
+/// What a backend is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2; without TLS by prior knowledge.
+    Http2,
+    /// What the two of them agree on (ALPN); without TLS HTTP/1.1.
+    Auto,
 }
 
 /// Whose credentials are accepted.
@@ -294,6 +368,10 @@ pub struct BackendSpec {
     pub name: String,
     /// Where it is.
     pub url: BackendUrl,
+    /// What it is spoken to.
+    pub protocol: Protocol,
+    /// How, where it speaks TLS.
+    pub tls: BackendTls,
     /// Share of exchanges in proportion to the other backends; 0: drained.
     pub weight: f64,
     /// Its group: it serves only when no backend of a lower number can.
@@ -317,9 +395,9 @@ pub struct BackendSpec {
 pub struct BackendUrl {
     /// Whether it speaks TLS.
     pub tls: bool,
-    /// Name or address.
+    /// Name, address or path.
     pub host: Host,
-    /// TCP port.
+    /// TCP port; 0 of a Unix socket.
     pub port: u16,
     /// Path before the client's path: empty, or `/...` without a slash at its end.
     pub base_path: String,
@@ -336,6 +414,8 @@ pub enum Host {
     Address(IpAddr),
     /// A name to look up.
     Name(String),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
 }
 
 /// A header that carries a credential.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 
-use crate::config::{self, Environment, Source};
+use crate::config::{self, Environment, Listen, Source};
 use crate::server::Gateway;
 
 use backend::{Behaviour, SimulatedBackend};
@@ -31,8 +31,8 @@ pub fn run(port: u16) -> Result<()> {
     let source = Source::File(PathBuf::from("demo.yaml"));
     let snapshot = config::read(text.as_bytes(), &source, &Environment::default())?;
     let gateway = Gateway::bind(snapshot).context("choose another port with --port")?;
-    let address = gateway.addresses().traffic[0];
-    gateway.run(None, move || print!("{}", greeting(address)))
+    let address = gateway.addresses().traffic[0].clone();
+    gateway.run(None, move || print!("{}", greeting(&address)))
 }
 
 async fn start_backends() -> Result<[SocketAddr; 3]> {
@@ -78,7 +78,7 @@ services:
     )
 }
 
-fn greeting(address: SocketAddr) -> String {
+fn greeting(address: &Listen) -> String {
     let json = "-H 'Content-Type: application/json'";
     let chat = r#"{"model":"chat","messages":[{"role":"user","content":"Hello"}]}"#;
     let chat_stream =
@@ -89,26 +89,26 @@ fn greeting(address: SocketAddr) -> String {
         "
 Tollgate demo: one proxy, three simulated LLM backends, all in this process.
 
-  Dashboard    http://{address}/
-  Status       http://{address}/api/health/status
+  Dashboard    {address}/
+  Status       {address}/api/health/status
 
 Paste into another terminal:
 
   # which models a backend has
-  curl http://{address}/demo/chat/v1/models
+  curl {address}/demo/chat/v1/models
 
   # OpenAI chat completion, whole and streamed; run it twice: two backends take turns
-  curl http://{address}/demo/chat/v1/chat/completions {json} -d '{chat}'
-  curl -N http://{address}/demo/chat/v1/chat/completions {json} -d '{chat_stream}'
+  curl {address}/demo/chat/v1/chat/completions {json} -d '{chat}'
+  curl -N {address}/demo/chat/v1/chat/completions {json} -d '{chat_stream}'
 
   # Anthropic messages
-  curl http://{address}/demo/chat/v1/messages {json} -d '{message}'
+  curl {address}/demo/chat/v1/messages {json} -d '{message}'
 
   # Ollama chat, newline-delimited JSON
-  curl -N http://{address}/demo/chat/api/chat {json} -d '{chat}'
+  curl -N {address}/demo/chat/api/chat {json} -d '{chat}'
 
   # a backend that fails now and then: watch it go down and come back on the dashboard
-  curl -i http://{address}/demo/flaky/v1/chat/completions {json} -d '{chat}'
+  curl -i {address}/demo/flaky/v1/chat/completions {json} -d '{chat}'
 
 Ctrl-C ends it.
 "

@@ -1,6 +1,7 @@
 //! One backend at run time: its identity, its live state, and the peer that is dialled.
 
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::unix::net::SocketAddr as UnixAddress;
 use std::sync::atomic::{
     AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU64, AtomicUsize, Ordering,
 };
@@ -12,6 +13,7 @@ use pingora_core::connectors::L4Connect;
 use pingora_core::protocols::l4::socket::SocketAddr as L4Address;
 use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::utils::tls::{CertKey, WrappedX509, parse_x509};
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use tokio::net::TcpStream;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
@@ -19,8 +21,11 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 use super::breaker::{Breaker, BreakerState, Entry};
 use super::moment::Moment;
 use super::queue::Queue;
-use super::resolve::Addresses;
-use crate::config::{BackendSpec, Deadlines, Host};
+use super::resolve::{Address, Addresses};
+use crate::config::{BackendSpec, Deadlines, Protocol};
+
+/// Exchanges that share one HTTP/2 connection to a backend at most: what servers allow as a rule.
+const HTTP2_STREAMS_MAX: usize = 100;
 
 /// A backend as its pool knows it.
 #[derive(Debug)]
@@ -134,11 +139,19 @@ impl Backend {
     }
 
     /// The peer at `address`.
-    #[must_use]
-    pub fn peer_at(&self, address: SocketAddr) -> HttpPeer {
+    ///
+    /// # Errors
+    /// When the path of a Unix socket is none; validation has looked at its length.
+    pub fn peer_at(&self, address: &Address) -> Result<HttpPeer> {
         let mut peer = self.peer.clone();
-        peer._address = L4Address::Inet(address);
-        peer
+        peer._address = match address {
+            Address::Tcp(address) => L4Address::Inet(*address),
+            Address::Unix(path) => {
+                let address = UnixAddress::from_pathname(path);
+                L4Address::Unix(address.or_err(ErrorType::SocketError, "not a socket's path")?)
+            }
+        };
+        Ok(peer)
     }
 
     /// Exchanges in flight towards it.
@@ -234,10 +247,7 @@ pub(super) fn identity(pool: &str, spec: &BackendSpec) -> SocketAddr {
 }
 
 fn peer(spec: &BackendSpec) -> HttpPeer {
-    let sni = match (&spec.url.host, spec.url.tls) {
-        (Host::Name(name), true) => name.clone(),
-        _ => String::new(),
-    };
+    let sni = if spec.url.tls { spec.tls.server_name.clone() } else { String::new() };
     // A literal address: `new` would look a name up, blocking, and panic when that fails.
     let placeholder = SocketAddr::from(([0, 0, 0, 0], 0));
     let mut peer = HttpPeer::new(placeholder, spec.url.tls, sni);
@@ -252,7 +262,35 @@ fn peer(spec: &BackendSpec) -> HttpPeer {
         options.connection_timeout = Some(connect);
     }
     options.idle_timeout = Some(spec.idle_timeout);
+    match (spec.protocol, spec.url.tls) {
+        (Protocol::Http1, _) | (Protocol::Auto, false) => options.set_http_version(1, 1),
+        (Protocol::Http2, _) => options.set_http_version(2, 2),
+        (Protocol::Auto, true) => options.set_http_version(2, 1),
+    }
+    options.max_h2_streams = HTTP2_STREAMS_MAX;
+    if spec.url.tls {
+        secure(&mut peer, spec);
+    }
     peer
+}
+
+/// Whom the backend is taken for, and what it is shown.
+fn secure(peer: &mut HttpPeer, spec: &BackendSpec) {
+    let options = &mut peer.options;
+    options.verify_cert = spec.tls.verify;
+    options.verify_hostname = spec.tls.verify;
+    let authorities = spec.tls.ca.as_ref().map(|ca| {
+        let authority = |der: &Vec<u8>| WrappedX509::new(der.clone(), parse_x509);
+        ca.iter().map(authority).collect::<Arc<[_]>>()
+    });
+    options.ca = authorities;
+    peer.client_cert_key =
+        spec.tls.client.as_ref().map(|client| {
+            Arc::new(CertKey::new(client.chain.clone(), client.key.expose().to_vec()))
+        });
+    // Connections are shared by those who would have made the same: Pingora compares all but these.
+    let profile = (&spec.tls.ca, spec.protocol);
+    peer.group_key = xxh3_64(format!("{profile:?}").as_bytes());
 }
 
 /// The deadline for a connection to a backend with TLS is over: Pingora's own word for that also

@@ -17,6 +17,7 @@ use pingora_load_balancing::Backend as LbBackend;
 use pingora_load_balancing::health_check::HealthCheck;
 
 use super::backend::{Backend, CONNECT_DEADLINE};
+use super::resolve::Address;
 use crate::config::{BackendSpec, HealthSpec};
 use crate::telemetry::brief;
 
@@ -81,21 +82,25 @@ impl Prober {
         for _ in 0..count {
             let Some(address) = addresses.current() else { break };
             let started = Instant::now();
-            result = self.ask(backend, address, connect).await.map(|()| started.elapsed());
+            result = self.ask(backend, &address, connect).await.map(|()| started.elapsed());
             match &result {
-                Err(error) if is_connect_failure(&error.etype) => addresses.pass_over(address),
+                Err(error) if is_connect_failure(&error.etype) => addresses.pass_over(&address),
                 _ => break,
             }
         }
         result
     }
 
-    async fn ask(&self, backend: &Backend, address: SocketAddr, connect: Duration) -> Result<()> {
-        let mut peer = backend.peer_at(address);
+    async fn ask(&self, backend: &Backend, address: &Address, connect: Duration) -> Result<()> {
+        let mut peer = backend.peer_at(address)?;
         peer.options.total_connection_timeout = Some(connect);
         let (mut session, _) = self.connector.get_http_session(&peer).await?;
         session.set_read_timeout(Some(backend.spec.probe.timeout));
-        session.write_request_header(Box::new(request(backend)?)).await?;
+        let mut request = request(backend)?;
+        if !matches!(session, HttpSession::H2(_)) {
+            request.insert_header("Connection", "close")?;
+        }
+        session.write_request_header(Box::new(request)).await?;
         session.finish_request_body().await?;
         let status = final_status(&mut session).await?;
         let mut body_bytes = 0;
@@ -161,7 +166,6 @@ fn request(backend: &Backend) -> Result<RequestHeader> {
     request.insert_header("Host", backend.spec.url.authority.clone())?;
     request.insert_header("User-Agent", concat!("tollgate/", env!("CARGO_PKG_VERSION")))?;
     request.insert_header("Accept", "*/*")?;
-    request.insert_header("Connection", "close")?;
     if let Some(credential) = &backend.spec.credential {
         request.insert_header(credential.header.clone(), credential.value.clone())?;
     }
@@ -182,7 +186,7 @@ impl HealthCheck for PoolCheck {
             Ok(result) => result,
             Err(_) => {
                 // Another address of its name may do better in the next round.
-                backend.addresses.current().inspect(|silent| backend.addresses.pass_over(*silent));
+                backend.addresses.current().inspect(|silent| backend.addresses.pass_over(silent));
                 Error::e_explain(ErrorType::ReadTimedout, format!("no answer in {timeout:?}"))
             }
         };

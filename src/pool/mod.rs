@@ -27,7 +27,7 @@ pub use breaker::{BreakerState, Outcome};
 pub use checks::Checks;
 pub use health::Prober;
 pub use queue::{Avoided, Queue, Waiter};
-pub use resolve::Addresses;
+pub use resolve::{Address, Addresses};
 
 use backend::Terms;
 use balance::{BalanceConfig, Balancer};
@@ -427,7 +427,7 @@ mod tests {
                 panic!("{:?}: {:?}", backend.live.health.state(), backend.live.health.failure());
             }
         }
-        assert_eq!(backend.addresses.current(), Some(live));
+        assert_eq!(backend.addresses.current(), Some(Address::Tcp(live)));
     }
 
     #[tokio::test]

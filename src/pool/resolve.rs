@@ -1,10 +1,11 @@
 //! Where a backend's name leads, looked up off the request path; the last good answer is kept.
 
-use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use std::{fmt, io};
 
 use arc_swap::ArcSwap;
 
@@ -12,6 +13,24 @@ use crate::config::Host;
 
 /// Longest wait for one look-up. glibc's own default is 5 s a server and two attempts.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where a connection goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A TCP port.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
 
 /// The addresses of one host and port, and which of them is used now.
 #[derive(Debug)]
@@ -28,7 +47,7 @@ impl Addresses {
     pub fn new(host: Host, port: u16) -> Self {
         let known = match &host {
             Host::Address(address) => vec![SocketAddr::new(*address, port)],
-            Host::Name(_) => Vec::new(),
+            Host::Name(_) | Host::Unix(_) => Vec::new(),
         };
         Self { host, port, known: ArcSwap::from_pointee(known), cursor: AtomicUsize::new(0) }
     }
@@ -46,27 +65,30 @@ impl Addresses {
     pub fn name(&self) -> Option<&str> {
         match &self.host {
             Host::Name(name) => Some(name),
-            Host::Address(_) => None,
+            Host::Address(_) | Host::Unix(_) => None,
         }
     }
 
     /// How many addresses are known.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.known.load().len()
+        if matches!(self.host, Host::Unix(_)) { 1 } else { self.known.load().len() }
     }
 
     /// The address in use, unless none is known yet.
     #[must_use]
-    pub fn current(&self) -> Option<SocketAddr> {
+    pub fn current(&self) -> Option<Address> {
+        if let Host::Unix(path) = &self.host {
+            return Some(Address::Unix(path.clone()));
+        }
         let known = self.known.load();
         let at = self.cursor.load(Ordering::Relaxed).checked_rem(known.len())?;
-        Some(known[at])
+        Some(Address::Tcp(known[at]))
     }
 
     /// `failed` could not be connected to: the next one is used from now on.
-    pub fn pass_over(&self, failed: SocketAddr) {
-        if self.current() == Some(failed) {
+    pub fn pass_over(&self, failed: &Address) {
+        if self.current().as_ref() == Some(failed) {
             self.cursor.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -110,7 +132,8 @@ mod tests {
         let addresses = Addresses::new(Host::Name("localhost".into()), 80);
         assert_eq!(addresses.current(), None);
         addresses.refresh().await.unwrap();
-        assert!(addresses.current().unwrap().ip().is_loopback());
+        let Some(Address::Tcp(known)) = addresses.current() else { panic!("it is known") };
+        assert!(known.ip().is_loopback());
         let nowhere = Addresses::new(Host::Name("no-such-host.invalid".into()), 80);
         assert!(nowhere.refresh().await.is_err());
         assert_eq!(nowhere.current(), None);
@@ -121,10 +144,11 @@ mod tests {
         let one: SocketAddr = "127.0.0.1:80".parse().unwrap();
         let two: SocketAddr = "127.0.0.2:80".parse().unwrap();
         let addresses = Addresses::of_name("two", &[one, two]);
-        addresses.pass_over(one);
-        addresses.pass_over(one);
-        assert_eq!(addresses.current(), Some(two));
-        addresses.pass_over(two);
+        let [one, two] = [one, two].map(Address::Tcp);
+        addresses.pass_over(&one);
+        addresses.pass_over(&one);
+        assert_eq!(addresses.current().as_ref(), Some(&two));
+        addresses.pass_over(&two);
         assert_eq!(addresses.current(), Some(one));
     }
 }

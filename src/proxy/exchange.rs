@@ -16,7 +16,7 @@ use super::watch::{Stop, Watch};
 use crate::config::Deadlines;
 use crate::lifecycle::Counted;
 use crate::llm::{Dialect, EndMarker, Tail};
-use crate::pool::{Avoided, Backend, Permit, Pool};
+use crate::pool::{Address, Avoided, Backend, Permit, Pool};
 use crate::refusal::Refusal;
 use crate::runtime::{Runtime, Target, Way};
 
@@ -142,7 +142,7 @@ pub(super) struct Attempts {
 /// One attempt.
 pub(super) struct Attempt {
     pub(super) permit: Permit,
-    pub(super) address: SocketAddr,
+    pub(super) address: Address,
     pub(super) began: Instant,
 }
 
@@ -315,7 +315,7 @@ impl Attempts {
         let Some(attempt) = &self.current else { return };
         let backend = attempt.backend();
         let identity = backend.identity;
-        backend.addresses.pass_over(attempt.address);
+        backend.addresses.pass_over(&attempt.address);
         let failures = match self.unreachable.iter_mut().find(|(known, _)| *known == identity) {
             Some((_, failures)) => {
                 *failures += 1;
@@ -370,7 +370,8 @@ mod tests {
         let mut attempts = Attempts::default();
         for (address, may_ask_then) in [(one, true), (two, false)] {
             assert!(attempts.may_ask(backend));
-            assert_eq!(backend.addresses.current(), Some(address));
+            let address = Address::Tcp(address);
+            assert_eq!(backend.addresses.current().as_ref(), Some(&address));
             let Choice::Taken(permit) = pool.choose(&[], false, |_| true) else {
                 panic!("there is a backend");
             };

@@ -41,7 +41,7 @@ pub(super) async fn select(
     let backend = &permit.backend;
     let address = backend.addresses.current();
     let address = address.expect("a backend is usable only while its address is known");
-    let mut peer = Box::new(backend.peer_at(address));
+    let mut peer = Box::new(backend.peer_at(&address)?);
     if attempts.needs_new_connection {
         // Kept connections are shared within a group only.
         peer.group_key = fastrand::u64(1..);

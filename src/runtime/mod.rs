@@ -1,6 +1,7 @@
 //! Everything one exchange needs, behind one `Arc`: the snapshot, the routes and the pools with
 //! their live state.
 
+mod tls;
 mod ways;
 
 use std::collections::HashMap;
@@ -11,6 +12,9 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response};
+use pingora_core::ErrorType::InvalidCert;
+use pingora_core::OrErr;
+use rustls::ServerConfig;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Snapshot;
@@ -31,6 +35,8 @@ pub struct Runtime {
     pub snapshot: Snapshot,
     /// Since when it is at work.
     pub since: SystemTime,
+    /// What is needed to speak TLS to clients, where that is configured.
+    pub tls: Option<Arc<ServerConfig>>,
     /// From `/{service}/{model}` to pools.
     pub router: Router<Arc<Way>>,
     /// From a model's name to pools.
@@ -46,7 +52,7 @@ impl Runtime {
     /// Puts a configuration to work. From `previous`, the live state of what stays is carried over.
     ///
     /// # Errors
-    /// When a pool cannot be built; see [`Pool::new`].
+    /// When a pool cannot be built; see [`Pool::new`]; or a certificate cannot be used.
     pub fn new(snapshot: Snapshot, previous: Option<&Runtime>) -> pingora_core::Result<Self> {
         let mut names: Names = HashMap::new();
         if let Some(previous) = previous {
@@ -73,13 +79,19 @@ impl Runtime {
             };
             pools.insert(name, pool);
         }
+        let tls = match (&snapshot.tls, previous) {
+            // Kept as it is, so that sessions can be resumed.
+            (same, Some(previous)) if *same == previous.snapshot.tls => previous.tls.clone(),
+            (Some(tls), _) => Some(tls::server_config(tls).or_err(InvalidCert, "tls")?),
+            (None, _) => None,
+        };
         let ways = Ways::new(&snapshot, &pools);
         let of_path = |(service, model, _): (&str, &str, _)| {
             (service.to_owned(), model.to_owned(), ways.of_path(service, model))
         };
         let router = Router::new(snapshot.pools().map(of_path));
         let catalog = ways.catalog(&snapshot);
-        Ok(Self { since: SystemTime::now(), router, catalog, pools, names, prober, snapshot })
+        Ok(Self { since: SystemTime::now(), tls, router, catalog, pools, names, prober, snapshot })
     }
 
     /// The pool of a service and model.

@@ -1,4 +1,4 @@
-//! What a new connection speaks: HTTP/1 or, with prior knowledge, HTTP/2.
+//! What a new connection speaks: TLS where that is spoken, and HTTP/1 or HTTP/2.
 //!
 //! Pingora's own look waits for as many bytes as an HTTP/2 preface has. A short HTTP/1 request has
 //! fewer, and a client that sends nothing would be waited for without end.
@@ -10,25 +10,31 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
-use pingora_core::protocols::Stream;
+use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora_core::protocols::l4::stream::Stream as L4Stream;
+use pingora_core::protocols::{ALPN, Stream};
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
 use super::connections::Connections;
-use crate::config::ClientBounds;
+use crate::config::{ClientBounds, Listen, ListenAt};
 use crate::lifecycle::Lifecycle;
 use crate::proxy::{ClientSide, Proxy, raw_refusal, watched};
 use crate::refusal::Refusal;
 use crate::runtime::Current;
+use crate::telemetry::brief;
 
 /// The beginnings of a connection that are looked at, one after the other: each goes on only if the
 /// one before it matched, so no HTTP/1 request is waited for longer than its method's second letter.
 const PREFACE_STEPS: [&[u8]; 5] =
     [b"P", b"PR", b"PRI *", b"PRI * HTTP/2.0\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"];
+
+/// What a TLS connection begins with: a record of the handshake (RFC 8446, section 5.1).
+const TLS_HANDSHAKE: u8 = 22;
 
 /// Longest that a connection which is refused stays open.
 const REFUSAL_TIMEOUT: Duration = Duration::from_millis(500);
@@ -48,6 +54,8 @@ pub(super) struct Front {
     closing: ShutdownWatch,
     /// Counts connections; none where they are not bounded.
     connections: Option<Arc<Connections>>,
+    /// The addresses that TLS is spoken on.
+    secure: Vec<SocketAddr>,
 }
 
 /// The proxy, told how to read a connection.
@@ -65,7 +73,13 @@ impl Front {
         current: &Arc<Current>,
         lifecycle: Arc<Lifecycle>,
         connections: Option<Arc<Connections>>,
+        listens: &[Listen],
     ) -> Self {
+        let secure = listens.iter().filter(|listen| listen.tls);
+        let secure = secure.filter_map(|listen| match listen.at {
+            ListenAt::Tcp(address) => Some(address),
+            ListenAt::Unix(_) => None,
+        });
         let idle_timeout = current.load().snapshot.client.idle_timeout;
         let proxy = Arc::new(proxy);
         let mut http2 = HttpServerOptions::default();
@@ -83,29 +97,79 @@ impl Front {
             closing: lifecycle.closing_signal(),
             lifecycle,
             connections,
+            secure: secure.collect(),
         }
     }
+
+    /// Whether TLS is spoken on the address that a connection came to. The system tells the one that
+    /// the client named, also where we listen on all of them.
+    fn is_secure(&self, stream: &Stream) -> bool {
+        if self.secure.is_empty() {
+            return false;
+        }
+        let digest = stream.get_socket_digest();
+        let local = digest.as_ref().and_then(|digest| digest.local_addr()?.as_inet().copied());
+        let is_of = |listen: &SocketAddr, local: SocketAddr| {
+            listen.port() == local.port() && (listen.ip().is_unspecified() || *listen == local)
+        };
+        local.is_some_and(|local| self.secure.iter().any(|listen| is_of(listen, local)))
+    }
+
+    /// Shakes hands.
+    async fn secured(&self, stream: Stream, within: Duration) -> Option<Stream> {
+        let acceptor = Acceptor::from_server_config(self.current.load().tls.clone()?);
+        let plain = stream.into_any().downcast::<L4Stream>().ok()?;
+        match tokio::time::timeout(within, acceptor.tls_handshake(*plain)).await {
+            Ok(Ok(secured)) => Some(Box::new(secured)),
+            Ok(Err(error)) => {
+                log::debug!("a TLS handshake failed: {}", brief(&error));
+                None
+            }
+            Err(_) => {
+                log::debug!("a TLS handshake took longer than {within:?}");
+                None
+            }
+        }
+    }
+}
+
+/// What a connection begins with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Speaks {
+    Http1,
+    Http2,
+    Tls,
 }
 
 /// Looks at a connection's first bytes and puts them back. None: it ended before they came.
-async fn speaks_http2(stream: &mut Stream) -> Option<bool> {
+async fn look(stream: &mut Stream) -> Option<Speaks> {
     let mut buffer = [0; PREFACE_STEPS[4].len()];
     for step in PREFACE_STEPS {
         let seen = &mut buffer[..step.len()];
-        if !stream.try_peek(seen).await.ok()? || seen != step {
-            return Some(false);
+        if !stream.try_peek(seen).await.ok()? {
+            return Some(Speaks::Http1);
+        }
+        if seen[0] == TLS_HANDSHAKE {
+            return Some(Speaks::Tls);
+        }
+        if seen != step {
+            return Some(Speaks::Http1);
         }
     }
-    Some(true)
+    Some(Speaks::Http2)
 }
 
-/// Tells one connection too many why it is closed, when it has asked for something: else it would
-/// take the answer for one to something else.
-async fn refuse(mut stream: Stream, client: &ClientBounds) -> Option<Stream> {
+/// Tells a client why its connection is closed, when it has asked for something: else it would take the
+/// answer for one to something else.
+async fn refuse(mut stream: Stream, client: &ClientBounds, why: &Refusal) -> Option<Stream> {
     let refused = async {
         stream.try_peek(&mut [0]).await.ok()?;
-        stream.write_all(&raw_refusal(&Refusal::TooManyConnections)).await.ok()?;
-        stream.flush().await.ok()
+        stream.write_all(&raw_refusal(why)).await.ok()?;
+        stream.flush().await.ok()?;
+        // What is not read would reset the connection, and the answer could be lost.
+        stream.shutdown().await.ok()?;
+        while stream.read(&mut [0; 4096]).await.ok()? > 0 {}
+        Some(())
     };
     let _ = tokio::time::timeout(client.head_timeout.min(REFUSAL_TIMEOUT), refused).await;
     None
@@ -125,18 +189,29 @@ impl ServerApp for Front {
         let _counted = match &self.connections {
             Some(connections) => match connections.enter(address, &client) {
                 Some(open) => Some(open),
-                None => return refuse(stream, &client).await,
+                None => return refuse(stream, &client, &Refusal::TooManyConnections).await,
             },
             None => None,
         };
         let _open = self.lifecycle.connections.enter();
-        let look = tokio::time::timeout(client.idle_timeout, speaks_http2(&mut stream));
-        let speaks_http2 = tokio::select! {
+        let is_secure = self.is_secure(&stream);
+        let look = tokio::time::timeout(client.idle_timeout, look(&mut stream));
+        let mut speaks = tokio::select! {
             biased;
             look = look => look.ok()??,
             () = self.lifecycle.parted() => return None,
         };
-        if speaks_http2 {
+        match (is_secure, speaks) {
+            (true, Speaks::Tls) => {
+                stream = self.secured(stream, client.head_timeout).await?;
+                let is_http2 = stream.selected_alpn_proto() == Some(ALPN::H2);
+                speaks = if is_http2 { Speaks::Http2 } else { Speaks::Http1 };
+            }
+            (true, _) => return refuse(stream, &client, &Refusal::NeedsTls).await,
+            (false, Speaks::Tls) => return refuse(stream, &client, &Refusal::NeedsPlain).await,
+            (false, _) => {}
+        }
+        if speaks == Speaks::Http2 {
             self.http2.process_new(stream, &self.closing).await
         } else {
             let http1 = self.http1.process_new(stream, &self.closing);

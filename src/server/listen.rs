@@ -1,28 +1,41 @@
 //! Listening sockets: bound before anything starts, so that a busy port is an error at once; or
 //! inherited, from systemd or from the process that this one takes over from.
 
+use std::fs::Permissions;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{IntoRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
-use nix::sys::socket::{SockaddrStorage, getsockname};
+use nix::sys::socket::{SockaddrStorage, UnixAddr, getsockname};
 use pingora_core::apps::ServerApp;
 use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
 use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::listening::Service;
 use pingora_core::services::{ServiceReadyNotifier, ServiceWithDependents};
 
-/// The name that a socket for status and dashboard has in systemd's unit (`FileDescriptorName=`).
+use crate::config::{Listen, ListenAt};
+
+/// How the name of a socket for status and dashboard begins in systemd's unit
+/// (`FileDescriptorName=`).
 const ADMIN_SOCKET: &str = "admin";
+
+/// How the name of a socket ends there on which TLS is spoken.
+const TLS_SOCKET: &str = "tls";
+
+/// Who may connect to a Unix socket: our own user and group.
+const UNIX_MODE: u32 = 0o660;
 
 /// A socket that is bound. It stays open until the process ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Bound {
     /// As configured; port 0 is one that the system chooses.
-    pub(super) wanted: SocketAddr,
+    pub(super) wanted: Listen,
     /// As bound.
-    pub(super) address: SocketAddr,
+    pub(super) listen: Listen,
     pub(super) socket: RawFd,
     /// The name that systemd gave it, where it was systemd that bound it.
     pub(super) systemds_name: Option<String>,
@@ -37,13 +50,41 @@ pub(super) struct Inherited {
 }
 
 impl Bound {
-    fn bind(wanted: SocketAddr) -> Result<Self> {
-        let listener =
-            TcpListener::bind(wanted).with_context(|| format!("cannot listen on {wanted}"))?;
-        listener.set_nonblocking(true).context("cannot make the socket non-blocking")?;
-        let address = listener.local_addr().context("the socket has no address")?;
-        Ok(Self { wanted, address, socket: listener.into_raw_fd(), systemds_name: None })
+    fn bind(wanted: &Listen) -> Result<Self> {
+        let (at, socket) = match &wanted.at {
+            ListenAt::Tcp(address) => {
+                let listener = TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                (ListenAt::Tcp(listener.local_addr()?), listener.into_raw_fd())
+            }
+            ListenAt::Unix(path) => (wanted.at.clone(), bind_unix(path)?.into_raw_fd()),
+        };
+        let listen = Listen { at, tls: wanted.tls };
+        Ok(Self { wanted: wanted.clone(), listen, socket, systemds_name: None })
     }
+
+    /// What it is called in Pingora's table of listening descriptors.
+    fn key(&self) -> String {
+        match &self.listen.at {
+            ListenAt::Tcp(address) => address.to_string(),
+            ListenAt::Unix(path) => path.to_string_lossy().into_owned(),
+        }
+    }
+}
+
+/// Binds a Unix socket in the place of one that nobody listens on any more.
+fn bind_unix(path: &Path) -> Result<UnixListener> {
+    let is_socket = path.symlink_metadata().is_ok_and(|it| it.file_type().is_socket());
+    if is_socket {
+        if UnixStream::connect(path).is_ok() {
+            bail!("another process listens there");
+        }
+        std::fs::remove_file(path).context("cannot remove the old socket")?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(UNIX_MODE))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 impl Inherited {
@@ -54,10 +95,11 @@ impl Inherited {
             sd_notify::listen_fds_with_names(true).context("systemd's sockets cannot be read")?;
         let mut activated = Vec::new();
         for (socket, name) in of_systemd {
-            let address = local_address(socket)
-                .with_context(|| format!("systemd's socket {name} is not one for TCP"))?;
+            let at = local_address(socket)
+                .with_context(|| format!("systemd's socket {name} has no address of ours"))?;
+            let listen = Listen { at, tls: name.ends_with(TLS_SOCKET) };
             let systemds_name = Some(name);
-            activated.push(Bound { wanted: address, address, socket, systemds_name });
+            activated.push(Bound { wanted: listen.clone(), listen, socket, systemds_name });
         }
         let (taken_over, sockets): (Vec<_>, _) =
             sockets.into_iter().partition(|bound| bound.systemds_name.is_some());
@@ -66,22 +108,27 @@ impl Inherited {
     }
 
     /// The sockets for traffic.
-    pub(super) fn traffic(&mut self, wanted: &[SocketAddr]) -> Result<Vec<Bound>> {
-        let activated = self.activated(|name| name != ADMIN_SOCKET);
+    pub(super) fn traffic(&mut self, wanted: &[Listen]) -> Result<Vec<Bound>> {
+        let activated = self.activated(|name| !name.starts_with(ADMIN_SOCKET));
         if activated.is_empty() { self.bound(wanted) } else { Ok(activated) }
     }
 
     /// The sockets for status and dashboard.
-    pub(super) fn admin(&mut self, wanted: &[SocketAddr]) -> Result<Vec<Bound>> {
-        let activated = self.activated(|name| name == ADMIN_SOCKET);
+    pub(super) fn admin(&mut self, wanted: &[Listen]) -> Result<Vec<Bound>> {
+        let activated = self.activated(|name| name.starts_with(ADMIN_SOCKET));
         if activated.is_empty() { self.bound(wanted) } else { Ok(activated) }
     }
 
-    fn bound(&mut self, wanted: &[SocketAddr]) -> Result<Vec<Bound>> {
+    fn bound(&mut self, wanted: &[Listen]) -> Result<Vec<Bound>> {
         let mut one =
-            |wanted: &SocketAddr| match self.sockets.iter().position(|it| it.wanted == *wanted) {
-                Some(at) => Ok(self.sockets.swap_remove(at)),
-                None => Bound::bind(*wanted),
+            |wanted: &Listen| match self.sockets.iter().position(|it| it.wanted.at == wanted.at) {
+                Some(at) => {
+                    let mut bound = self.sockets.swap_remove(at);
+                    bound.listen.tls = wanted.tls;
+                    bound.wanted = wanted.clone();
+                    Ok(bound)
+                }
+                None => Bound::bind(wanted).with_context(|| format!("cannot listen on {wanted}")),
             };
         wanted.iter().map(&mut one).collect()
     }
@@ -93,21 +140,24 @@ impl Inherited {
 
     /// Closes what the configuration has no use for.
     pub(super) fn close_rest(self) {
-        for Bound { address, socket, .. } in self.sockets {
-            log::info!("no longer listening on {address}");
+        for Bound { listen, socket, .. } in self.sockets {
+            log::info!("no longer listening on {listen}");
             let _ = nix::unistd::close(socket);
         }
     }
 }
 
-fn local_address(socket: RawFd) -> Result<SocketAddr> {
+fn local_address(socket: RawFd) -> Result<ListenAt> {
     let address: SockaddrStorage = getsockname(socket)?;
     if let Some(address) = address.as_sockaddr_in() {
-        return Ok(SocketAddr::from((address.ip(), address.port())));
+        return Ok(ListenAt::Tcp(SocketAddr::from((address.ip(), address.port()))));
+    }
+    if let Some(path) = address.as_unix_addr().and_then(UnixAddr::path) {
+        return Ok(ListenAt::Unix(path.to_owned()));
     }
     match address.as_sockaddr_in6() {
-        Some(address) => Ok(SocketAddr::from((address.ip(), address.port()))),
-        None => bail!("it has no Internet address"),
+        Some(address) => Ok(ListenAt::Tcp(SocketAddr::from((address.ip(), address.port())))),
+        None => bail!("it is neither one for TCP nor a Unix socket with a path"),
     }
 }
 
@@ -123,7 +173,12 @@ impl<A> PreBound<A> {
     /// Pingora's 64 KiB would be the most that an idle connection costs.
     pub(super) fn new(mut service: Service<A>, sockets: Vec<Bound>) -> Self {
         for socket in &sockets {
-            let listener = ListenerConfig::tcp(socket.address.to_string());
+            let listener = match &socket.listen.at {
+                ListenAt::Tcp(_) => ListenerConfig::tcp(socket.key()),
+                ListenAt::Unix(_) => {
+                    ListenerConfig::uds(socket.key()).permissions(Permissions::from_mode(UNIX_MODE))
+                }
+            };
             service.add_listener(listener.l4_buffer(L4BufferSettings::default().read(0)));
         }
         Self { service, sockets }
@@ -141,9 +196,9 @@ impl<A: ServerApp + Send + Sync + 'static> ServiceWithDependents for PreBound<A>
     ) {
         if let Some(table) = &fds {
             let mut table = table.lock();
-            for Bound { address, socket, .. } in self.sockets.drain(..) {
+            for bound in self.sockets.drain(..) {
                 // The table owns the descriptor from here on.
-                table.add(address.to_string(), socket);
+                table.add(bound.key(), bound.socket);
             }
         }
         self.service.start_service(fds, shutdown, listeners_per_fd, ready).await;

@@ -9,11 +9,10 @@ mod signals;
 mod supervisor;
 mod upgrade;
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ExecutionPhase, RunArgs, Server};
 use pingora_core::services::background::background_service;
@@ -23,7 +22,7 @@ use tokio::signal::unix::SignalKind;
 use tokio::sync::{Notify, broadcast};
 
 use crate::admin::{Admin, Scope};
-use crate::config::{ConfigError, Snapshot};
+use crate::config::{ConfigError, Listen, Snapshot};
 use crate::lifecycle::Lifecycle;
 use crate::proxy::{Proxy, Serves};
 use crate::runtime::{Current, Reloads, Runtime};
@@ -64,9 +63,9 @@ pub type Reload = Arc<dyn Fn() -> Result<Snapshot, ConfigError> + Send + Sync>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addresses {
     /// Traffic.
-    pub traffic: Vec<SocketAddr>,
+    pub traffic: Vec<Listen>,
     /// Status and dashboard; empty where the traffic addresses serve them.
-    pub admin: Vec<SocketAddr>,
+    pub admin: Vec<Listen>,
 }
 
 /// A gateway whose sockets are bound.
@@ -87,6 +86,11 @@ impl Gateway {
         let mut inherited = Inherited::find(std::mem::take(&mut take_over.sockets))?;
         let traffic = inherited.traffic(&snapshot.listen)?;
         let admin = inherited.admin(&snapshot.admin_listen)?;
+        if snapshot.tls.is_none()
+            && let Some(bound) = traffic.iter().chain(&admin).find(|bound| bound.listen.tls)
+        {
+            bail!("{} takes certificates; write them under \"tls\"", bound.listen);
+        }
         inherited.close_rest();
         Ok(Self { snapshot, traffic, admin, take_over })
     }
@@ -94,7 +98,7 @@ impl Gateway {
     /// Where it listens, with the ports that the system chose for port 0.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
-        let of = |sockets: &[Bound]| sockets.iter().map(|socket| socket.address).collect();
+        let of = |sockets: &[Bound]| sockets.iter().map(|socket| socket.listen.clone()).collect();
         Addresses { traffic: of(&self.traffic), admin: of(&self.admin) }
     }
 
@@ -120,7 +124,7 @@ impl Gateway {
         let mut server = Server::new_with_opt_and_conf(None, configuration);
         server.bootstrap();
 
-        let add = |server: &mut Server, name: &str, sockets, scope, serves| {
+        let add = |server: &mut Server, name: &str, sockets: Vec<Bound>, scope, serves| {
             let proxy = Proxy {
                 current: Arc::clone(&current),
                 lifecycle: Arc::clone(&lifecycle),
@@ -130,7 +134,9 @@ impl Gateway {
             let proxy = http_proxy(&server.configuration, proxy);
             // Its own address stays reachable whatever the clients do.
             let connections = (serves == Serves::PagesAndTraffic).then(Arc::default);
-            let front = Front::new(proxy, &current, Arc::clone(&lifecycle), connections);
+            let listens: Vec<Listen> =
+                sockets.iter().map(|bound: &Bound| bound.listen.clone()).collect();
+            let front = Front::new(proxy, &current, Arc::clone(&lifecycle), connections, &listens);
             let mut service = Service::new(name.to_owned(), front);
             if serves == Serves::Pages {
                 service.threads = Some(1);

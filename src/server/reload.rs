@@ -7,7 +7,7 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{Reload, background, supervisor};
-use crate::config::{SeenFile, Snapshot, needs_restart};
+use crate::config::{self, SeenFile, Snapshot, needs_restart};
 use crate::runtime::{Current, ReloadReport, Reloaded, Reloads, Runtime};
 
 /// How often the files are looked at. Looking sees every way of changing a file, also on network
@@ -145,11 +145,15 @@ impl Reloader {
             needs_restart: needs_restart(&before.snapshot, &next),
         };
         let level = next.log_level;
+        let warnings = config::warnings(&next);
         let runtime = Runtime::new(next, Some(&before)).map_err(|error| vec![error.to_string()])?;
         background::resolve(&runtime).await;
         self.current.store(Arc::new(runtime));
         self.changed.notify_one();
         log::set_max_level(level);
+        for warning in warnings {
+            log::warn!("{warning}");
+        }
         Ok(report)
     }
 

@@ -1,7 +1,6 @@
 //! Signals: SIGHUP reloads, SIGUSR2 hands over to a new process; SIGTERM and SIGINT drain, and a
 //! second one ends at once. A process that has handed over ends at once on SIGINT only.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use super::listen::Bound;
 use super::reload::Reloader;
 use super::supervisor;
 use super::upgrade::{self, TakeOver};
+use crate::config::ListenAt;
 use crate::lifecycle::Lifecycle;
 use crate::runtime::Reloaded;
 
@@ -109,7 +109,10 @@ impl<F: Fn() + Send + Sync> ShutdownSignalWatch for Signals<F> {
         let mut hangup = watch(SignalKind::hangup());
         let mut upgrade = watch(SignalKind::user_defined2());
         self.start();
-        let address: Option<SocketAddr> = self.sockets.first().map(|socket| socket.address);
+        let address = self.sockets.iter().find_map(|socket| match socket.listen.at {
+            ListenAt::Tcp(address) => Some(address),
+            ListenAt::Unix(_) => None,
+        });
         let watchdog = async {
             supervisor::keep_watchdog(address).await;
             std::future::pending::<()>().await;

@@ -7,7 +7,6 @@
 
 use std::ffi::OsString;
 use std::io::{IoSlice, IoSliceMut};
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -24,6 +23,7 @@ use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 
 use super::listen::Bound;
+use crate::config::Listen;
 
 /// Tells the new process which sockets it is given, and where.
 const VARIABLE: &str = "TOLLGATE_UPGRADE";
@@ -75,12 +75,13 @@ fn parse(text: &str) -> Result<(RawFd, Vec<Bound>)> {
     let word = parts.next().context("it is empty")?.parse()?;
     let socket = |part: &str| -> Result<Bound> {
         let mut parts = part.splitn(3, '=');
-        let mut address = || -> Result<SocketAddr> {
-            Ok(parts.next().context("an address is missing")?.parse()?)
+        let mut address = || -> Result<Listen> {
+            let text = parts.next().context("an address is missing")?;
+            text.parse().map_err(|why| anyhow!("{text}: {why}"))
         };
-        let (wanted, address) = (address()?, address()?);
+        let (wanted, listen) = (address()?, address()?);
         let systemds_name = parts.next().map(ToOwned::to_owned);
-        Ok(Bound { wanted, address, socket: -1, systemds_name })
+        Ok(Bound { wanted, listen, socket: -1, systemds_name })
     };
     Ok((word, parts.map(socket).collect::<Result<_>>()?))
 }
@@ -88,8 +89,8 @@ fn parse(text: &str) -> Result<(RawFd, Vec<Bound>)> {
 /// What [`parse`] reads.
 fn write(word: RawFd, sockets: &[Bound]) -> String {
     let mut text = word.to_string();
-    for Bound { wanted, address, systemds_name, .. } in sockets {
-        text.push_str(&format!("\n{wanted}={address}"));
+    for Bound { wanted, listen, systemds_name, .. } in sockets {
+        text.push_str(&format!("\n{wanted}={listen}"));
         if let Some(name) = systemds_name {
             text.push_str(&format!("={name}"));
         }
@@ -200,7 +201,7 @@ mod tests {
     fn what_is_handed_over_is_read_back() {
         let bound = |wanted: &str, address: &str, name: Option<&str>| Bound {
             wanted: wanted.parse().unwrap(),
-            address: address.parse().unwrap(),
+            listen: address.parse().unwrap(),
             socket: -1,
             systemds_name: name.map(ToOwned::to_owned),
         };
@@ -208,6 +209,8 @@ mod tests {
             bound("0.0.0.0:0", "0.0.0.0:4711", None),
             bound("[::1]:80", "[::1]:80", Some("admin")),
             bound("[::1]:81", "[::1]:81", Some("a=b;c")),
+            bound("https://[::1]:82", "https://[::1]:82", None),
+            bound("unix:/run/t.sock", "unix:/run/t.sock", None),
         ];
         let (word, read) = parse(&write(7, &sockets)).unwrap();
         assert_eq!((word, &read[..]), (7, &sockets[..]));

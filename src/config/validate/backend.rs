@@ -4,10 +4,10 @@ use http::{HeaderName, HeaderValue, Method};
 use indexmap::IndexMap;
 
 use super::super::defaults;
-use super::super::file::{FileBackend, FileHealthCheck, FileProbe, Statuses};
+use super::super::file::{FileBackend, FileHealthCheck, FileProbe, FileProtocol, Statuses};
 use super::super::problem::{KeyPath, Problems};
-use super::super::snapshot::{BackendSpec, Credential, Deadlines, ProbeSpec};
-use super::{Context, auth_mode, positive, secret, url};
+use super::super::snapshot::{BackendSpec, Credential, Deadlines, ProbeSpec, Protocol};
+use super::{Context, auth_mode, positive, secret, tls, url};
 
 /// What a backend has from its pool.
 pub(super) struct OfPool<'a> {
@@ -75,9 +75,18 @@ pub(super) fn backend(
     });
     let probe = probe(file.health_check.as_ref(), pool.health, at, problems);
     let has_key = has_own_key || basic.is_some();
+    if file.tls.is_some() && url.as_ref().is_some_and(|url| !url.url.tls) {
+        problems.key(&at.key("tls"), "is for backends with an https URL");
+    }
     let spec = url.map(|url| BackendSpec {
         name: file.name.clone().unwrap_or_else(|| id.clone()),
         id,
+        protocol: match file.protocol {
+            Some(FileProtocol::Http2) => Protocol::Http2,
+            Some(FileProtocol::Auto) => Protocol::Auto,
+            Some(FileProtocol::Http1) | None => Protocol::Http1,
+        },
+        tls: tls::backend(file.tls.as_ref(), &url.url, &at.key("tls"), context.files, problems),
         url: url.url,
         weight,
         priority: file.priority.unwrap_or(0),

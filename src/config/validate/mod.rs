@@ -4,11 +4,12 @@ mod backend;
 mod names;
 mod policy;
 mod pools;
+mod tls;
 mod url;
 
 use std::cell::RefCell;
 use std::io::Read;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use log::LevelFilter;
 
 use super::defaults::{self, Defaults};
 use super::file::{FileAuthMode, FileClient, FileConfig, FileSecret, OneOrMany};
+use super::listen::Listen;
 use super::problem::{KeyPath, Problems};
 use super::seen::SeenFile;
 use super::snapshot::{AuthMode, ClientBounds, ClientKeys, CorsOrigins, ReplayBounds, Snapshot};
@@ -95,16 +97,21 @@ fn snapshot(
         None => ClientKeys::Untouched,
     };
     let admin = file.admin.as_ref().and_then(|admin| admin.listen.as_ref());
-    let snapshot = Snapshot {
+    let mut snapshot = Snapshot {
         defaults_of: context.defaults.of,
         listen: match &file.listen {
             Some(written) => addresses(written, &root.key("listen"), problems),
-            None => listen_address(defaults::LISTEN_HOST).into_iter().collect(),
+            None => Listen::parse(defaults::LISTEN_HOST).into_iter().collect(),
         },
         admin_listen: admin
             .map(|written| addresses(written, &root.key("admin").key("listen"), problems))
             .unwrap_or_default(),
+        tls: tls::listener(file.tls.as_ref(), context.files, problems),
         clients,
+        trusts_unix: file
+            .trusted_proxies
+            .as_ref()
+            .is_some_and(|proxies| proxies.items.iter().any(|item| item == "unix")),
         trusted_proxies: trusted_proxies(file.trusted_proxies.as_ref(), problems),
         cors: cors(file, context.defaults, problems),
         log_level: level(file, problems),
@@ -120,7 +127,7 @@ fn snapshot(
             .unwrap_or(context.defaults.idle_connections) as usize,
         replay: replay(file),
         reload_on_change: file.reload.as_ref().and_then(|reload| reload.watch).unwrap_or(true),
-        files: context.files.read.borrow().clone(),
+        files: Vec::new(),
         dns_refresh: positive(
             file.dns.as_ref().and_then(|dns| dns.refresh),
             &root.key("dns").key("refresh"),
@@ -130,7 +137,14 @@ fn snapshot(
         naming: names::naming(file, &services.by_name, problems),
         services: services.by_name,
     };
-    let taken = |own: &&SocketAddr| own.port() != 0 && snapshot.listen.contains(own);
+    snapshot.files = context.files.read.borrow().clone();
+    for (key, listen) in [("listen", &snapshot.listen), ("admin.listen", &snapshot.admin_listen)] {
+        if file.tls.is_none() && listen.iter().any(|listen| listen.tls) {
+            let at = key.split('.').fold(root.clone(), |path, key| path.key(key));
+            problems.value(&at, "https takes certificates; write them under \"tls\"");
+        }
+    }
+    let taken = |own: &&Listen| snapshot.listen.iter().any(|known| known.collides(own));
     if let Some(twice) = snapshot.admin_listen.iter().find(taken) {
         problems.value(&root.key("admin").key("listen"), format!("{twice} takes traffic already"));
     }
@@ -206,41 +220,19 @@ fn positive(
     }
 }
 
-/// Reads `host:port`, `:port`, `port` or a bare host; `*` and an empty host mean every address.
-pub(super) fn listen_address(text: &str) -> Option<SocketAddr> {
-    if let Ok(address) = text.parse() {
-        return Some(address);
-    }
-    if let Ok(port) = text.parse() {
-        return Some(SocketAddr::new(listen_host("")?, port));
-    }
-    if let Some(host) = listen_host(text) {
-        return Some(SocketAddr::new(host, defaults::LISTEN_PORT));
-    }
-    let (host, port) = text.rsplit_once(':')?;
-    Some(SocketAddr::new(listen_host(host)?, port.parse().ok()?))
-}
-
-/// Reads a listening host.
-pub(super) fn listen_host(text: &str) -> Option<IpAddr> {
-    let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    match inner {
-        "" | "*" => defaults::LISTEN_HOST.parse().ok(),
-        "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
-        other => other.parse().ok(),
-    }
-}
-
-fn addresses(written: &OneOrMany, path: &KeyPath, problems: &mut Problems) -> Vec<SocketAddr> {
-    let mut addresses = Vec::new();
+fn addresses(written: &OneOrMany, path: &KeyPath, problems: &mut Problems) -> Vec<Listen> {
+    let mut addresses: Vec<Listen> = Vec::new();
     for (index, item) in written.items.iter().enumerate() {
         let at = item_path(written, path, index);
-        match listen_address(item) {
-            Some(address) if address.port() != 0 && addresses.contains(&address) => {
-                problems.value(&at, format!("{address} stands here twice"));
+        match Listen::parse(item) {
+            Some(listen) if addresses.iter().any(|known| known.collides(&listen)) => {
+                problems.value(&at, format!("{listen} stands here twice"));
             }
-            Some(address) => addresses.push(address),
-            None => problems.value(&at, "expected an address such as 0.0.0.0:8000"),
+            Some(listen) => addresses.push(listen),
+            None => problems.value(
+                &at,
+                "expected an address such as 0.0.0.0:8000, https://0.0.0.0:8443 or unix:/run/t.sock",
+            ),
         }
     }
     if written.items.is_empty() {
@@ -257,12 +249,18 @@ fn trusted_proxies(written: Option<&OneOrMany>, problems: &mut Problems) -> Vec<
     let path = KeyPath::default().key("trusted_proxies");
     let mut networks = Vec::new();
     for (index, item) in written.iter().flat_map(|written| written.items.iter().enumerate()) {
+        if item == "unix" {
+            continue;
+        }
         let network = item.parse().or_else(|_| item.parse::<IpAddr>().map(IpNet::from));
         match network {
             Ok(network) => networks.push(network),
             Err(_) => {
                 let at = written.map(|written| item_path(written, &path, index));
-                problems.value(&at.unwrap_or_default(), "expected a network such as 10.0.0.0/8");
+                problems.value(
+                    &at.unwrap_or_default(),
+                    "expected a network such as 10.0.0.0/8, or unix",
+                );
             }
         }
     }

@@ -7,6 +7,7 @@ use base64::prelude::BASE64_STANDARD as BASE64;
 use http::HeaderValue;
 use percent_encoding::percent_decode_str;
 
+use super::super::listen::UNIX_PATH_BYTES_MAX;
 use super::super::snapshot::{BackendUrl, Host};
 
 /// A URL, and the value of a Basic credential when it holds a user and password.
@@ -19,6 +20,9 @@ pub(super) struct ParsedUrl {
 /// hold a password.
 pub(super) fn parse(text: &str) -> Result<ParsedUrl, String> {
     let text = text.trim();
+    if let Some(rest) = text.strip_prefix("unix:") {
+        return unix(rest);
+    }
     let url = ::url::Url::parse(text)
         .map_err(|error| format!("not a URL ({error}); write it as http://host:port"))?;
     let tls = match url.scheme() {
@@ -35,11 +39,6 @@ pub(super) fn parse(text: &str) -> Result<ParsedUrl, String> {
         Some(::url::Host::Ipv6(address)) => Host::Address(IpAddr::V6(address)),
         None => return Err("has no host; write it as http://host:port".to_owned()),
     };
-    if tls && matches!(host, Host::Address(_)) {
-        return Err("https needs a host name, which the certificate is checked against; \
-             an address has none"
-            .to_owned());
-    }
     let port = url.port_or_known_default().ok_or("has no port")?;
     if port == 0 {
         return Err("port 0 cannot be connected to".to_owned());
@@ -56,6 +55,31 @@ pub(super) fn parse(text: &str) -> Result<ParsedUrl, String> {
     Ok(ParsedUrl {
         basic: basic(&url),
         url: BackendUrl { tls, host, port, base_path, authority, shown },
+    })
+}
+
+/// Parses what follows `unix:`: a socket's path and, behind another colon, a base path.
+fn unix(text: &str) -> Result<ParsedUrl, String> {
+    let (path, base_path) = text.split_once(':').unwrap_or((text, ""));
+    let base_path = base_path.trim_end_matches('/');
+    if !path.starts_with('/') || path.len() > UNIX_PATH_BYTES_MAX {
+        let most = UNIX_PATH_BYTES_MAX;
+        return Err(format!("expected unix:/path/to/socket, of {most} bytes at most"));
+    }
+    let is_base = |byte: u8| byte.is_ascii_graphic() && !b"?#".contains(&byte);
+    if !(base_path.is_empty() || base_path.starts_with('/')) || !base_path.bytes().all(is_base) {
+        return Err("expected a base path behind the socket's, as in unix:/run/x.sock:/v1".into());
+    }
+    Ok(ParsedUrl {
+        basic: None,
+        url: BackendUrl {
+            tls: false,
+            host: Host::Unix(path.into()),
+            port: 0,
+            base_path: base_path.to_owned(),
+            authority: HeaderValue::from_static("localhost"),
+            shown: format!("unix:{text}"),
+        },
     })
 }
 
@@ -83,6 +107,9 @@ mod tests {
         assert_eq!(parsed.url.authority, "api.example.com:8443");
         assert_eq!(parsed.url.shown, "https://api.example.com:8443/team/a");
         assert_eq!(parsed.basic.as_deref(), Some("dXNlcjpwQHNz"));
+        let parsed = parse("unix:/run/vllm.sock:/base/").unwrap();
+        assert_eq!(parsed.url.host, Host::Unix("/run/vllm.sock".into()));
+        assert_eq!(parsed.url.base_path, "/base");
         let parsed = parse("http://[::1]:80/").unwrap();
         assert_eq!(parsed.url.base_path, "");
         assert_eq!(parsed.url.authority, "[::1]");
@@ -98,11 +125,11 @@ mod tests {
             "http://h:0",
             "http://h:99999",
             "http://user:hunter2@h/?x=1",
-            "https://10.0.0.1",
-            "https://[::1]",
             "http://a b",
             "http://h/#x",
-            "unix:/run/x.sock",
+            "unix:run/x.sock",
+            "unix:/run/x.sock:v1",
+            "unix:",
         ] {
             let message = parse(text).err().unwrap_or_else(|| panic!("{text} was accepted"));
             assert!(!message.contains("hunter2"), "{message}");

@@ -70,10 +70,19 @@ impl Gateway {
             log,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
         };
-        let line = gateway.wait_log("listening on http://");
-        let address = line.rsplit_once("http://").expect("an address in the line").1;
-        gateway.address = address.trim().parse().expect("an address");
+        gateway.wait_log("listening on ");
+        if let Some(address) = gateway.listens("http").first() {
+            gateway.address = *address;
+        }
         gateway
+    }
+
+    /// The addresses where it takes traffic with a scheme.
+    pub(crate) fn listens(&self, scheme: &str) -> Vec<SocketAddr> {
+        let scheme = format!("listening on {scheme}://");
+        let log = self.log();
+        let address = |line: &String| line.split_once(&scheme)?.1.trim().parse().ok();
+        log.iter().filter_map(address).collect()
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

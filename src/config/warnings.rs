@@ -1,0 +1,38 @@
+//! What is allowed and should not stay so.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::snapshot::Snapshot;
+
+/// A certificate that ends sooner is told of: tools renew theirs 30 days before.
+const CERTIFICATE_LEFT_MIN: Duration = Duration::from_secs(14 * 86_400);
+
+/// A line for each thing that an operator had better change.
+#[must_use]
+pub fn warnings(snapshot: &Snapshot) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (service, model, pool) in snapshot.pools() {
+        for backend in pool.backends.iter().filter(|backend| backend.url.tls) {
+            if !backend.tls.verify {
+                lines.push(format!(
+                    "backend {} of {service}/{model}: tls.verify is false, so anybody on the way can \
+                     pose as {}, read what is sent and take its key",
+                    backend.id, backend.url.shown
+                ));
+            }
+        }
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let certificates = snapshot.tls.iter().flat_map(|tls| tls.certificates.iter().enumerate());
+    for (index, certificate) in certificates {
+        let left = certificate.not_after.saturating_sub_unsigned(now.as_secs());
+        let names = certificate.names.join(", ");
+        if left <= 0 {
+            lines.push(format!("tls.certificates[{index}] ({names}) has expired: renew it"));
+        } else if left.unsigned_abs() < CERTIFICATE_LEFT_MIN.as_secs() {
+            let days = left / 86_400;
+            lines.push(format!("tls.certificates[{index}] ({names}) expires in {days} days"));
+        }
+    }
+    lines
+}
