@@ -77,7 +77,16 @@ impl fmt::Display for Listen {
         match &self.at {
             ListenAt::Tcp(address) if self.tls => write!(f, "https://{address}"),
             ListenAt::Tcp(address) => write!(f, "http://{address}"),
-            ListenAt::Unix(path) => write!(f, "unix:{}", path.display()),
+            ListenAt::Unix(_) => write!(f, "{}", self.at),
+        }
+    }
+}
+
+impl fmt::Display for ListenAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }

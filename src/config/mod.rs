@@ -168,7 +168,7 @@ mod tests {
     /// The example with the keys that stand in comments.
     fn example_with_all_keys() -> Node {
         let is_key = |text: &str| {
-            text.split_once(':').is_some_and(|(key, _)| {
+            text.trim_start().trim_start_matches("- ").split_once(':').is_some_and(|(key, _)| {
                 !key.is_empty() && key.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase())
             })
         };
@@ -196,6 +196,8 @@ mod tests {
         let places = [
             "",
             "admin",
+            "tls",
+            "tls/certificates/0",
             "cors",
             "log",
             "client",
@@ -211,6 +213,7 @@ mod tests {
             "services/google",
             "services/google/models/gemma-4-26b",
             "services/google/models/gemma-4-26b/backends/0",
+            "services/google/models/gemma-4-26b/backends/0/tls",
         ];
         for place in places {
             // A key that nobody knows makes the reader tell which ones it knows.

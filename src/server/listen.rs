@@ -128,7 +128,9 @@ impl Inherited {
                     bound.wanted = wanted.clone();
                     Ok(bound)
                 }
-                None => Bound::bind(wanted).with_context(|| format!("cannot listen on {wanted}")),
+                None => {
+                    Bound::bind(wanted).with_context(|| format!("cannot listen on {}", wanted.at))
+                }
             };
         wanted.iter().map(&mut one).collect()
     }

@@ -56,25 +56,8 @@ pub(super) fn backend(
             None
         }
     };
-    let own_key =
-        secret((file.api_key.as_ref(), file.api_key_file.as_deref()), at, context.files, problems);
-    let has_own_key = own_key.is_some();
-    let basic = url.as_ref().and_then(|url| url.basic.as_ref());
-    let credential = match (own_key.as_ref(), basic, context.global_key.as_ref()) {
-        (None, Some(basic), _) => {
-            Credential::raw(http::header::AUTHORIZATION, &format!("Basic {basic}")).map(Some)
-        }
-        (Some(key), _, _) | (None, None, Some(key)) => {
-            Credential::new(file.auth_mode.map_or(context.auth_mode, auth_mode), key)
-        }
-        (None, None, None) => Ok(None),
-    };
-    let credential = credential.unwrap_or_else(|message| {
-        problems.value(&at.key("api_key"), message);
-        None
-    });
+    let (credential, has_key) = credential(file, url.as_ref(), at, context, problems);
     let probe = probe(file.health_check.as_ref(), pool.health, at, problems);
-    let has_key = has_own_key || basic.is_some();
     if file.tls.is_some() && url.as_ref().is_some_and(|url| !url.url.tls) {
         problems.key(&at.key("tls"), "is for backends with an https URL");
     }
@@ -98,6 +81,33 @@ pub(super) fn backend(
         idle_timeout: context.idle_timeout,
     });
     (spec, has_key)
+}
+
+/// What a backend is sent as credential, and whether that is its own.
+fn credential(
+    file: &FileBackend,
+    url: Option<&url::ParsedUrl>,
+    at: &KeyPath,
+    context: &Context<'_>,
+    problems: &mut Problems,
+) -> (Option<Credential>, bool) {
+    let own_key =
+        secret((file.api_key.as_ref(), file.api_key_file.as_deref()), at, context.files, problems);
+    let basic = url.and_then(|url| url.basic.as_ref());
+    let credential = match (own_key.as_ref(), basic, context.global_key.as_ref()) {
+        (None, Some(basic), _) => {
+            Credential::raw(http::header::AUTHORIZATION, &format!("Basic {basic}")).map(Some)
+        }
+        (Some(key), _, _) | (None, None, Some(key)) => {
+            Credential::new(file.auth_mode.map_or(context.auth_mode, auth_mode), key)
+        }
+        (None, None, None) => Ok(None),
+    };
+    let credential = credential.unwrap_or_else(|message| {
+        problems.value(&at.key("api_key"), message);
+        None
+    });
+    (credential, own_key.is_some() || basic.is_some())
 }
 
 fn probe(

@@ -146,7 +146,8 @@ fn snapshot(
     }
     let taken = |own: &&Listen| snapshot.listen.iter().any(|known| known.collides(own));
     if let Some(twice) = snapshot.admin_listen.iter().find(taken) {
-        problems.value(&root.key("admin").key("listen"), format!("{twice} takes traffic already"));
+        problems
+            .value(&root.key("admin").key("listen"), format!("{} takes traffic already", twice.at));
     }
     snapshot
 }
@@ -226,7 +227,7 @@ fn addresses(written: &OneOrMany, path: &KeyPath, problems: &mut Problems) -> Ve
         let at = item_path(written, path, index);
         match Listen::parse(item) {
             Some(listen) if addresses.iter().any(|known| known.collides(&listen)) => {
-                problems.value(&at, format!("{listen} stands here twice"));
+                problems.value(&at, format!("{} stands here twice", listen.at));
             }
             Some(listen) => addresses.push(listen),
             None => problems.value(

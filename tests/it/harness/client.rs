@@ -190,6 +190,7 @@ pub(crate) fn post(to: SocketAddr, path: &str, headers: &[&str], body: impl AsRe
 /// An HTTP/2 connection without TLS, on which requests can be sent. It closes when the runtime ends.
 pub(crate) async fn http2(to: SocketAddr) -> h2::client::SendRequest<Bytes> {
     let socket = tokio::net::TcpStream::connect(to).await.expect("the gateway accepts");
+    socket.set_nodelay(true).expect("no delay");
     let (client, connection) = h2::client::handshake(socket).await.expect("it speaks HTTP/2");
     tokio::spawn(connection);
     client.ready().await.expect("it takes requests")

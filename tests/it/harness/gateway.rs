@@ -71,18 +71,23 @@ impl Gateway {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
         };
         gateway.wait_log("listening on ");
-        if let Some(address) = gateway.listens("http").first() {
-            gateway.address = *address;
+        if let Some(address) = gateway.listens("http") {
+            gateway.address = address;
         }
         gateway
     }
 
-    /// The addresses where it takes traffic with a scheme.
-    pub(crate) fn listens(&self, scheme: &str) -> Vec<SocketAddr> {
+    fn listens(&self, scheme: &str) -> Option<SocketAddr> {
         let scheme = format!("listening on {scheme}://");
         let log = self.log();
-        let address = |line: &String| line.split_once(&scheme)?.1.trim().parse().ok();
-        log.iter().filter_map(address).collect()
+        log.iter().find_map(|line| line.split_once(&scheme)?.1.trim().parse().ok())
+    }
+
+    /// The address where it takes traffic with a scheme.
+    #[track_caller]
+    pub(crate) fn wait_listens(&self, scheme: &str) -> SocketAddr {
+        eventually("it listens", || self.listens(scheme).is_some());
+        self.listens(scheme).expect("it listens")
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -44,6 +44,7 @@ impl Http2Upstream {
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let counts = Arc::clone(&shared);
+                let _ = stream.set_nodelay(true);
                 tokio::spawn(async move {
                     counts.connections.fetch_add(1, Ordering::SeqCst);
                     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
