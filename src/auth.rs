@@ -1,6 +1,6 @@
 //! Who may pass: the credential a client presents, and whether it is good.
 
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use http::{HeaderMap, HeaderName};
 
 use crate::config::ClientKeys;
@@ -26,20 +26,34 @@ pub fn check(keys: &ClientKeys, headers: &HeaderMap) -> Result<(), Refusal> {
     if KeyHash::of(presented).matches(expected) { Ok(()) } else { Err(Refusal::KeyWrong) }
 }
 
+/// How browsers, which cannot set headers on a WebSocket, send a key: as one of the subprotocols that
+/// they offer. OpenAI's.
+const SUBPROTOCOL: &[u8] = b"openai-insecure-api-key.";
+
+/// Whether a subprotocol (an entry of `Sec-WebSocket-Protocol`) is a key.
+#[must_use]
+pub fn is_key_subprotocol(entry: &[u8]) -> bool {
+    entry.starts_with(SUBPROTOCOL)
+}
+
 /// The one key that the request presents, if any.
-fn presented(headers: &HeaderMap) -> Result<Option<&[u8]>, Refusal> {
+fn presented<'a>(headers: &'a HeaderMap) -> Result<Option<&'a [u8]>, Refusal> {
     let mut found: Option<&[u8]> = None;
+    let mut take = |key: &'a [u8]| {
+        if !key.is_empty() && *found.get_or_insert(key) != key {
+            return Err(Refusal::KeysDiffer);
+        }
+        Ok(())
+    };
     for name in &CREDENTIAL_HEADERS {
         for value in headers.get_all(name) {
             let bytes = value.as_bytes();
-            let key = if *name == AUTHORIZATION { bearer(bytes) } else { bytes.trim_ascii() };
-            if key.is_empty() {
-                continue;
-            }
-            if found.is_some_and(|other| other != key) {
-                return Err(Refusal::KeysDiffer);
-            }
-            found = Some(key);
+            take(if *name == AUTHORIZATION { bearer(bytes) } else { bytes.trim_ascii() })?;
+        }
+    }
+    for value in headers.get_all(SEC_WEBSOCKET_PROTOCOL) {
+        for entry in value.as_bytes().split(|byte| *byte == b',') {
+            take(entry.trim_ascii().strip_prefix(SUBPROTOCOL).unwrap_or_default())?;
         }
     }
     Ok(found)
@@ -82,6 +96,7 @@ mod tests {
             ("x-api-key", "sk-right"),
             ("api-key", "sk-right"),
             ("x-goog-api-key", "sk-right"),
+            ("sec-websocket-protocol", "realtime, openai-insecure-api-key.sk-right"),
         ] {
             assert_eq!(verdict(&[pair]), Ok(()), "{pair:?}");
         }

@@ -8,6 +8,12 @@ use super::snapshot::{Deadlines, DefaultsOf};
 pub(super) const RESERVED_SERVICES: [&str; 6] =
     ["v1", "health", "ready", "api", "metrics", "stats"];
 
+/// Clients and servers that mean to go on send a ping within a minute.
+const WEBSOCKET_IDLE: Duration = Duration::from_secs(10 * 60);
+
+/// OpenAI ends a Realtime session after one hour.
+const WEBSOCKET_TOTAL: Duration = Duration::from_secs(2 * 60 * 60);
+
 /// Defaults that depend on where the configuration comes from.
 pub(super) struct Defaults {
     pub(super) of: DefaultsOf,
@@ -47,6 +53,8 @@ pub(super) const FILE: Defaults = Defaults {
         silence: Duration::from_secs(120),
         // Reasoning models think for a quarter of an hour.
         exchange: Duration::from_secs(30 * 60),
+        websocket_idle: WEBSOCKET_IDLE,
+        websocket_total: WEBSOCKET_TOTAL,
     },
     retries_max: 2,
     retry_delay: Duration::from_millis(25),
@@ -77,6 +85,8 @@ pub(super) const ENVIRONMENT: Defaults = Defaults {
         first_byte: Duration::from_secs(30),
         silence: Duration::from_secs(30),
         exchange: Duration::from_secs(300),
+        websocket_idle: WEBSOCKET_IDLE,
+        websocket_total: WEBSOCKET_TOTAL,
     },
     retries_max: 3,
     retry_delay: Duration::from_secs(1),

@@ -166,6 +166,8 @@ pub(super) struct FileDeadlines {
     pub(super) first_byte: Option<Span>,
     pub(super) silence: Option<Span>,
     pub(super) exchange: Option<Span>,
+    pub(super) websocket_idle: Option<Span>,
+    pub(super) websocket_total: Option<Span>,
 }
 
 /// When a failed attempt is followed by another one; for the whole file, a service or a model.

@@ -253,6 +253,10 @@ pub struct Deadlines {
     pub silence: Duration,
     /// For the whole exchange, all attempts and waiting included.
     pub exchange: Duration,
+    /// Of a WebSocket: in which both sides are silent.
+    pub websocket_idle: Duration,
+    /// Of a WebSocket: for all of it, in the place of the others.
+    pub websocket_total: Duration,
 }
 
 /// When a failed attempt is followed by another one.

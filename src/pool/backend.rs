@@ -2,6 +2,7 @@
 
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::unix::net::SocketAddr as UnixAddress;
+use std::path::Path;
 use std::sync::atomic::{
     AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU64, AtomicUsize, Ordering,
 };
@@ -15,17 +16,15 @@ use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::utils::tls::{CertKey, WrappedX509, parse_x509};
 use pingora_core::{Error, ErrorType, OrErr, Result};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::breaker::{Breaker, BreakerState, Entry};
 use super::moment::Moment;
 use super::queue::Queue;
 use super::resolve::{Address, Addresses};
+use super::tunnel::{Gate, Socket, gated};
 use crate::config::{BackendSpec, Deadlines, Protocol};
-
-/// Exchanges that share one HTTP/2 connection to a backend at most: what servers allow as a rule.
-const HTTP2_STREAMS_MAX: usize = 100;
 
 /// A backend as its pool knows it.
 #[derive(Debug)]
@@ -154,6 +153,19 @@ impl Backend {
         Ok(peer)
     }
 
+    /// As [`Backend::peer_at`], for a WebSocket: the connection is new, HTTP/1.1, and behind the gate.
+    ///
+    /// # Errors
+    /// As [`Backend::peer_at`].
+    pub fn tunnel_peer_at(&self, address: &Address, gate: &Arc<Gate>) -> Result<HttpPeer> {
+        let mut peer = self.peer_at(address)?;
+        peer.options.set_http_version(1, 1);
+        let deadline = self.spec.deadlines.connect;
+        peer.options.custom_l4 = Some(Arc::new(Dial { deadline, gate: Some(Arc::clone(gate)) }));
+        peer.group_key = fastrand::u64(1..);
+        Ok(peer)
+    }
+
     /// Exchanges in flight towards it.
     #[must_use]
     pub fn inflight(&self) -> usize {
@@ -257,7 +269,7 @@ fn peer(spec: &BackendSpec) -> HttpPeer {
     if spec.url.tls {
         // Pingora has one timeout for both: it is the handshake's, and ours dials.
         options.connection_timeout = Some(tls);
-        options.custom_l4 = Some(Arc::new(Dial { deadline: connect }));
+        options.custom_l4 = Some(Arc::new(Dial { deadline: connect, gate: None }));
     } else {
         options.connection_timeout = Some(connect);
     }
@@ -267,7 +279,6 @@ fn peer(spec: &BackendSpec) -> HttpPeer {
         (Protocol::Http2, _) => options.set_http_version(2, 2),
         (Protocol::Auto, true) => options.set_http_version(2, 1),
     }
-    options.max_h2_streams = HTTP2_STREAMS_MAX;
     if spec.url.tls {
         secure(&mut peer, spec);
     }
@@ -297,19 +308,28 @@ fn secure(peer: &mut HttpPeer, spec: &BackendSpec) {
 /// stands for the handshake.
 pub const CONNECT_DEADLINE: ErrorType = ErrorType::Custom("ConnectDeadline");
 
-/// Makes TCP connections within a deadline.
+/// Makes connections within a deadline, behind a gate if there is one.
 #[derive(Debug)]
 struct Dial {
     deadline: Duration,
+    gate: Option<Arc<Gate>>,
 }
 
 #[async_trait]
 impl L4Connect for Dial {
     async fn connect(&self, to: &L4Address) -> Result<L4Stream> {
-        let Some(to) = to.as_inet() else {
-            return Error::e_explain(ErrorType::ConnectError, "not a TCP address");
+        let connect = async {
+            match to {
+                L4Address::Inet(to) => {
+                    TcpStream::connect(to).await.map(|stream| behind(stream, self.gate.as_ref()))
+                }
+                L4Address::Unix(to) => {
+                    let path = to.as_pathname().unwrap_or(Path::new(""));
+                    UnixStream::connect(path).await.map(|stream| behind(stream, self.gate.as_ref()))
+                }
+            }
         };
-        let stream = tokio::time::timeout(self.deadline, TcpStream::connect(to))
+        tokio::time::timeout(self.deadline, connect)
             .await
             .or_err(CONNECT_DEADLINE, "connecting")?
             .map_err(|error| {
@@ -318,8 +338,14 @@ impl L4Connect for Dial {
                     _ => ErrorType::ConnectError,
                 };
                 Error::because(kind, "connecting", error)
-            })?;
-        Ok(stream.into())
+            })
+    }
+}
+
+fn behind<S: Socket + Into<L4Stream>>(stream: S, gate: Option<&Arc<Gate>>) -> L4Stream {
+    match gate {
+        Some(gate) => gated(stream, gate),
+        None => stream.into(),
     }
 }
 

@@ -11,6 +11,7 @@ mod moment;
 mod queue;
 mod resolve;
 mod stickiness;
+mod tunnel;
 mod window;
 
 use std::cell::Cell;
@@ -28,6 +29,7 @@ pub use checks::Checks;
 pub use health::Prober;
 pub use queue::{Avoided, Queue, Waiter};
 pub use resolve::{Address, Addresses};
+pub use tunnel::Gate;
 
 use backend::Terms;
 use balance::{BalanceConfig, Balancer};

@@ -159,7 +159,7 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
     auth::check(&snapshot.clients, &head.headers)?;
     body::check_length(session, &snapshot.client)?;
     let course = course::find(runtime, head)?;
-    let client = client(session, &snapshot.trusted_proxies);
+    let client = client(session, &snapshot.trusted_proxies, snapshot.trusts_unix);
     Ok(Decision::Forward(Passage { course, client, inflight }))
 }
 
@@ -249,10 +249,10 @@ fn preflight(head: &RequestHeader, exchange: &Exchange) -> Option<Response<Bytes
 }
 
 /// Who sent the request: the peer, or behind trusted proxies the address that the last of them saw.
-fn client(session: &Session, trusted: &[IpNet]) -> Client {
+fn client(session: &Session, trusted: &[IpNet], trusts_unix: bool) -> Client {
     let peer = session.client_addr().and_then(|address| address.as_inet());
     let peer = peer.map(|address| address.ip().to_canonical());
-    let peer_is_trusted = peer.is_some_and(|peer| is_among(trusted, peer));
+    let peer_is_trusted = peer.map_or(trusts_unix, |peer| is_among(trusted, peer));
     let forwarded = if peer_is_trusted {
         forwarded_client(&session.req_header().headers, trusted)
     } else {

@@ -16,7 +16,7 @@ use super::watch::{Stop, Watch};
 use crate::config::Deadlines;
 use crate::lifecycle::Counted;
 use crate::llm::{Dialect, EndMarker, Tail};
-use crate::pool::{Address, Avoided, Backend, Permit, Pool};
+use crate::pool::{Address, Avoided, Backend, Gate, Permit, Pool};
 use crate::refusal::Refusal;
 use crate::runtime::{Runtime, Target, Way};
 
@@ -143,6 +143,10 @@ pub(super) struct Attempts {
 pub(super) struct Attempt {
     pub(super) permit: Permit,
     pub(super) address: Address,
+    /// What the connection is behind, where it is for a WebSocket.
+    pub(super) gate: Option<Arc<Gate>>,
+    /// Whether other exchanges may use the connection at the same time.
+    pub(super) shares: bool,
     pub(super) began: Instant,
 }
 
@@ -375,7 +379,8 @@ mod tests {
             let Choice::Taken(permit) = pool.choose(&[], false, |_| true) else {
                 panic!("there is a backend");
             };
-            attempts.current = Some(Attempt { permit, address, began: Instant::now() });
+            let began = Instant::now();
+            attempts.current = Some(Attempt { permit, address, gate: None, shares: false, began });
             attempts.unreachable();
             assert_eq!(attempts.may_ask(backend), may_ask_then);
         }

@@ -133,12 +133,12 @@ impl ProxyHttp for Proxy {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         chunk: &mut Option<Bytes>,
         end_of_stream: bool,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        body::send(exchange, chunk, end_of_stream)
+        body::send(exchange, chunk, end_of_stream, session.was_upgraded())
     }
 
     async fn upstream_response_filter(

@@ -15,7 +15,7 @@ use super::course::X_TOLLGATE_MODEL;
 use super::exchange::{Events, Exchange, Unwritten};
 use super::send::repeated;
 use super::{Proxy, respond};
-use crate::config::{BackendUrl, CorsOrigins};
+use crate::config::{BackendUrl, CorsOrigins, Deadlines};
 use crate::llm::{EndMarker, Tail};
 use crate::telemetry::REQUEST_ID;
 
@@ -70,6 +70,12 @@ pub(super) fn receive(
 
 /// From here on the backend's silence is bounded, and the end of an event stream looked at.
 fn expect_body(session: &Session, response: &ResponseHeader, exchange: &mut Exchange) {
+    if response.status == StatusCode::SWITCHING_PROTOCOLS {
+        if let Some(Deadlines { websocket_idle, websocket_total, .. }) = exchange.deadlines() {
+            exchange.watch.tunnels(exchange.arrived.at, websocket_idle, websocket_total);
+        }
+        return;
+    }
     let has_none = session.req_header().method == Method::HEAD
         || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
         || response.headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0");
@@ -108,6 +114,9 @@ pub(super) fn pass(
         events.pass(chunk, session.body_bytes_sent());
     }
     let watch = &exchange.watch;
+    if watch.stopped_sharing().is_some() {
+        return Err(stopped());
+    }
     if !end_of_stream {
         watch.heard();
         return Ok(());
@@ -115,8 +124,7 @@ pub(super) fn pass(
     // Where the end has a mark of its own, it is there.
     let ends_by_close = exchange.observed.ends_by_close || session.was_upgraded();
     if ends_by_close && watch.stopped().is_some() {
-        let error = Error::explain(ErrorType::ConnectionClosed, "stopped by a deadline");
-        return Err(error.into_up());
+        return Err(stopped());
     }
     if events.as_ref().is_some_and(|events| events.unwritten.is_some() && events.is_cut()) {
         let error = Error::explain(ErrorType::ConnectionClosed, "closed before the last event");
@@ -124,6 +132,11 @@ pub(super) fn pass(
     }
     watch.answered();
     Ok(())
+}
+
+/// The watch has stopped the exchange.
+pub(super) fn stopped() -> Box<Error> {
+    Error::explain(ErrorType::ConnectionClosed, "stopped by a deadline").into_up()
 }
 
 /// Notes how the backend's body ends. Later Pingora has put its own framing in the place of none.

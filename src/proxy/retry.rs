@@ -7,9 +7,9 @@ use pingora::http::ResponseHeader;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
 
-use super::body;
 use super::exchange::{Attempt, Exchange};
 use super::watch::Stop;
+use super::{body, receive};
 use crate::llm;
 use crate::pool::{CONNECT_DEADLINE, Outcome};
 use crate::refusal::Refusal;
@@ -121,6 +121,9 @@ pub(super) fn judge(
     response: &ResponseHeader,
     exchange: &mut Exchange,
 ) -> Result<()> {
+    if exchange.watch.stopped_sharing().is_some() {
+        return Err(receive::stopped());
+    }
     let Some(admitted) = &exchange.admitted else { return Ok(()) };
     let Some(attempt) = &exchange.attempts.current else { return Ok(()) };
     let backend = attempt.backend();
@@ -245,6 +248,9 @@ fn failure(exchange: &Exchange, error: &Error) -> Option<Refusal> {
         // Of a backend with TLS it is the handshake that Pingora has timed.
         ErrorType::ConnectTimedout if attempt.backend().spec.url.tls => slow("tls", deadlines.tls),
         ErrorType::ConnectTimedout => slow("connect", deadlines.connect),
+        ErrorType::ReadTimedout if !exchange.observed.has_head() => {
+            slow("first_byte", deadlines.first_byte)
+        }
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => slow("silence", deadlines.silence),
         ErrorType::ConnectError
         | ErrorType::ConnectRefused

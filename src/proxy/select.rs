@@ -11,7 +11,8 @@ use pingora_proxy::Session;
 use super::body;
 use super::exchange::{Attempt, Attempts, Exchange};
 use super::watch::Stop;
-use crate::pool::{Backend, Choice, Permit, Pool};
+use crate::config::{BackendSpec, Deadlines, Protocol};
+use crate::pool::{Backend, Choice, Gate, Permit, Pool};
 use crate::refusal::Refusal;
 
 /// Longest `Retry-After`: SDKs give up on long waits, and the next check may bring a backend back.
@@ -19,6 +20,9 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 /// How far a pause may be off, either way: clients that failed together come back apart.
 const JITTER: f64 = 0.2;
+
+/// Exchanges that share one HTTP/2 connection to a backend at most: what servers allow as a rule.
+const HTTP2_STREAMS_MAX: usize = 100;
 
 /// How often who waits for a place looks by itself whether there is one, and a backend to wait for.
 const QUEUE_LOOK: Duration = Duration::from_secs(1);
@@ -41,13 +45,32 @@ pub(super) async fn select(
     let backend = &permit.backend;
     let address = backend.addresses.current();
     let address = address.expect("a backend is usable only while its address is known");
-    let mut peer = Box::new(backend.peer_at(&address)?);
+    let gate = session.is_upgrade_req().then(|| Arc::new(Gate::default()));
+    let mut peer = Box::new(match &gate {
+        Some(gate) => backend.tunnel_peer_at(&address, gate)?,
+        None => backend.peer_at(&address)?,
+    });
+    let shares = gate.is_none() && share(&mut peer, &backend.spec, exchange.body.is_passing());
     if attempts.needs_new_connection {
         // Kept connections are shared within a group only.
         peer.group_key = fastrand::u64(1..);
     }
-    attempts.current = Some(Attempt { permit, address, began: Instant::now() });
+    attempts.current = Some(Attempt { permit, address, gate, shares, began: Instant::now() });
     Ok(peer)
+}
+
+/// Whether the exchange may share an HTTP/2 connection with others. The watch ends an exchange by closing its
+/// connection; where that is not its own, Pingora's timeout for reading has to do. It is one for all reads,
+/// and runs while the request is sent.
+fn share(peer: &mut HttpPeer, spec: &BackendSpec, body_comes: bool) -> bool {
+    let Deadlines { first_byte, silence, .. } = spec.deadlines;
+    let shares = spec.protocol != Protocol::Http1 && !body_comes && first_byte == silence;
+    if shares {
+        peer.options.read_timeout = Some(silence);
+        peer.options.write_timeout = Some(silence);
+        peer.options.max_h2_streams = HTTP2_STREAMS_MAX;
+    }
+    shares
 }
 
 /// A place at a backend, or what the client is told. An error means that the client is gone.

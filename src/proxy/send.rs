@@ -2,8 +2,10 @@
 
 use std::os::fd::RawFd;
 
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST};
-use http::{HeaderName, HeaderValue};
+use http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, SEC_WEBSOCKET_PROTOCOL,
+};
+use http::{HeaderName, HeaderValue, Version};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use pingora::http::RequestHeader;
 use pingora_core::{Error, ErrorType, Result};
@@ -14,7 +16,7 @@ use super::body::{self, Resized};
 use super::course::X_TOLLGATE_MODEL;
 use super::exchange::{Admitted, Exchange};
 use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
-use crate::auth::CREDENTIAL_HEADERS;
+use crate::auth::{CREDENTIAL_HEADERS, is_key_subprotocol};
 use crate::config::{BackendSpec, BackendUrl, ClientKeys};
 use crate::telemetry::REQUEST_ID;
 
@@ -33,6 +35,11 @@ pub(super) fn connected(exchange: &mut Exchange, socket: RawFd) -> Result<()> {
     if exchange.watch.stopped().is_some() {
         return Err(Error::explain(ErrorType::ReadTimedout, "out of time").into_up());
     }
+    let gate = exchange.attempts.current.as_ref().and_then(|attempt| attempt.gate.as_ref());
+    let socket = gate.map_or(socket, |gate| gate.socket());
+    if let Some(gate) = gate {
+        gate.close();
+    }
     exchange.body.begin_attempt();
     if let Some(deadlines) = exchange.deadlines() {
         let request = exchange.body.request(&exchange.arrived.runtime.snapshot.client);
@@ -47,6 +54,10 @@ pub(super) fn send(
     request: &mut RequestHeader,
     exchange: &mut Exchange,
 ) -> Result<()> {
+    let shares = exchange.attempts.current.as_ref().is_some_and(|attempt| attempt.shares);
+    if shares && request.version == Version::HTTP_2 {
+        exchange.watch.share();
+    }
     let model = exchange.upstream_model().map(str::to_owned);
     rename_in_body(session, request, exchange, model.as_deref())?;
     let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
@@ -142,11 +153,34 @@ pub(super) fn repeated(target: &[u8], base: &[u8]) -> usize {
 fn credential(request: &mut RequestHeader, keys: &ClientKeys, spec: &BackendSpec) -> Result<()> {
     if *keys != ClientKeys::Untouched {
         remove_where(request, |name| CREDENTIAL_HEADERS.iter().any(|known| is_same(name, known)));
+        subprotocols(request)?;
     }
     if let Some(credential) = &spec.credential {
         request.insert_header(credential.header.clone(), credential.value.clone())?;
     }
     Ok(())
+}
+
+/// Takes a key out of the subprotocols that a WebSocket's client offers.
+fn subprotocols(request: &mut RequestHeader) -> Result<()> {
+    let values = request.headers.get_all(SEC_WEBSOCKET_PROTOCOL);
+    let entries: SmallVec<[&[u8]; 4]> = values
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .collect();
+    if !entries.iter().any(|entry| is_key_subprotocol(entry)) {
+        return Ok(());
+    }
+    let others: SmallVec<[&[u8]; 4]> =
+        entries.into_iter().filter(|entry| !is_key_subprotocol(entry)).collect();
+    let all = others.join(&b", "[..]);
+    drop(others);
+    request.remove_header(&SEC_WEBSOCKET_PROTOCOL);
+    if all.is_empty() {
+        return Ok(());
+    }
+    request.insert_header(SEC_WEBSOCKET_PROTOCOL, all)
 }
 
 /// Tells the backend who asked and how. What the client says itself is believed only from a trusted

@@ -237,6 +237,7 @@ impl HttpServerApp for Version {
         let is_first = FIRST.try_with(|first| first.swap(false, Ordering::Relaxed));
         let client = ClientSide {
             socket: session.stream().map(|stream| stream.id()),
+            is_tls: session.digest().is_some_and(|digest| digest.ssl_digest.is_some()),
             half_close: bounds.half_close,
             // A kept connection may be idle before its next head begins.
             head_within: match is_first {

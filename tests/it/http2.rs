@@ -216,15 +216,27 @@ fn many_exchanges_share_one_connection() {
 #[test]
 fn deadlines_hold_over_http2() {
     let upstream = Http2Upstream::start();
-    let top = "deadlines: {first_byte: 300ms}\nretry: {retries_max: 0}";
-    let gateway = Gateway::start(&config(top, &upstream.url(), ""));
-    let answer = post(gateway.address(), "/svc/mdl/hang", &[], "x");
-    assert_eq!(
-        (answer.status, answer.json()["error"]["code"].as_str()),
-        (504, Some("backend_timeout"))
-    );
-    eventually("it is taken back", || upstream.resets() == 1);
-    assert_eq!(post(gateway.address(), "/svc/mdl/echo", &[], "x").text(), "x");
+    // Where the two are the same, exchanges share a connection, and one that is late must not harm others.
+    for (resets, deadlines) in
+        ["{first_byte: 600ms}", "{first_byte: 600ms, silence: 600ms}"].iter().enumerate()
+    {
+        let top = format!("deadlines: {deadlines}\nretry: {{retries_max: 0}}");
+        let gateway = Gateway::start(&config(&top, &upstream.url(), ""));
+        let to = gateway.address();
+        assert_eq!(post(to, "/svc/mdl/echo", &[], "x").text(), "x");
+        std::thread::scope(|scope| {
+            let late = scope.spawn(|| post(to, "/svc/mdl/hang", &[], "x"));
+            eventually("it is at work", || upstream.open() == 1);
+            for _ in 0..5 {
+                assert_eq!(post(to, "/svc/mdl/slow", &[], "x").text(), "x");
+            }
+            let late = late.join().unwrap();
+            let code = late.json()["error"]["code"].as_str().unwrap().to_owned();
+            assert_eq!((late.status, code.as_str()), (504, "backend_timeout"));
+            assert!(late.text().contains("first_byte: 0.6 s"), "{}", late.text());
+        });
+        eventually("it is taken back", || upstream.resets() == resets + 1);
+    }
 }
 
 #[test]

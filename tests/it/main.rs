@@ -26,3 +26,5 @@ mod smuggling;
 mod status;
 mod streaming;
 mod tls;
+mod unix;
+mod websocket;

@@ -72,6 +72,8 @@ impl Policies {
             first_byte: of(written.first_byte, default.first_byte),
             silence: of(written.silence, default.silence),
             exchange: of(written.exchange, default.exchange),
+            websocket_idle: of(written.websocket_idle, default.websocket_idle),
+            websocket_total: of(written.websocket_total, default.websocket_total),
         }
     }
 
@@ -131,6 +133,8 @@ fn check_deadlines(written: &FileDeadlines, at: &KeyPath, problems: &mut Problem
         ("first_byte", written.first_byte),
         ("silence", written.silence),
         ("exchange", written.exchange),
+        ("websocket_idle", written.websocket_idle),
+        ("websocket_total", written.websocket_total),
     ] {
         positive(span, &at.key(key), Duration::ZERO, problems);
     }
@@ -184,6 +188,8 @@ fn merged_deadlines(own: &FileDeadlines, outer: &FileDeadlines) -> FileDeadlines
         first_byte: own.first_byte.or(outer.first_byte),
         silence: own.silence.or(outer.silence),
         exchange: own.exchange.or(outer.exchange),
+        websocket_idle: own.websocket_idle.or(outer.websocket_idle),
+        websocket_total: own.websocket_total.or(outer.websocket_total),
     }
 }
 

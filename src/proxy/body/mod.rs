@@ -137,6 +137,11 @@ impl Body {
         }
     }
 
+    /// Whether more of it has to come from the client.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self.content, Content::Passing { .. })
+    }
+
     /// Whether the backend that closed a kept connection can be sent it on another one.
     pub(super) fn is_kept(&self, session: &Session) -> bool {
         match &self.content {
@@ -307,9 +312,20 @@ pub(super) fn send(
     exchange: &mut Exchange,
     chunk: &mut Option<Bytes>,
     end_of_stream: bool,
+    is_tunnel: bool,
 ) -> Result<()> {
     let runtime = Arc::clone(&exchange.arrived.runtime);
     let bounds = &runtime.snapshot.client;
+    if is_tunnel {
+        exchange.watch.heard();
+        return Ok(());
+    }
+    let attempt = exchange.attempts.current.as_ref();
+    if let Some(gate) = attempt.and_then(|attempt| attempt.gate.as_ref())
+        && end_of_stream
+    {
+        gate.request_ended();
+    }
     let Body { content, splice, .. } = &mut exchange.body;
     match content {
         Content::Empty => {}
@@ -327,20 +343,7 @@ pub(super) fn send(
             passed.bytes += chunk_bytes;
             passed.rated_bytes += chunk_bytes;
             let looked = look_on(peek, passed, before, chunk.as_deref().unwrap_or_default());
-            let prefix_bytes = prefix.len();
-            if !prefix.is_empty() {
-                let prefix = std::mem::take(prefix);
-                *chunk = Some(match chunk.take() {
-                    Some(next) => [prefix, next].concat().into(),
-                    None => prefix,
-                });
-            }
-            if let (Some(Splice::At(at, raw)), Some(whole)) = (&splice, &chunk) {
-                let begins = before - prefix_bytes;
-                if at.start >= begins && at.end <= begins + whole.len() {
-                    *chunk = Some(spliced(whole, at.start - begins..at.end - begins, raw));
-                }
-            }
+            put_before(std::mem::take(prefix), before, splice.as_ref(), chunk);
             if let Err(fault) = looked {
                 exchange.observed.client_fault =
                     Some(refusal_of_body(fault, runtime.snapshot.replay.body_bytes_max));
@@ -371,6 +374,24 @@ pub(super) fn send(
         exchange.watch.uploading();
     }
     Ok(())
+}
+
+/// Puts what was read ahead, if anything, before a chunk that begins after `before` bytes; and another name in
+/// its place, where that is in it.
+fn put_before(prefix: Bytes, before: usize, splice: Option<&Splice>, chunk: &mut Option<Bytes>) {
+    let begins = before - prefix.len();
+    if !prefix.is_empty() {
+        *chunk = Some(match chunk.take() {
+            Some(next) => [prefix, next].concat().into(),
+            None => prefix,
+        });
+    }
+    if let (Some(Splice::At(at, raw)), Some(whole)) = (splice, &chunk)
+        && at.start >= begins
+        && at.end <= begins + whole.len()
+    {
+        *chunk = Some(spliced(whole, at.start - begins..at.end - begins, raw));
+    }
 }
 
 /// Looks at what has not been looked at, for a second name.

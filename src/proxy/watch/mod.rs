@@ -52,6 +52,8 @@ pub(super) struct Watch {
     has_stalled: AtomicBool,
     /// The connection to the backend; below 0: none.
     upstream: AtomicI32,
+    /// Whether that is not this exchange's alone.
+    is_shared: AtomicBool,
     stopped: AtomicU8,
     ended: Notify,
 }
@@ -141,6 +143,7 @@ impl Watch {
             is_uploading: AtomicBool::new(false),
             has_stalled: AtomicBool::new(false),
             upstream: AtomicI32::new(NO_CONNECTION),
+            is_shared: AtomicBool::new(false),
             stopped: AtomicU8::new(0),
             ended: Notify::new(),
         }
@@ -169,6 +172,7 @@ impl Watch {
     /// There is a connection to the backend.
     pub(super) fn connected(&self, upstream: RawFd, request: &Request<'_>, deadlines: &Deadlines) {
         self.upstream.store(upstream, Ordering::Relaxed);
+        self.is_shared.store(false, Ordering::Relaxed);
         let store = |limit: &AtomicU64, time| limit.store(nanos(time), Ordering::Relaxed);
         if let Request::Comes(client) = request {
             store(&self.upload_limit, client.body_timeout);
@@ -183,6 +187,27 @@ impl Watch {
             Request::Much => Phase::Writing,
             Request::Comes(_) => Phase::Upload,
         });
+    }
+
+    /// The connection carries other exchanges too (HTTP/2): it is not closed for this one. That it was
+    /// stopped it is told with the next piece that comes, or when Pingora's own timeout for reading is over.
+    pub(super) fn share(&self) {
+        self.upstream.store(NO_CONNECTION, Ordering::Relaxed);
+        self.is_shared.store(true, Ordering::Relaxed);
+    }
+
+    /// Why this exchange was stopped on a connection that it shares.
+    pub(super) fn stopped_sharing(&self) -> Option<Stop> {
+        self.stopped().filter(|_| self.is_shared.load(Ordering::Relaxed))
+    }
+
+    /// Both sides talk as they like from here on (WebSocket): `idle` is the longest that both are silent,
+    /// `total` the longest for all.
+    pub(super) fn tunnels(&self, began: Instant, idle: Duration, total: Duration) {
+        self.limit_exchange(began, total);
+        self.silence_limit.store(nanos(idle), Ordering::Relaxed);
+        self.is_uploading.store(false, Ordering::Relaxed);
+        self.expect(Phase::Answer);
     }
 
     /// A piece of the client's body has come.
@@ -423,7 +448,7 @@ impl Watch {
     /// Whether bytes of the backend wait to be read.
     fn has_bytes(&self) -> bool {
         let upstream = self.upstream.load(Ordering::Relaxed);
-        upstream >= 0 && peek(upstream) == Peek::Bytes
+        upstream >= 0 && peek(upstream, false) == Peek::Bytes
     }
 
     fn nanos(&self, at: Instant) -> u64 {
@@ -455,6 +480,8 @@ mod tests {
             first_byte: Duration::from_secs(first_byte),
             silence: Duration::from_secs(silence),
             exchange: Duration::from_secs(60),
+            websocket_idle: Duration::from_secs(1),
+            websocket_total: Duration::from_secs(1),
         };
         watch.connected(NO_CONNECTION, &Request::Little, &deadlines(5, 500));
         assert_eq!(watch.next().1, Stop::FirstByte);

@@ -32,6 +32,8 @@ const PART_READS_MAX: usize = 16;
 pub struct ClientSide {
     /// Its descriptor, where the whole connection is this exchange's: not with HTTP/2.
     pub socket: Option<RawFd>,
+    /// Whether TLS is spoken on it.
+    pub is_tls: bool,
     /// Whether the client may close its sending side and still wait.
     pub half_close: bool,
     /// When its request head must be there.
@@ -189,7 +191,7 @@ impl Poller<'_> {
             _ if self.parting_since.is_some() => return self.part(now),
             Phase::Head if now >= self.head_by() => return self.refuse_head(now),
             Phase::Inside => {
-                let is_gone = |socket| match peek(socket) {
+                let is_gone = |socket| match peek(socket, self.client.is_tls) {
                     Peek::Gone => true,
                     Peek::End => !self.client.half_close,
                     Peek::Bytes | Peek::Nothing => false,
@@ -222,7 +224,7 @@ impl Poller<'_> {
 
     /// Tells the client. There is no session yet to do it by.
     fn refuse_head(&mut self, now: Instant) -> Ring {
-        if let Some(socket) = self.client.socket {
+        if let Some(socket) = self.client.socket.filter(|_| !self.client.is_tls) {
             let answer = raw_refusal(&Refusal::HeadSlow);
             let _ = send(socket, &answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
         }

@@ -16,9 +16,15 @@ pub(super) enum Peek {
     Gone,
 }
 
-pub(super) fn peek(socket: RawFd) -> Peek {
-    match recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+/// The record in which TLS says that nothing more comes (RFC 8446, section 6).
+const TLS_ALERT: u8 = 21;
+
+/// Looks at what is to be read. With TLS, that is where the other side says that it closes.
+pub(super) fn peek(socket: RawFd, is_tls: bool) -> Peek {
+    let mut first = [0];
+    match recv(socket, &mut first, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
         Ok(0) => Peek::End,
+        Ok(_) if is_tls && first[0] == TLS_ALERT => Peek::End,
         Ok(_) => Peek::Bytes,
         Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => Peek::Nothing,
         Err(_) => Peek::Gone,

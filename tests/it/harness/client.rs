@@ -124,6 +124,14 @@ impl Connection {
     }
 
     /// The rest of the connection's bytes.
+    /// Reads so many bytes.
+    #[track_caller]
+    pub(crate) fn read_bytes(&mut self, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.reader.read_exact(&mut bytes).expect("as many bytes come");
+        bytes
+    }
+
     pub(crate) fn into_body(self) -> impl Read {
         self.reader
     }
