@@ -9,9 +9,9 @@ FUZZ_SECONDS ?= 30
 
 # Pingora links zlib-ng and zstd, which are built with cmake and a C compiler.
 BUILD_PACKAGES = cmake gcc libc6-dev make
-TEST_PACKAGES = curl python3-venv
+TEST_PACKAGES = curl nodejs npm python3-venv
 
-.PHONY: help demo build test unit lint openai bench chaos endurance fuzz install uninstall deps test-deps clean
+.PHONY: help demo build test unit lint clients bench chaos endurance fuzz install uninstall deps test-deps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ build: deps ## build the optimised program, target/release/tollgate
 
 test: deps test-deps lint unit ## lint, then run all tests; installs what they need
 
-unit: openai
+unit: clients
 	$(CARGO) test --locked
 	$(CARGO) test --locked --test stress -- streams
 
@@ -35,11 +35,17 @@ lint: deps
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check licenses bans sources; \
 	else echo "cargo-deny is not installed: licences and sources are not checked"; fi
 
-openai: .venv/installed
+clients: .venv/installed .node/installed
 
-.venv/installed: tests/it/requirements.txt
+.venv/installed: tests/clients/requirements.txt
 	python3 -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/it/requirements.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	touch $@
+
+.node/installed: tests/clients/package.json
+	mkdir -p .node
+	cp tests/clients/package.json .node/
+	cd .node && npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	touch $@
 
 bench: deps ## compare CPU time with nginx and bare Pingora
@@ -88,4 +94,4 @@ test-deps:
 
 clean: ## remove what was built
 	$(CARGO) clean
-	rm -rf .venv
+	rm -rf .venv .node
