@@ -48,11 +48,12 @@ clients: .venv/installed .node/installed
 	cd .node && npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	touch $@
 
-bench: deps ## compare CPU time with nginx and bare Pingora
+bench: deps ## compare CPU time with nginx and bare Pingora, and time the scanner
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || \
 	  { test "$$(id -u)" = 0 && apt-get install -y -qq nginx-light; } || \
 	  echo "nginx is not installed; it will be left out"
 	$(CARGO) bench --locked --bench compare
+	$(CARGO) bench --locked --bench scanner
 
 chaos: deps ## load for two minutes while backends fail, configurations change and the program is upgraded
 	$(CARGO) test --locked --test stress -- chaos
@@ -63,8 +64,8 @@ endurance: deps ## streams through reload and upgrade, hostile crowds, memory af
 fuzz: deps ## give every parser garbage, FUZZ_SECONDS each (30)
 	@rustup toolchain list | grep -q nightly || rustup toolchain install nightly --profile minimal
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
-	@mkdir -p fuzz/corpus/configuration fuzz/corpus/routing fuzz/corpus/headers fuzz/corpus/streams
-	for target in configuration routing headers streams; do \
+	@mkdir -p fuzz/corpus/configuration fuzz/corpus/routing fuzz/corpus/headers fuzz/corpus/streams fuzz/corpus/bodies
+	for target in bodies configuration routing headers streams; do \
 	  seeds=$$(test $$target = configuration && echo conf tests/data/broken); \
 	  cargo +nightly fuzz run --sanitizer none $$target fuzz/corpus/$$target $$seeds -- \
 	    -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=10 -rss_limit_mb=2048 || exit 1; \

@@ -8,9 +8,10 @@
 //! client <- proxy::receive <------------------------------------------------- backend
 //! ```
 //!
-//! `/{service}/{model}/{path}` leads to the pool of that service and model; the pool chooses one of
-//! its backends; the request goes there as `{url}/{path}` with the backend's credential, and the
-//! answer comes back chunk by chunk as it arrives. [`proxy`] tells the life of an exchange.
+//! `/{service}/{model}/{path}` leads to the pool of that service and model, and `/v1/{path}` to the one
+//! of the model that the request names; the pool chooses one of its backends; the request goes there as
+//! `{url}/{path}` with the backend's credential, and the answer comes back chunk by chunk as it arrives.
+//! [`proxy`] tells the life of an exchange.
 //!
 //! # The code, in the order in which data flows
 //!
@@ -30,6 +31,8 @@
 //! # Words
 //!
 //! - **service / model**: the two names that a request is routed by.
+//! - **way**: the pools that can serve a name, in the order in which they are asked; the **front door** is
+//!   where that name is in the request itself and not in its path.
 //! - **backend**: one upstream server with its own URL, weight, credential and health.
 //! - **pool**: the backends of one service and model, behind one Pingora `LoadBalancer`.
 //! - **exchange**: one request with its response; **attempt**: one try of it on one backend.
@@ -45,8 +48,9 @@
 //! - What is taken (a permit, a place in line, bytes held) is given back by `Drop`, so neither a panic nor an abort
 //!   leaks it.
 //! - File types never meet an exchange, and the snapshot has no "not written".
-//! - The request path does not resolve names or read files. A body is held only to be sent again, within
-//!   a bound of its own and one of all; an answer is never held.
+//! - The request path does not resolve names or read files. A body is held only to be sent again or to find
+//!   the model in it, within a bound of its own and one of all; an answer is never held.
+//! - A body passes byte for byte, but for the model's name where a backend has another one for it.
 //! - After the first byte of an answer there is no other attempt, and one that breaks never looks whole.
 //! - Paths are decided upon and passed on as the bytes that came.
 //! - Routing does not know what a target is, and a pool does not know HTTP exchanges. Configuration,

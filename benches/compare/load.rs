@@ -7,21 +7,41 @@ use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-const BODY: &str = r#"{"model":"m","messages":[{"role":"user","content":"What is the capital of France?"}],"max_tokens":16}"#;
-
 /// Sends load from a runtime of its own.
 pub(crate) struct Load {
     executor: Runtime,
+    /// A question, and one behind 300 KB of code: as the SDKs for Python send them, the model last.
+    small: String,
+    large: String,
 }
 
 impl Load {
     pub(crate) fn new() -> Self {
-        Self { executor: Runtime::new().expect("a runtime") }
+        let body = |content: &str| {
+            format!(
+                r#"{{"messages":[{{"role":"user","content":"{content}"}}],"max_tokens":16,"model":"m"}}"#
+            )
+        };
+        let code = r#"for line in text.split(\"\n\"):\n    print(line.strip())\n"#.repeat(5_000);
+        Self {
+            executor: Runtime::new().expect("a runtime"),
+            small: body("What is the capital of France?"),
+            large: body(&code),
+        }
     }
 
-    /// Sends `count` requests over `connections` connections.
+    /// Sends `count` small requests over `connections` connections.
     pub(crate) fn requests(&self, to: SocketAddr, path: &str, count: usize, connections: usize) {
-        let request = request(&format!("{path}/v1/chat/completions"));
+        self.send(to, path, &self.small, count, connections);
+    }
+
+    /// Sends `count` requests with a long prompt over `connections` connections.
+    pub(crate) fn prompts(&self, to: SocketAddr, path: &str, count: usize, connections: usize) {
+        self.send(to, path, &self.large, count, connections);
+    }
+
+    fn send(&self, to: SocketAddr, path: &str, body: &str, count: usize, connections: usize) {
+        let request = request(&format!("{path}/v1/chat/completions"), body);
         self.run(connections, |_| {
             let request = request.clone();
             async move {
@@ -47,7 +67,8 @@ impl Load {
         events: usize,
         interval_ms: u64,
     ) {
-        let request = request(&format!("{path}/stream/{events}/{interval_ms}"));
+        let target = format!("{path}/v1/stream/{events}/{interval_ms}");
+        let request = request(&target, &self.small);
         self.run(streams, |_| {
             let request = request.clone();
             async move {
@@ -76,10 +97,10 @@ impl Load {
     }
 }
 
-fn request(target: &str) -> String {
+fn request(target: &str, body: &str) -> String {
     format!(
-        "POST {target} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer sk-bench\r\nContent-Type: application/json\r\nAccept: application/json\r\nUser-Agent: OpenAI/Python 2.54.0\r\nContent-Length: {}\r\n\r\n{BODY}",
-        BODY.len()
+        "POST {target} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer sk-bench\r\nContent-Type: application/json\r\nAccept: application/json\r\nUser-Agent: OpenAI/Python 2.54.0\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
     )
 }
 

@@ -2,8 +2,8 @@
 //!
 //! `cargo bench --bench compare` runs a fast upstream and, in turn and interleaved over several
 //! rounds, nginx (if it is installed), a bare Pingora proxy and Tollgate before it; for each it
-//! sends small JSON requests and holds SSE streams, and reports the CPU time that the proxy's
-//! processes took a request and an event. Ratios within one run are the figures to trust: machines
+//! sends small JSON requests and long prompts and holds SSE streams, and reports the CPU time that the
+//! proxy's processes took a request, a prompt and an event. Ratios within one run are the figures to trust: machines
 //! that are shared drift. All traffic stays on loopback and is bounded in count.
 
 mod bare;
@@ -22,6 +22,9 @@ const ROUNDS: usize = 7;
 /// Requests a round, and the connections that send them.
 const REQUESTS: usize = 20_000;
 const CONNECTIONS: usize = 32;
+
+/// Long prompts a round.
+const PROMPTS: usize = 2_000;
 
 /// Streams a round, all at once, and what each of them brings.
 const STREAMS: usize = 100;
@@ -44,6 +47,7 @@ fn main() {
 struct Series {
     name: &'static str,
     requests: Vec<f64>,
+    prompts: Vec<f64>,
     events: Vec<f64>,
 }
 
@@ -54,10 +58,16 @@ fn compare() {
         println!("nginx is not installed; it is left out (apt-get install nginx-light)");
     }
     contestants.push(process::bare(upstream.address));
-    contestants.push(process::tollgate(upstream.address));
+    contestants.push(process::tollgate(upstream.address, true));
+    contestants.push(process::tollgate(upstream.address, false));
     let mut series: Vec<Series> = contestants
         .iter()
-        .map(|contestant| Series { name: contestant.name, requests: vec![], events: vec![] })
+        .map(|contestant| Series {
+            name: contestant.name,
+            requests: vec![],
+            prompts: vec![],
+            events: vec![],
+        })
         .collect();
     let load = Load::new();
     for contestant in &contestants {
@@ -68,10 +78,13 @@ fn compare() {
             let before = contestant.cpu_micros();
             load.requests(contestant.address, contestant.path, REQUESTS, CONNECTIONS);
             let between = contestant.cpu_micros();
+            load.prompts(contestant.address, contestant.path, PROMPTS, CONNECTIONS);
+            let later = contestant.cpu_micros();
             load.streams(contestant.address, contestant.path, STREAMS, EVENTS, EVENT_INTERVAL_MS);
             let after = contestant.cpu_micros();
             series.requests.push(per(between - before, REQUESTS));
-            series.events.push(per(after - between, STREAMS * EVENTS));
+            series.prompts.push(per(later - between, PROMPTS));
+            series.events.push(per(after - later, STREAMS * EVENTS));
         }
         eprintln!("round {round} of {ROUNDS} is done");
     }
@@ -86,29 +99,25 @@ fn per(micros: u64, units: usize) -> f64 {
 fn report(series: &[Series]) {
     println!("\nCPU time (user and system) of the proxy, median of {ROUNDS} interleaved rounds");
     println!(
-        "{REQUESTS} small JSON requests over {CONNECTIONS} connections; {STREAMS} SSE streams of {EVENTS} events every {EVENT_INTERVAL_MS} ms\n"
+        "{REQUESTS} small JSON requests and {PROMPTS} prompts of 300 KB over {CONNECTIONS} connections; {STREAMS} SSE streams of {EVENTS} events every {EVENT_INTERVAL_MS} ms\n"
     );
-    println!(
-        "| proxy | us a request | to nginx | to bare Pingora | us an event | to nginx | to bare Pingora |"
-    );
-    println!("|---|--:|--:|--:|--:|--:|--:|");
+    let units = ["request", "300 KB prompt", "event"];
+    let titles = units.map(|unit| format!("us a {unit} | to nginx | to bare Pingora |"));
+    println!("| proxy | {}", titles.join(" "));
+    println!("|---|{}", "--:|--:|--:|".repeat(units.len()));
     let nginx = series.iter().find(|series| series.name == "nginx");
     let bare = series.iter().find(|series| series.name == "bare Pingora");
+    let measured: [fn(&Series) -> &[f64]; 3] =
+        [|one| &one.requests, |one| &one.prompts, |one| &one.events];
     for one in series {
-        let ratio = |own: &[f64], other: Option<&[f64]>| match other {
-            Some(other) => format!("{:.2}", median_ratio(own, other)),
-            None => "-".to_owned(),
-        };
-        println!(
-            "| {} | {:.1} | {} | {} | {:.1} | {} | {} |",
-            one.name,
-            median(&one.requests),
-            ratio(&one.requests, nginx.map(|nginx| &nginx.requests[..])),
-            ratio(&one.requests, bare.map(|bare| &bare.requests[..])),
-            median(&one.events),
-            ratio(&one.events, nginx.map(|nginx| &nginx.events[..])),
-            ratio(&one.events, bare.map(|bare| &bare.events[..])),
-        );
+        let cells = measured.map(|of| {
+            let ratio = |other: Option<&Series>| match other {
+                Some(other) => format!("{:.2}", median_ratio(of(one), of(other))),
+                None => "-".to_owned(),
+            };
+            format!("{:.1} | {} | {} |", median(of(one)), ratio(nginx), ratio(bare))
+        });
+        println!("| {} | {}", one.name, cells.join(" "));
     }
 }
 

@@ -81,7 +81,8 @@ pub(crate) fn bare(upstream: SocketAddr) -> Contestant {
     start("bare Pingora", address, "", command, folder())
 }
 
-pub(crate) fn tollgate(upstream: SocketAddr) -> Contestant {
+/// Asked by path, or at the front door, where it has to look for the model in the body.
+pub(crate) fn tollgate(upstream: SocketAddr, by_path: bool) -> Contestant {
     let address = free_address();
     let folder = folder();
     let config = format!(
@@ -91,7 +92,9 @@ pub(crate) fn tollgate(upstream: SocketAddr) -> Contestant {
     fs::write(&file, config).expect("a file");
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     command.arg("-c").arg(file);
-    start("Tollgate", address, "/bench/m", command, folder)
+    let (name, path) =
+        if by_path { ("Tollgate, by path", "/bench/m") } else { ("Tollgate, front door", "") };
+    start(name, address, path, command, folder)
 }
 
 /// nginx as one would set it up for streaming; none where it is not installed.

@@ -6,6 +6,7 @@ mod json;
 mod multipart;
 mod pause;
 mod peek;
+mod splice;
 mod stream;
 
 pub use coding::{CODINGS, CodingFault, decode};
@@ -14,4 +15,5 @@ pub use json::{Fault, Found, Scanner};
 pub use multipart::Form;
 pub use pause::pause;
 pub use peek::{Peek, PeekFault, is_form};
+pub use splice::spliced;
 pub use stream::{EndMarker, Tail};

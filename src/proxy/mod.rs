@@ -1,14 +1,16 @@
 //! The data path: the life of an exchange.
 //!
 //! 1. The head has been read. [`admit`] notes who asks and gives it a request id; it answers the
-//!    gateway's own pages, refuses what may not pass, and finds the pool. [`body`] reads the body
-//!    where it can be held, so that it can be sent more than once.
+//!    gateway's own pages, refuses what may not pass, and [`course`] finds the pools that can serve it.
+//!    [`body`] reads the body where it can be held, so that it can be sent more than once, and where
+//!    it names the model.
 //! 2. [`select`] asks the pool for a backend, and waits in line when all are full; Pingora connects.
 //! 3. [`send`] rewrites the request head: target, `Host`, credential, forwarded headers. The body
 //!    follows: all of it, or the chunks in which it comes.
 //! 4. [`retry`] judges the response head: one that another backend may do better is not passed on.
 //!    [`receive`] rewrites it. The body passes as it is, each chunk at once.
-//! 5. When an attempt fails, [`retry`] says whether there is another one: back to 2.
+//! 5. When an attempt fails, [`retry`] says whether there is another one: back to 2, and there, when the
+//!    pool cannot serve, to the next one.
 //! 6. [`settle`]: a failure becomes a refusal, the log gets its line, and dropping the [`Exchange`]
 //!    gives back all that was taken.
 //!

@@ -29,7 +29,7 @@ use super::exchange::Exchange;
 use super::watch::Request;
 use crate::config::ClientBounds;
 use crate::lifecycle::HeldShare;
-use crate::llm::{self, Peek, PeekFault};
+use crate::llm::{self, Found, Peek, PeekFault};
 use crate::refusal::Refusal;
 
 /// What Pingora's buffer holds.
@@ -210,11 +210,7 @@ impl Body {
     ) -> Result<Resized, PeekFault> {
         self.splice = None;
         let (Some(place), Some(name)) = (&self.place, name) else { return Ok(Resized::No) };
-        let raw = if place.is_form {
-            Bytes::copy_from_slice(name.as_bytes())
-        } else {
-            serde_json::Value::from(name).to_string().into()
-        };
+        let raw = Bytes::from(Found::replacement(name, place.is_form));
         let at = place.at.clone();
         match &self.content {
             Content::Empty => Ok(Resized::No),
@@ -226,7 +222,7 @@ impl Body {
                 } else {
                     &bytes[..]
                 };
-                let renamed = spliced(bytes, at, &raw);
+                let renamed = Bytes::from(llm::spliced(bytes, at, &raw));
                 let length = renamed.len();
                 self.splice = Some(Splice::Whole(renamed));
                 Ok(Resized::To(length))
@@ -238,11 +234,6 @@ impl Body {
             }
         }
     }
-}
-
-/// `bytes` with others in one place.
-fn spliced(bytes: &[u8], at: Range<usize>, others: &[u8]) -> Bytes {
-    [&bytes[..at.start], others, &bytes[at.end..]].concat().into()
 }
 
 /// Bounds how long a client may send or take nothing, and lets it send its next request while this one is answered.
@@ -390,7 +381,8 @@ fn put_before(prefix: Bytes, before: usize, splice: Option<&Splice>, chunk: &mut
         && at.start >= begins
         && at.end <= begins + whole.len()
     {
-        *chunk = Some(spliced(whole, at.start - begins..at.end - begins, raw));
+        let at = at.start - begins..at.end - begins;
+        *chunk = Some(llm::spliced(whole, at, raw).into());
     }
 }
 
