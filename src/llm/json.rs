@@ -219,7 +219,9 @@ impl Scanner {
                 continue;
             }
             if is_key {
-                self.key.push(&piece[from..end]);
+                if self.is_on_way() {
+                    self.key.push(&piece[from..end]);
+                }
             } else if self.value == Wanted::Goal {
                 self.text.push(&piece[from..end]);
             }
@@ -239,8 +241,7 @@ impl Scanner {
     fn key_ends(&mut self) -> Result<(), Fault> {
         self.state = State::Colon;
         self.value = Wanted::No;
-        // Only in the objects that the path leads through.
-        if self.depth != self.entered + 1 || self.key.is_cut {
+        if !self.is_on_way() || self.key.is_cut {
             return Ok(());
         }
         let Some(wanted) = self.path.get(self.entered) else { return Ok(()) };
@@ -257,6 +258,11 @@ impl Scanner {
         let is_goal = self.entered + 1 == self.path.len();
         self.value = if is_goal { Wanted::Goal } else { Wanted::Way };
         Ok(())
+    }
+
+    /// Whether keys here may be those of the path: it leads through this object.
+    fn is_on_way(&self) -> bool {
+        self.depth == self.entered + 1
     }
 
     /// A string value ends before `end`.
@@ -297,7 +303,11 @@ impl Scanner {
         use Number::{
             Exponent, ExponentDigits, ExponentSign, Fraction, Integer, Minus, Point, Zero,
         };
-        while let Some(byte) = piece.get(at) {
+        loop {
+            if matches!(number, Integer | Fraction | ExponentDigits) {
+                at += piece[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+            }
+            let Some(byte) = piece.get(at) else { break };
             number = match (number, byte) {
                 (Minus, b'0') => Zero,
                 (Minus, b'1'..=b'9') | (Integer, b'0'..=b'9') => Integer,
