@@ -94,17 +94,17 @@ Tollgate demo: one proxy, three simulated LLM backends, all in this process.
 
 Paste into another terminal:
 
-  # which models a backend has
-  curl {address}/demo/chat/v1/models
+  # which models there are
+  curl {address}/v1/models
 
   # OpenAI chat completion, whole and streamed; run it twice: two backends take turns
-  curl {address}/demo/chat/v1/chat/completions {json} -d '{chat}'
-  curl -N {address}/demo/chat/v1/chat/completions {json} -d '{chat_stream}'
+  curl {address}/v1/chat/completions {json} -d '{chat}'
+  curl -N {address}/v1/chat/completions {json} -d '{chat_stream}'
 
   # Anthropic messages
-  curl {address}/demo/chat/v1/messages {json} -d '{message}'
+  curl {address}/v1/messages {json} -d '{message}'
 
-  # Ollama chat, newline-delimited JSON
+  # Ollama chat, newline-delimited JSON, by service and model
   curl -N {address}/demo/chat/api/chat {json} -d '{chat}'
 
   # a backend that fails now and then: watch it go down and come back on the dashboard

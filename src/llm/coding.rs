@@ -7,7 +7,7 @@ use flate2::write::{MultiGzDecoder, ZlibDecoder};
 /// Largest window of zstd, as a power of two: 8 MiB, which is what RFC 9659 allows on the web.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
-/// What is decoded of a piece before it is handed on.
+/// What brotli decodes at a time.
 const BUFFER_BYTES: usize = 64 * 1024;
 
 /// The codings that [`Decoder::new`] knows, for an `Accept-Encoding` header.
@@ -28,43 +28,40 @@ pub enum CodingFault {
 /// What is wrong with the body.
 pub fn decode(coding: &[u8], body: &[u8], bytes_max: usize) -> Result<Vec<u8>, CodingFault> {
     let coding = std::str::from_utf8(coding).unwrap_or_default();
-    let mut decoder = Decoder::new(coding, bytes_max).ok_or(CodingFault::Malformed)?;
-    let mut decoded = Vec::new();
-    decoder.feed(body, |piece| {
-        decoded.extend_from_slice(piece);
-        Ok::<_, CodingFault>(())
-    })?;
-    Ok(decoded)
+    let decoder = Decoder::new(coding, Vec::new(), bytes_max);
+    let mut decoder = decoder.ok_or(CodingFault::Malformed)?;
+    decoder.feed(body)?;
+    Ok(std::mem::take(decoder.sink()))
 }
 
-/// Decodes a body piece by piece.
-pub(super) struct Decoder {
-    inner: Inner,
+/// Decodes a body piece by piece, into a sink that takes what comes out at once: a kilobyte may decode to
+/// tens of megabytes.
+pub(super) struct Decoder<S: Write> {
+    inner: Inner<S>,
 }
 
-enum Inner {
-    Gzip(MultiGzDecoder<Sink>),
-    Deflate(ZlibDecoder<Sink>),
-    Brotli(Box<brotli::DecompressorWriter<Sink>>),
-    Zstd(Box<zstd::stream::write::Decoder<'static, Sink>>),
+enum Inner<S: Write> {
+    Gzip(MultiGzDecoder<Bounded<S>>),
+    Deflate(ZlibDecoder<Bounded<S>>),
+    Brotli(Box<brotli::DecompressorWriter<Bounded<S>>>),
+    Zstd(Box<zstd::stream::write::Decoder<'static, Bounded<S>>>),
 }
 
-/// Where decoded bytes go until they are taken.
-struct Sink {
-    bytes: Vec<u8>,
-    /// Bytes that may still come.
+/// A sink that takes so much.
+struct Bounded<S> {
+    sink: S,
     left: usize,
     is_full: bool,
 }
 
-impl Write for Sink {
+impl<S: Write> Write for Bounded<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() > self.left {
             self.is_full = true;
             return Err(io::Error::other("decodes to too much"));
         }
         self.left -= bytes.len();
-        self.bytes.extend_from_slice(bytes);
+        self.sink.write_all(bytes)?;
         Ok(bytes.len())
     }
 
@@ -73,18 +70,17 @@ impl Write for Sink {
     }
 }
 
-impl std::fmt::Debug for Decoder {
+impl<S: Write> std::fmt::Debug for Decoder<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Decoder")
     }
 }
 
-impl Decoder {
+impl<S: Write> Decoder<S> {
     /// One for a `Content-Encoding`, which decodes to at most `bytes_max`. None: a coding that is not
     /// known, or several of them.
-    #[must_use]
-    pub(super) fn new(coding: &str, bytes_max: usize) -> Option<Self> {
-        let sink = Sink { bytes: Vec::new(), left: bytes_max, is_full: false };
+    pub(super) fn new(coding: &str, sink: S, bytes_max: usize) -> Option<Self> {
+        let sink = Bounded { sink, left: bytes_max, is_full: false };
         let inner = match coding.trim().to_ascii_lowercase().as_str() {
             "gzip" | "x-gzip" => Inner::Gzip(MultiGzDecoder::new(sink)),
             "deflate" => Inner::Deflate(ZlibDecoder::new(sink)),
@@ -99,36 +95,40 @@ impl Decoder {
         Some(Self { inner })
     }
 
-    /// Decodes a piece. What came out is handed to `take` in parts.
+    /// Decodes a piece.
     ///
     /// # Errors
-    /// What is wrong with the body, or the error of `take`.
-    pub(super) fn feed<E: From<CodingFault>>(
-        &mut self,
-        piece: &[u8],
-        mut take: impl FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        // In small steps: what a kilobyte decodes to is a megabyte at most.
-        for step in piece.chunks(1024) {
-            let written = match &mut self.inner {
-                Inner::Gzip(decoder) => decoder.write_all(step).and_then(|()| decoder.flush()),
-                Inner::Deflate(decoder) => decoder.write_all(step).and_then(|()| decoder.flush()),
-                Inner::Brotli(decoder) => decoder.write_all(step).and_then(|()| decoder.flush()),
-                Inner::Zstd(decoder) => decoder.write_all(step).and_then(|()| decoder.flush()),
-            };
-            let sink = self.sink();
-            if written.is_err() {
-                let is_full = sink.is_full;
-                let fault = if is_full { CodingFault::TooLarge } else { CodingFault::Malformed };
-                return Err(fault.into());
-            }
-            take(&sink.bytes)?;
-            sink.bytes.clear();
+    /// What is wrong with the body; also when the sink takes no more, which it knows itself.
+    pub(super) fn feed(&mut self, piece: &[u8]) -> Result<(), CodingFault> {
+        let written = match &mut self.inner {
+            Inner::Gzip(decoder) => decoder.write_all(piece).and_then(|()| decoder.flush()),
+            Inner::Deflate(decoder) => decoder.write_all(piece).and_then(|()| decoder.flush()),
+            Inner::Brotli(decoder) => decoder.write_all(piece).and_then(|()| decoder.flush()),
+            Inner::Zstd(decoder) => decoder.write_all(piece).and_then(|()| decoder.flush()),
+        };
+        match written {
+            Ok(()) => Ok(()),
+            Err(_) if self.bounded().is_full => Err(CodingFault::TooLarge),
+            Err(_) => Err(CodingFault::Malformed),
         }
-        Ok(())
     }
 
-    fn sink(&mut self) -> &mut Sink {
+    /// What takes the decoded bytes.
+    pub(super) fn sink(&mut self) -> &mut S {
+        &mut self.bounded().sink
+    }
+
+    /// As [`Decoder::sink`], to look at.
+    pub(super) fn sink_ref(&self) -> &S {
+        match &self.inner {
+            Inner::Gzip(decoder) => &decoder.get_ref().sink,
+            Inner::Deflate(decoder) => &decoder.get_ref().sink,
+            Inner::Brotli(decoder) => &decoder.get_ref().sink,
+            Inner::Zstd(decoder) => &decoder.get_ref().sink,
+        }
+    }
+
+    fn bounded(&mut self) -> &mut Bounded<S> {
         match &mut self.inner {
             Inner::Gzip(decoder) => decoder.get_mut(),
             Inner::Deflate(decoder) => decoder.get_mut(),

@@ -43,6 +43,8 @@ enum State {
     Head,
     /// In a part; of the field that is looked for, the value so far and where it begins.
     Body(Option<(Vec<u8>, usize)>),
+    /// Behind the last delimiter: a line break or nothing.
+    End,
     Done,
 }
 
@@ -54,6 +56,10 @@ impl Form {
     pub fn new(content_type: &[u8], name: &'static str) -> Result<Self, Fault> {
         let text = std::str::from_utf8(content_type).map_err(|_| Fault::Malformed)?;
         let mut boundaries = parameters(text).filter(|(key, _)| key == "boundary");
+        // In RFC 2231's form some parsers take it for another one.
+        if parameters(text).any(|(key, _)| key.starts_with("boundary*")) {
+            return Err(Fault::Malformed);
+        }
         let (Some((_, boundary)), None) = (boundaries.next(), boundaries.next()) else {
             return Err(Fault::Malformed);
         };
@@ -81,7 +87,7 @@ impl Form {
     /// Whether the form is complete; what follows means nothing.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        matches!(self.state, State::Done)
+        matches!(self.state, State::End | State::Done)
     }
 
     /// Reads the next piece.
@@ -118,6 +124,14 @@ impl Form {
     fn step(&mut self, bytes: &[u8], at: usize) -> Result<Option<usize>, Fault> {
         let rest = &bytes[at..];
         match &mut self.state {
+            State::End => {
+                let Some(two) = rest.get(..2) else { return Ok(None) };
+                if two != b"\r\n" {
+                    return Err(Fault::Malformed);
+                }
+                self.state = State::Done;
+                Ok(Some(at + 2))
+            }
             State::Done => Ok((!rest.is_empty()).then_some(bytes.len())),
             State::Start => {
                 let first = &self.delimiter[2..];
@@ -133,7 +147,7 @@ impl Form {
                 let Some(two) = rest.get(..2) else { return Ok(None) };
                 self.state = match two {
                     b"\r\n" => State::Head,
-                    b"--" => State::Done,
+                    b"--" => State::End,
                     _ => return Err(Fault::Malformed),
                 };
                 Ok(Some(at + 2))
@@ -180,6 +194,11 @@ impl Form {
             return Err(Fault::Malformed);
         }
         let head = String::from_utf8_lossy(head);
+        // A line that is folded, or ends otherwise, is another header to some parsers.
+        let is_odd = |line: &str| line.starts_with([' ', '\t']) || line.contains(['\r', '\n']);
+        if head.split("\r\n").any(is_odd) {
+            return Err(Fault::Malformed);
+        }
         let mut dispositions = head.split("\r\n").filter_map(|line| {
             let (name, value) = line.split_once(':')?;
             name.trim().eq_ignore_ascii_case("content-disposition").then_some(value)
@@ -187,6 +206,9 @@ impl Form {
         let disposition = dispositions.next().unwrap_or_default();
         if dispositions.next().is_some() {
             return Err(Fault::Malformed);
+        }
+        if parameters(disposition).any(|(key, _)| key.starts_with("name*")) {
+            return Err(Fault::Ambiguous);
         }
         let mut names = parameters(disposition).filter(|(key, _)| key == "name");
         let name = names.next();
@@ -305,12 +327,20 @@ mod tests {
             (format!("{}{end}", model.replace("\r\n", "\n")), Fault::Malformed),
             ("--XyZx\r\n".to_owned(), Fault::Malformed),
             (String::new(), Fault::Malformed),
+            (format!("{}{end}", part("name*=utf-8''model", "b")), Fault::Ambiguous),
+            (format!("{}{end}", part("name*0=\"mo\"; name*1=\"del\"", "b")), Fault::Ambiguous),
+            (format!("{}{end}", part("x=y;\r\n name=\"model\"", "b")), Fault::Malformed),
+            (format!("{}{end}", part("x=y\nA: b", "b")), Fault::Malformed),
+            (format!("{model}--XyZ--x\r\n"), Fault::Malformed),
         ] {
             assert_eq!(found([body.as_bytes()]), Err(fault), "{body}");
         }
-        for kind in
-            ["multipart/form-data", "multipart/form-data; boundary=", "m; boundary=a; boundary=b"]
-        {
+        for kind in [
+            "multipart/form-data",
+            "multipart/form-data; boundary=",
+            "m; boundary=a; boundary=b",
+            "m; boundary=a; boundary*=utf-8''b",
+        ] {
             assert_eq!(Form::new(kind.as_bytes(), "model").err(), Some(Fault::Malformed), "{kind}");
         }
     }

@@ -1,5 +1,7 @@
 //! Looks for the model's name in a body, whatever the body is: JSON or a form, plain or compressed.
 
+use std::io::{self, Write};
+
 use super::coding::{CodingFault, Decoder};
 use super::json::{Fault, Found, Scanner};
 use super::multipart::Form;
@@ -7,8 +9,36 @@ use super::multipart::Form;
 /// Looks for a name in a body that comes piece by piece.
 #[derive(Debug)]
 pub struct Peek {
-    decoder: Option<Decoder>,
+    body: Body,
+}
+
+#[derive(Debug)]
+enum Body {
+    Plain(Reader),
+    Coded(Box<Decoder<Tap>>),
+}
+
+/// What reads a body that was decoded, and what was wrong with it.
+#[derive(Debug)]
+struct Tap {
     reader: Reader,
+    fault: Option<Fault>,
+}
+
+impl Write for Tap {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.reader.feed(bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err(fault) => {
+                self.fault = Some(fault);
+                Err(io::Error::other("it cannot be read"))
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -26,12 +56,6 @@ pub enum PeekFault {
     Coding(CodingFault),
     /// Its `Content-Encoding` is none that is known.
     UnknownCoding,
-}
-
-impl From<CodingFault> for PeekFault {
-    fn from(fault: CodingFault) -> Self {
-        Self::Coding(fault)
-    }
 }
 
 impl From<Fault> for PeekFault {
@@ -53,21 +77,23 @@ impl Peek {
         coding: Option<&[u8]>,
         decoded_bytes_max: usize,
     ) -> Result<Self, PeekFault> {
-        let decoder = match coding {
-            None => None,
-            Some(coding) if coding.trim_ascii().eq_ignore_ascii_case(b"identity") => None,
-            Some(coding) => {
-                let coding = std::str::from_utf8(coding).unwrap_or_default();
-                let decoder = Decoder::new(coding, decoded_bytes_max);
-                Some(decoder.ok_or(PeekFault::UnknownCoding)?)
-            }
-        };
+        let coding = coding.map(<[u8]>::trim_ascii);
+        let coding = coding.filter(|coding| !coding.eq_ignore_ascii_case(b"identity"));
         let reader = if is_form(kind) {
             Reader::Form(Box::new(Form::new(kind, keys.last().copied().unwrap_or_default())?))
         } else {
             Reader::Json(Box::new(Scanner::new(keys)))
         };
-        Ok(Self { decoder, reader })
+        let body = match coding {
+            None => Body::Plain(reader),
+            Some(coding) => {
+                let coding = std::str::from_utf8(coding).unwrap_or_default();
+                let tap = Tap { reader, fault: None };
+                let decoder = Decoder::new(coding, tap, decoded_bytes_max);
+                Body::Coded(Box::new(decoder.ok_or(PeekFault::UnknownCoding)?))
+            }
+        };
+        Ok(Self { body })
     }
 
     /// Reads the next piece.
@@ -75,14 +101,20 @@ impl Peek {
     /// # Errors
     /// What is wrong with the body so far; there is no way on from there.
     pub fn feed(&mut self, piece: &[u8]) -> Result<(), PeekFault> {
-        let reader = &mut self.reader;
-        match &mut self.decoder {
-            None => reader.feed(piece)?,
-            Some(decoder) => {
-                decoder.feed(piece, |piece| reader.feed(piece).map_err(PeekFault::from))?;
-            }
+        match &mut self.body {
+            Body::Plain(reader) => Ok(reader.feed(piece)?),
+            Body::Coded(decoder) => decoder.feed(piece).map_err(|fault| {
+                let own = decoder.sink().fault.map(PeekFault::Body);
+                own.unwrap_or(PeekFault::Coding(fault))
+            }),
         }
-        Ok(())
+    }
+
+    fn reader(&self) -> &Reader {
+        match &self.body {
+            Body::Plain(reader) => reader,
+            Body::Coded(decoder) => &decoder.sink_ref().reader,
+        }
     }
 
     /// The body ends here.
@@ -90,7 +122,7 @@ impl Peek {
     /// # Errors
     /// When it is not complete.
     pub fn finish(&self) -> Result<(), PeekFault> {
-        match &self.reader {
+        match self.reader() {
             Reader::Json(scanner) => scanner.finish()?,
             Reader::Form(form) => form.finish()?,
         }
@@ -100,7 +132,7 @@ impl Peek {
     /// What has been found so far. Its place is one in the decoded body.
     #[must_use]
     pub fn found(&self) -> Option<&Found> {
-        match &self.reader {
+        match self.reader() {
             Reader::Json(scanner) => scanner.found(),
             Reader::Form(form) => form.found(),
         }
@@ -109,7 +141,7 @@ impl Peek {
     /// Whether all is known that can be: nothing that follows counts.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        match &self.reader {
+        match self.reader() {
             Reader::Json(scanner) => scanner.is_done(),
             Reader::Form(form) => form.is_done(),
         }
@@ -118,13 +150,13 @@ impl Peek {
     /// Whether the body is a form.
     #[must_use]
     pub fn is_form(&self) -> bool {
-        matches!(self.reader, Reader::Form(_))
+        matches!(self.reader(), Reader::Form(_))
     }
 
     /// Whether the body is compressed.
     #[must_use]
     pub fn is_coded(&self) -> bool {
-        self.decoder.is_some()
+        matches!(self.body, Body::Coded(_))
     }
 }
 
@@ -199,6 +231,15 @@ mod tests {
         assert_eq!(model("identity", BODY.as_bytes(), 5), Ok(Some("m".into())));
         for coding in ["compress", "gzip, zstd", "", "\u{7f}"] {
             assert_eq!(model(coding, b"", 1), Err(PeekFault::UnknownCoding), "{coding:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_compressed_body_is_told_as_in_a_plain_one() {
+        for coding in ["gzip", "deflate", "br", "zstd"] {
+            let body = encoded(coding, br#"{"model":"a","model":"b"}"#);
+            let fault = model(coding, &body, body.len());
+            assert_eq!(fault, Err(PeekFault::Body(Fault::Ambiguous)), "{coding}");
         }
     }
 

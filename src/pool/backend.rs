@@ -299,8 +299,10 @@ fn secure(peer: &mut HttpPeer, spec: &BackendSpec) {
         spec.tls.client.as_ref().map(|client| {
             Arc::new(CertKey::new(client.chain.clone(), client.key.expose().to_vec()))
         });
-    // Connections are shared by those who would have made the same: Pingora compares all but these.
-    let profile = (&spec.tls.ca, spec.protocol);
+    // Connections are shared by those who would have made the same. Of these Pingora compares nothing, or
+    // of a certificate its serial number.
+    let chain = spec.tls.client.as_ref().map(|client| &client.chain);
+    let profile = (&spec.tls.ca, chain, spec.protocol);
     peer.group_key = xxh3_64(format!("{profile:?}").as_bytes());
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, Method};
 use pingora::http::RequestHeader;
 
 use super::admit::split_target;
@@ -28,6 +28,8 @@ pub(super) struct Course {
     pub(super) prefix: Box<[u8]>,
     /// Whether the target is a whole path as SDKs send it, with its version.
     pub(super) is_front: bool,
+    /// Whether another model may be asked in its place: only to answer, not where something is kept.
+    pub(super) may_fall_back: bool,
     pub(super) leads: Leads,
     /// Where its body names the model, if that is of interest.
     pub(super) look: Option<Look>,
@@ -65,6 +67,9 @@ impl Look {
         decoded_bytes_max: usize,
     ) -> Result<Peek, PeekFault> {
         let kind = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes()).unwrap_or_default();
+        if headers.get_all(CONTENT_TYPE).iter().count() > 1 {
+            return Err(PeekFault::Body(Fault::Malformed));
+        }
         let mut codings = headers.get_all(CONTENT_ENCODING).iter();
         let coding = codings.next().map(|coding| coding.as_bytes());
         if codings.next().is_some() {
@@ -87,6 +92,7 @@ pub(super) fn find(runtime: &Runtime, head: &RequestHeader) -> Result<Course, Re
                 target: [path, query].concat().into_boxed_slice(),
                 prefix: Box::default(),
                 is_front: true,
+                may_fall_back: false,
                 leads: Leads::To(Arc::clone(way), None),
                 look: None,
             });
@@ -103,11 +109,13 @@ pub(super) fn find(runtime: &Runtime, head: &RequestHeader) -> Result<Course, Re
     let front = routing::front(&head.method, plain, query);
     let front = front.filter(|_| runtime.catalog.everything.is_none());
     let front = front.ok_or_else(|| refusal_of(miss, path))?;
+    let may_fall_back = answers_only(&head.method, plain, Some(&front));
     let (leads, look) = at_front_door(runtime, head, front, path)?;
     Ok(Course {
         target: [plain, query].concat().into_boxed_slice(),
         prefix: path[..path.len() - plain.len()].into(),
         is_front: true,
+        may_fall_back,
         leads,
         look,
     })
@@ -116,8 +124,10 @@ pub(super) fn find(runtime: &Runtime, head: &RequestHeader) -> Result<Course, Re
 fn by_path(head: &RequestHeader, way: &Arc<Way>, path: &[u8], tail: &[u8], query: &[u8]) -> Course {
     let mut look = None;
     let mut asked = None;
+    let front = routing::front(&head.method, tail, query);
+    let may_fall_back = answers_only(&head.method, tail, front.as_ref());
     if way.renames {
-        match routing::front(&head.method, tail, query) {
+        match front {
             Some(Front::Exchange(Mention::Target { name, at })) => {
                 asked = Some(Asked { name, at: Some(at) });
             }
@@ -133,9 +143,23 @@ fn by_path(head: &RequestHeader, way: &Arc<Way>, path: &[u8], tail: &[u8], query
         target: [tail, query].concat().into_boxed_slice(),
         prefix: path[..path.len() - tail.len()].into(),
         is_front: false,
+        may_fall_back,
         leads: Leads::To(Arc::clone(way), asked),
         look,
     }
+}
+
+/// Whether a request asks a model for an answer, and nothing is kept or removed: then any model will do that
+/// may stand in for it.
+fn answers_only(method: &Method, path: &[u8], front: Option<&Front<'_>>) -> bool {
+    let asks = match front {
+        Some(Front::Exchange(Mention::Body(_))) | None => *method == Method::POST,
+        Some(Front::Exchange(Mention::Target { .. })) => {
+            matches!(*method, Method::POST | Method::GET)
+        }
+        _ => false,
+    };
+    asks && !path.windows(12).any(|window| window == b"/fine_tuning")
 }
 
 fn at_front_door(
@@ -154,7 +178,13 @@ fn at_front_door(
         Front::Ambiguous => return Err(Refusal::ModelAmbiguous),
         Front::Exchange(mention) => mention,
     };
-    if let Some(name) = head.headers.get(X_TOLLGATE_MODEL) {
+    let mut headers = head.headers.get_all(X_TOLLGATE_MODEL).iter();
+    if let Some(name) = headers.next() {
+        let is_other =
+            matches!(&mention, Mention::Target { name: own, .. } if own.as_bytes() != name);
+        if headers.next().is_some() || is_other {
+            return Err(Refusal::ModelAmbiguous);
+        }
         let name = std::str::from_utf8(name.as_bytes()).unwrap_or_default();
         let leads = to(name, None)?;
         let renames = matches!(&leads, Leads::To(way, _) if way.renames);

@@ -60,6 +60,8 @@ pub(super) struct Admitted {
     pub(super) prefix: Box<[u8]>,
     /// Whether the target is a whole path as SDKs send it, with its version.
     pub(super) is_front: bool,
+    /// Whether another model may be asked in its place.
+    pub(super) may_fall_back: bool,
     pub(super) _inflight: Counted,
 }
 
@@ -71,8 +73,9 @@ impl Admitted {
         client: Client,
         inflight: Counted,
     ) -> Self {
-        let Course { target, prefix, is_front, .. } = course;
-        Self { way, at: 0, asked, client, target, prefix, is_front, _inflight: inflight }
+        let Course { target, prefix, is_front, may_fall_back, .. } = course;
+        let _inflight = inflight;
+        Self { way, at: 0, asked, client, target, prefix, is_front, may_fall_back, _inflight }
     }
 
     /// Where it is sent now.
@@ -87,7 +90,13 @@ impl Admitted {
 
     /// Whether another model is asked when this one cannot serve.
     pub(super) fn has_fallback(&self) -> bool {
-        self.at + 1 < self.way.targets.len()
+        self.may_fall_back && self.at + 1 < self.way.targets.len()
+    }
+
+    /// Whether one of those can serve now, as far as is known.
+    pub(super) fn can_fall_back(&self) -> bool {
+        let others = self.way.targets[self.at..].iter().skip(1);
+        self.may_fall_back && others.into_iter().any(|other| other.pool.has_other(|_| true))
     }
 
     /// Turns to the next model; whether there is one.
@@ -268,11 +277,10 @@ impl Exchange {
         let admitted = self.admitted.as_ref().filter(|admitted| admitted.way.renames)?;
         let backend = self.attempts.current.as_ref()?.backend();
         let asked = admitted.asked.as_ref().map(|asked| asked.name.as_str());
-        let name = match (&backend.spec.model, &admitted.to().called) {
-            (Some(name), _) => name,
-            (None, called) => called.name(asked)?,
-        };
-        Some(name).filter(|name| asked != Some(*name))
+        match (&backend.spec.model, &admitted.to().called) {
+            (Some(name), _) => Some(name),
+            (None, called) => called.name(asked),
+        }
     }
 
     /// The deadlines of the current attempt, else those of the pool's first backend.

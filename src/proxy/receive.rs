@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use super::course::X_TOLLGATE_MODEL;
 use super::exchange::{Events, Exchange, Unwritten};
 use super::send::repeated;
-use super::{Proxy, respond};
+use super::{Proxy, body, respond};
 use crate::config::{BackendUrl, CorsOrigins, Deadlines};
 use crate::llm::{EndMarker, Tail};
 use crate::telemetry::REQUEST_ID;
@@ -143,12 +143,15 @@ pub(super) fn stopped() -> Box<Error> {
 pub(super) fn note_framing(response: &ResponseHeader, exchange: &mut Exchange) {
     let headers = &response.headers;
     exchange.observed.ends_by_close =
-        !headers.contains_key(CONTENT_LENGTH) && !headers.contains_key(TRANSFER_ENCODING);
+        // The end of an HTTP/2 stream is its own.
+        response.version != Version::HTTP_2
+            && !headers.contains_key(CONTENT_LENGTH)
+            && !headers.contains_key(TRANSFER_ENCODING);
 }
 
 /// A switch of protocols that the client did not ask for would be a tunnel past every rule.
 pub(super) fn check_switch(session: &Session, response: &ResponseHeader) -> Result<()> {
-    if response.status == StatusCode::SWITCHING_PROTOCOLS && !session.is_upgrade_req() {
+    if response.status == StatusCode::SWITCHING_PROTOCOLS && !body::is_tunnel_request(session) {
         let error = Error::explain(ErrorType::InvalidHTTPHeader, "101 that nobody asked for");
         return Err(error.into_up());
     }

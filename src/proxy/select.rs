@@ -24,6 +24,10 @@ const JITTER: f64 = 0.2;
 /// Exchanges that share one HTTP/2 connection to a backend at most: what servers allow as a rule.
 const HTTP2_STREAMS_MAX: usize = 100;
 
+/// What a backend may send ahead on one stream of such a connection, and on all of them.
+const HTTP2_STREAM_WINDOW: u32 = 1024 * 1024;
+const HTTP2_CONNECTION_WINDOW: u32 = HTTP2_STREAM_WINDOW * HTTP2_STREAMS_MAX as u32;
+
 /// How often who waits for a place looks by itself whether there is one, and a backend to wait for.
 const QUEUE_LOOK: Duration = Duration::from_secs(1);
 
@@ -45,7 +49,7 @@ pub(super) async fn select(
     let backend = &permit.backend;
     let address = backend.addresses.current();
     let address = address.expect("a backend is usable only while its address is known");
-    let gate = session.is_upgrade_req().then(|| Arc::new(Gate::default()));
+    let gate = body::is_tunnel_request(session).then(|| Arc::new(Gate::default()));
     let mut peer = Box::new(match &gate {
         Some(gate) => backend.tunnel_peer_at(&address, gate)?,
         None => backend.peer_at(&address)?,
@@ -69,6 +73,9 @@ fn share(peer: &mut HttpPeer, spec: &BackendSpec, body_comes: bool) -> bool {
         peer.options.read_timeout = Some(silence);
         peer.options.write_timeout = Some(silence);
         peer.options.max_h2_streams = HTTP2_STREAMS_MAX;
+        // A client that reads nothing takes the room of its own stream, and not that of all.
+        peer.options.h2_stream_window_size = Some(HTTP2_STREAM_WINDOW);
+        peer.options.h2_connection_window_size = Some(HTTP2_CONNECTION_WINDOW);
     }
     shares
 }

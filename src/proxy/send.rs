@@ -84,10 +84,10 @@ fn rename_in_body(
 ) -> Result<()> {
     let headers = &session.req_header().headers;
     let coding = headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes).unwrap_or_default();
-    let decoded_bytes_max = exchange.arrived.runtime.snapshot.replay.body_bytes_max;
-    let resized = exchange.body.rename(model, coding, decoded_bytes_max);
-    let resized = resized.map_err(|_| {
-        Error::explain(ErrorType::InternalError, "a body decodes once and not again")
+    let replay = exchange.arrived.runtime.snapshot.replay;
+    let resized = exchange.body.rename(model, coding, &replay).map_err(|refusal| {
+        exchange.observed.client_fault = Some(refusal);
+        Error::explain(ErrorType::InternalError, "the body cannot be renamed").into_down()
     })?;
     match resized {
         Resized::No => {}
@@ -116,7 +116,7 @@ fn target(
     let renamed;
     let at = admitted.asked.as_ref().and_then(|asked| asked.at.clone());
     let own = match (at, model) {
-        (Some(at), Some(model)) => {
+        (Some(at), Some(model)) if admitted.asked.as_ref().is_some_and(|it| it.name != model) => {
             let target = &admitted.target;
             let model = utf8_percent_encode(model, NOT_IN_A_SEGMENT).to_string();
             renamed = [&target[..at.start], model.as_bytes(), &target[at.end..]].concat();

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use http::Method;
+use smallvec::SmallVec;
 
 use super::decoded;
 
@@ -42,18 +43,18 @@ pub enum Mention {
 const VERSIONS: [&[u8]; 4] = [b"v1", b"v1beta", b"v1alpha", b"v2"];
 
 /// What belongs to an account, and the requests for it name no model.
-const OF_ACCOUNT: [&[u8]; 11] = [
-    b"assistants",
-    b"batches",
-    b"containers",
-    b"conversations",
-    b"evals",
-    b"organization",
-    b"skills",
-    b"threads",
-    b"uploads",
-    b"vector_stores",
-    b"webhooks",
+const OF_ACCOUNT: [&str; 11] = [
+    "assistants",
+    "batches",
+    "containers",
+    "conversations",
+    "evals",
+    "organization",
+    "skills",
+    "threads",
+    "uploads",
+    "vector_stores",
+    "webhooks",
 ];
 
 /// The path that stands for this one at a server that is no Azure: `/openai/v1/...` is `/v1/...`.
@@ -85,28 +86,35 @@ pub fn front<'p>(method: &Method, path: &'p [u8], query: &[u8]) -> Option<Front<
     let body =
         |keys| Front::Exchange(if takes_body { Mention::Body(keys) } else { Mention::Nowhere });
     let nowhere = Front::Exchange(Mention::Nowhere);
-    let (first, rest) = first_segment(operation);
-    Some(match (first, rest.unwrap_or_default()) {
-        (b"models", b"") if is_read => Front::List,
-        (b"models", name) if is_read => Front::One(decoded(name)),
-        (b"models" | b"tunedModels", name) if !name.is_empty() => {
+    // As servers read it that pass over empty segments and decode the others.
+    let plain = decoded(operation);
+    let segments: SmallVec<[&str; 6]> =
+        plain.split('/').filter(|segment| !segment.is_empty()).collect();
+    let (first, rest) = segments.split_first()?;
+    let raw = first_segment(operation);
+    Some(match (*first, rest) {
+        // A name stands in the path as it came, or not at all.
+        ("models" | "tunedModels" | "deployments", _) if raw.0 != first.as_bytes() => {
+            Front::Ambiguous
+        }
+        ("models", []) if is_read => Front::List,
+        ("models", _) if is_read => Front::One(decoded(raw.1.unwrap_or_default())),
+        ("models" | "tunedModels", [_, ..]) => {
+            let name = raw.1.unwrap_or_default();
             let length = if *method == Method::POST { before_verb(name) } else { name.len() };
             in_path(path, name, length)
         }
-        (b"realtime", b"") => in_query(path, query),
-        (b"realtime", b"client_secrets") => body(&["session", "model"]),
-        (b"realtime", b"sessions" | b"transcription_sessions") => body(&["model"]),
-        (b"realtime", _) => in_query(path, query),
-        (b"responses", b"" | b"compact" | b"input_tokens") => body(&["model"]),
-        (b"chat", b"completions" | b"completions/batch" | b"completions/render") => {
-            body(&["model"])
-        }
-        (b"messages", b"" | b"count_tokens") => body(&["model"]),
-        (b"fine_tuning", b"jobs") => body(&["model"]),
-        (b"videos", b"") => body(&["model"]),
-        (b"responses" | b"chat" | b"messages" | b"fine_tuning" | b"videos", _) => nowhere,
-        (b"files", b"") if takes_body => Front::Exchange(Mention::Form),
-        (b"files", _) => nowhere,
+        ("realtime", ["client_secrets"]) => body(&["session", "model"]),
+        ("realtime", ["sessions" | "transcription_sessions"]) => body(&["model"]),
+        ("realtime", _) => in_query(path, query),
+        ("responses", [] | ["compact" | "input_tokens"])
+        | ("chat", ["completions"] | ["completions", "batch" | "render"])
+        | ("messages", [] | ["count_tokens"])
+        | ("fine_tuning", ["jobs"])
+        | ("videos", []) => body(&["model"]),
+        ("responses" | "chat" | "messages" | "fine_tuning" | "videos", _) => nowhere,
+        ("files", []) if takes_body => Front::Exchange(Mention::Form),
+        ("files", _) => nowhere,
         (first, _) if OF_ACCOUNT.contains(&first) => nowhere,
         _ => body(&["model"]),
     })
@@ -197,7 +205,14 @@ mod tests {
             let expected = Some((name.to_owned(), raw.to_owned()));
             assert_eq!(named(&method, target), expected, "{target}");
         }
-        assert_eq!(of(&Method::GET, "/v1/realtime?model=a&mod%65l=b"), Some(Front::Ambiguous));
+        for target in [
+            "/v1/realtime?model=a&mod%65l=b",
+            "/v1beta//models/m:generateContent",
+            "/v1/mod%65ls/m",
+            "/openai/deployments%2fm/chat/completions",
+        ] {
+            assert_eq!(of(&Method::GET, target), Some(Front::Ambiguous), "{target}");
+        }
     }
 
     #[test]
@@ -208,6 +223,9 @@ mod tests {
         };
         for path in [
             "/v1/chat/completions",
+            "/v1/chat/completions/",
+            "/v1//chat//completion%73",
+            "/v1/messages/count_tokens/",
             "/v1/completions",
             "/v1/responses",
             "/v1/responses/compact",

@@ -83,7 +83,8 @@ impl Runtime {
             // Kept as it is, so that sessions can be resumed.
             (same, Some(previous)) if *same == previous.snapshot.tls => previous.tls.clone(),
             (Some(tls), _) => Some(tls::server_config(tls).or_err(InvalidCert, "tls")?),
-            (None, _) => None,
+            // A socket may still be there for it, until the process starts anew.
+            (None, previous) => previous.and_then(|previous| previous.tls.clone()),
         };
         let ways = Ways::new(&snapshot, &pools);
         let of_path = |(service, model, _): (&str, &str, _)| {

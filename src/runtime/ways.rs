@@ -135,13 +135,16 @@ impl<'a> Ways<'a> {
                 refs.push(one);
             }
         }
-        for (service, model, _) in snapshot.pools() {
+        for (_, model, _) in snapshot.pools() {
             if let Some(refs) = by_model.remove(model) {
                 if Pattern::parse(model).is_none() {
                     catalog.listed.push((model.to_owned(), refs[0].service.clone()));
                 }
                 catalog.names.add(model, self.way(&refs, &[model]));
             }
+        }
+        // A model's own name goes before one that is put together.
+        for (service, model, _) in snapshot.pools() {
             let whole = format!("{service}/{model}");
             catalog.names.add(&whole, self.whole(service, model, &whole));
         }

@@ -65,6 +65,8 @@ struct Version {
     current: Arc<Current>,
     /// Tells when the drain is over.
     cut: watch::Receiver<bool>,
+    /// Whether a request has come on the one connection that this is for.
+    begun: Option<AtomicBool>,
 }
 
 impl Front {
@@ -82,17 +84,14 @@ impl Front {
         });
         let idle_timeout = current.load().snapshot.client.idle_timeout;
         let proxy = Arc::new(proxy);
-        let mut http2 = HttpServerOptions::default();
-        http2.h2c = true;
-        http2.h2_idle_timeout = Some(idle_timeout);
         let version = |options| {
             let current = Arc::clone(current);
             let cut = lifecycle.cut_signal();
-            Arc::new(Version { proxy: Arc::clone(&proxy), options, current, cut })
+            Arc::new(Version { proxy: Arc::clone(&proxy), options, current, cut, begun: None })
         };
         Self {
             http1: version(HttpServerOptions::default()),
-            http2: version(http2),
+            http2: version(http2_options(idle_timeout)),
             current: Arc::clone(current),
             closing: lifecycle.closing_signal(),
             lifecycle,
@@ -115,6 +114,34 @@ impl Front {
         local.is_some_and(|local| self.secure.iter().any(|listen| is_of(listen, local)))
     }
 
+    /// Speaks HTTP/2 on a connection with TLS. Pingora waits without end for its first bytes, which cannot
+    /// be looked at before: a client that sends no request is parted from.
+    async fn http2_secured(&self, stream: Stream, idle_timeout: Duration) -> Option<Stream> {
+        let Version { proxy, current, cut, .. } = &*self.http2;
+        let version = Arc::new(Version {
+            proxy: Arc::clone(proxy),
+            options: http2_options(idle_timeout),
+            current: Arc::clone(current),
+            cut: cut.clone(),
+            begun: Some(AtomicBool::new(false)),
+        });
+        let has_begun =
+            || version.begun.as_ref().is_some_and(|begun| begun.load(Ordering::Relaxed));
+        let silent = async {
+            tokio::select! {
+                () = tokio::time::sleep(idle_timeout) => {}
+                () = self.lifecycle.parted() => {}
+            }
+            if has_begun() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            end = version.process_new(stream, &self.closing) => end,
+            () = silent => None,
+        }
+    }
+
     /// Shakes hands.
     async fn secured(&self, stream: Stream, within: Duration) -> Option<Stream> {
         let acceptor = Acceptor::from_server_config(self.current.load().tls.clone()?);
@@ -131,6 +158,13 @@ impl Front {
             }
         }
     }
+}
+
+fn http2_options(idle_timeout: Duration) -> HttpServerOptions {
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    options.h2_idle_timeout = Some(idle_timeout);
+    options
 }
 
 /// What a connection begins with.
@@ -204,8 +238,10 @@ impl ServerApp for Front {
         match (is_secure, speaks) {
             (true, Speaks::Tls) => {
                 stream = self.secured(stream, client.head_timeout).await?;
-                let is_http2 = stream.selected_alpn_proto() == Some(ALPN::H2);
-                speaks = if is_http2 { Speaks::Http2 } else { Speaks::Http1 };
+                if stream.selected_alpn_proto() == Some(ALPN::H2) {
+                    return self.http2_secured(stream, client.idle_timeout).await;
+                }
+                speaks = Speaks::Http1;
             }
             (true, _) => return refuse(stream, &client, &Refusal::NeedsTls).await,
             (false, Speaks::Tls) => return refuse(stream, &client, &Refusal::NeedsPlain).await,
@@ -232,6 +268,9 @@ impl HttpServerApp for Version {
         session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
+        if let Some(begun) = &self.begun {
+            begun.store(true, Ordering::Relaxed);
+        }
         let current = self.current.load();
         let bounds = &current.snapshot.client;
         let is_first = FIRST.try_with(|first| first.swap(false, Ordering::Relaxed));

@@ -2,9 +2,10 @@
 //! inherited, from systemd or from the process that this one takes over from.
 
 use std::fs::Permissions;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{IntoRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
@@ -63,6 +64,21 @@ impl Bound {
         Ok(Self { wanted: wanted.clone(), listen, socket, systemds_name: None })
     }
 
+    /// Pingora sets the mode of a Unix socket, and cannot go on where that fails.
+    ///
+    /// # Errors
+    /// When the socket's file is gone, or another user's.
+    pub(super) fn check(&self) -> Result<()> {
+        let ListenAt::Unix(path) = &self.listen.at else { return Ok(()) };
+        let metadata = path.symlink_metadata();
+        let metadata = metadata.with_context(|| format!("the file of {} is gone", self.listen))?;
+        let own = nix::unistd::geteuid();
+        if !own.is_root() && metadata.uid() != own.as_raw() {
+            bail!("{} is another user's: set SocketUser= in its unit", self.listen);
+        }
+        Ok(())
+    }
+
     /// What it is called in Pingora's table of listening descriptors.
     fn key(&self) -> String {
         match &self.listen.at {
@@ -76,8 +92,10 @@ impl Bound {
 fn bind_unix(path: &Path) -> Result<UnixListener> {
     let is_socket = path.symlink_metadata().is_ok_and(|it| it.file_type().is_socket());
     if is_socket {
-        if UnixStream::connect(path).is_ok() {
-            bail!("another process listens there");
+        match UnixStream::connect(path) {
+            Ok(_) => bail!("another process listens there"),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+            Err(error) => return Err(error).context("cannot tell whether another process listens"),
         }
         std::fs::remove_file(path).context("cannot remove the old socket")?;
     }
@@ -97,7 +115,12 @@ impl Inherited {
         for (socket, name) in of_systemd {
             let at = local_address(socket)
                 .with_context(|| format!("systemd's socket {name} has no address of ours"))?;
-            let listen = Listen { at, tls: name.ends_with(TLS_SOCKET) };
+            // Without FileDescriptorName= the name is that of the unit.
+            let tls = name.trim_end_matches(".socket").ends_with(TLS_SOCKET);
+            if let (ListenAt::Unix(_), true) = (&at, tls) {
+                bail!("systemd's socket {name} is a Unix socket, where no TLS is spoken");
+            }
+            let listen = Listen { at, tls };
             let systemds_name = Some(name);
             activated.push(Bound { wanted: listen.clone(), listen, socket, systemds_name });
         }
@@ -177,8 +200,11 @@ impl<A> PreBound<A> {
         for socket in &sockets {
             let listener = match &socket.listen.at {
                 ListenAt::Tcp(_) => ListenerConfig::tcp(socket.key()),
-                ListenAt::Unix(_) => {
-                    ListenerConfig::uds(socket.key()).permissions(Permissions::from_mode(UNIX_MODE))
+                ListenAt::Unix(path) => {
+                    // Pingora sets the mode again: it stays what it is.
+                    let mode = path.metadata().map_or(UNIX_MODE, |it| it.permissions().mode());
+                    let permissions = Permissions::from_mode(mode & 0o777);
+                    ListenerConfig::uds(socket.key()).permissions(permissions)
                 }
             };
             service.add_listener(listener.l4_buffer(L4BufferSettings::default().read(0)));

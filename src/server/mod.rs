@@ -86,6 +86,7 @@ impl Gateway {
         let mut inherited = Inherited::find(std::mem::take(&mut take_over.sockets))?;
         let traffic = inherited.traffic(&snapshot.listen)?;
         let admin = inherited.admin(&snapshot.admin_listen)?;
+        traffic.iter().chain(&admin).try_for_each(Bound::check)?;
         if snapshot.tls.is_none()
             && let Some(bound) = traffic.iter().chain(&admin).find(|bound| bound.listen.tls)
         {

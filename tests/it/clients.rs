@@ -130,17 +130,7 @@ fn llm(seen: &Seen, reply: &mut Reply) {
     match target.split('?').next().unwrap_or_default() {
         "/v1/messages" => message(&asked, reply),
         "/v1/messages/count_tokens" => json(reply, json!({"input_tokens": 2})),
-        "/v1/embeddings" => {
-            // 0.5 and 0.25 as floats in base64, as the SDKs ask for them.
-            let is_base64 = asked["encoding_format"] == "base64";
-            let vector = if is_base64 { json!("AAAAPwAAgD4=") } else { json!([0.5, 0.25]) };
-            let data = |index| json!({"object": "embedding", "index": index, "embedding": vector});
-            json(
-                reply,
-                json!({"object": "list", "model": "embed", "data": [data(0), data(1)],
-                "usage": {"prompt_tokens": 2, "total_tokens": 2}}),
-            );
-        }
+        "/v1/embeddings" => json(reply, embeddings(&asked)),
         "/v1/responses" => json(
             reply,
             json!({"id": "r", "object": "response", "created_at": 1,
@@ -184,6 +174,15 @@ fn llm(seen: &Seen, reply: &mut Reply) {
         path if path.ends_with("/chat/completions") => chat(seen, &asked, reply),
         path => panic!("{path}"),
     }
+}
+
+/// 0.5 and 0.25, as floats in base64 where they are asked for so.
+fn embeddings(asked: &Value) -> Value {
+    let is_base64 = asked["encoding_format"] == "base64";
+    let vector = if is_base64 { json!("AAAAPwAAgD4=") } else { json!([0.5, 0.25]) };
+    let data = |index| json!({"object": "embedding", "index": index, "embedding": vector});
+    json!({"object": "list", "model": "embed", "data": [data(0), data(1)],
+        "usage": {"prompt_tokens": 2, "total_tokens": 2}})
 }
 
 fn chat(seen: &Seen, asked: &Value, reply: &mut Reply) {

@@ -555,3 +555,112 @@ fn with_an_upstream_url_the_other_variables_hold() {
     assert_eq!(code, Some(78));
     assert!(err.contains("UPSTREAM_URL: the scheme must be http or https"), "{err}");
 }
+
+#[test]
+fn no_byte_is_lost_of_a_body_just_over_what_is_held() {
+    let upstream = Upstream::start(|seen, reply| reply.text(&format!("{:x}", seen.hash)));
+    let top = "replay: {body_bytes_max: 128KiB}\ndefault_service: svc\naliases: {other: m}";
+    let gateway = Gateway::start(&models(top, &[Model("m", &[&upstream])]));
+    let to = gateway.address();
+    let hash = |body: &str| format!("{:x}", xxhash_rust::xxh3::xxh3_64(body.as_bytes()));
+    for over in [1, 100, 40_000, 65_535, 65_536, 65_537, 90_000] {
+        // A form without a model goes by default; a model at the end is found with the last piece or not.
+        let file = "x".repeat(128 * 1024 + over - 200);
+        let form = format!("{}--XX--\r\n", field("name=\"file\"; filename=\"f\"", &file));
+        let answer = post(to, "/v1/files", &[FORM], &form);
+        assert_eq!((answer.status, answer.text()), (200, hash(&form)), "{over}");
+        let first = format!("{{\"model\":\"m\",\"x\":\"{file}\"}}");
+        let answer = post(to, CHAT, &[JSON], &first);
+        assert_eq!((answer.status, answer.text()), (200, hash(&first)), "{over}");
+        let renamed = first.replacen("\"m\"", "\"other\"", 1);
+        let answer = post(to, CHAT, &[JSON], &renamed);
+        assert_eq!((answer.status, answer.text()), (200, hash(&first)), "{over}");
+        let last = format!("{{\"x\":\"{file}\",\"model\":\"m\"}}");
+        let answer = post(to, CHAT, &[JSON], &last);
+        let whole = answer.status == 200 && answer.text() == hash(&last);
+        assert!(whole || answer.status == 413, "{over}: {} {}", answer.status, answer.text());
+    }
+}
+
+#[test]
+fn a_body_that_cannot_be_passed_on_is_refused_and_not_waited_for() {
+    let upstream = Upstream::named("x");
+    let spare = Upstream::named("spare");
+    let top = "fallbacks: {m: spare}";
+    let gateway =
+        Gateway::start(&models(top, &[Model("m", &[&upstream]), Model("spare", &[&spare])]));
+    // It never ends as JSON, and is too long for what Pingora keeps.
+    let endless = format!("{{\"a\":\"{}", "x".repeat(100_000));
+    let request = chunked("/svc/m/v1/chat/completions", &[JSON], &[endless.as_bytes()]);
+    let answer = send(gateway.address(), request);
+    assert_eq!(code(&answer), (411, "length_required".to_owned()));
+    assert_eq!(gateway.backend("svc/m", "a")["breaker"], "closed");
+}
+
+#[test]
+fn nothing_that_is_kept_or_removed_goes_to_another_model() {
+    let broken = Upstream::start(|_, reply| reply.send(503, &[], b"no"));
+    let spare = Upstream::named("spare");
+    let top = "default_service: one\nfallbacks: {\"*\": spare}\nretry: {retries_max: 0}";
+    let gateway = Gateway::start(&services(
+        top,
+        &[("one", &[Model("m", &[&broken])]), ("two", &[Model("spare", &[&spare])])],
+    ));
+    let to = gateway.address();
+    let form = format!("{}--XX--\r\n", field("name=\"file\"; filename=\"f\"", "x"));
+    for answer in [
+        send(to, "DELETE /v1/models/m HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n"),
+        get(to, "/v1/responses/r1", &[]),
+        get(to, "/one/m/v1/responses/r1", &[]),
+        post(to, "/v1/files", &[FORM], &form),
+        post(to, "/v1/fine_tuning/jobs", &[JSON], "{\"model\":\"m\"}"),
+    ] {
+        assert_eq!((answer.status, answer.text().as_str()), (503, "no"));
+    }
+    assert!(spare.seen().is_empty());
+    assert_eq!(post(to, CHAT, &[JSON], "{\"model\":\"m\"}").text(), "spare");
+    // Where nobody stands in, the answer stays what it was.
+    drop(spare);
+    let status = |answer: Answer| (answer.status, answer.text());
+    eventually("the spare one is known to be gone", || {
+        let answer = post(to, CHAT, &[JSON], "{\"model\":\"spare\"}");
+        answer.status == 503 && gateway.backend("two/spare", "a")["status"] == "unhealthy"
+    });
+    assert_eq!(status(post(to, CHAT, &[JSON], "{\"model\":\"m\"}")), (503, "no".to_owned()));
+}
+
+#[test]
+fn a_header_and_the_request_do_not_name_two_models() {
+    let (one, two) =
+        (Upstream::start(|seen, reply| reply.send(200, &[], &seen.body)), Upstream::named("two"));
+    let mut text = models("", &[Model("m1", &[&one]), Model("m2", &[&two])]);
+    let url = one.url();
+    text = text.replace(&format!("url: \"{url}\""), &format!("url: \"{url}\", model: m1"));
+    let gateway = Gateway::start(&text);
+    let to = gateway.address();
+    let path = "/v1beta/models/m1:generateContent";
+    let answer = post(to, path, &[JSON, "X-Tollgate-Model: m2"], "{}");
+    assert_eq!(code(&answer), (400, "model_ambiguous".to_owned()));
+    let twice = ["X-Tollgate-Model: m1", "X-Tollgate-Model: m2"];
+    assert_eq!(code(&post(to, CHAT, &twice, "{}")), (400, "model_ambiguous".to_owned()));
+    // What stands in the body counts for what is sent, however the header spells it.
+    let answer = post(to, CHAT, &[JSON, "X-Tollgate-Model: m1"], "{\"model\":\"foo\"}");
+    assert_eq!(answer.text(), "{\"model\":\"m1\"}");
+    let types = [JSON, "Content-Type: multipart/form-data; boundary=B"];
+    assert_eq!(code(&post(to, CHAT, &types, "{\"model\":\"m1\"}")).0, 400);
+}
+
+#[test]
+fn a_request_that_offers_an_upgrade_nobody_takes_is_one_like_others() {
+    let upstream = Upstream::start(|seen, reply| reply.send(200, &[], &seen.body));
+    let top = "aliases: {other: m}";
+    let gateway = Gateway::start(&models(top, &[Model("m", &[&upstream])]));
+    let h2c = [
+        "Connection: Upgrade, HTTP2-Settings",
+        "Upgrade: h2c",
+        "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA",
+    ];
+    let answer = post(gateway.address(), CHAT, &h2c, "{\"model\":\"other\"}");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "{\"model\":\"m\"}"));
+    assert!(!upstream.last().has("upgrade"));
+}

@@ -1,11 +1,14 @@
 //! TLS towards clients and backends, with certificates of our own.
 
+use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Authority, Gateway, Pair, TlsFront, Upstream, eventually, run_program, send};
+use crate::harness::{
+    Authority, Gateway, PATIENCE, Pair, TlsFront, Upstream, eventually, run_program, send,
+};
 
 /// curl with options; its output and, of what it says, the first line that tells an error.
 fn curl(arguments: &[&str]) -> (String, String) {
@@ -299,4 +302,71 @@ fn wrong_certificates_are_named_with_their_place() {
         assert!(lines.contains(expected), "{expected} in\n{lines}");
     }
     assert!(!lines.contains("PRIVATE KEY"), "{lines}");
+}
+
+/// A connection with TLS, its handshake done, that offers `alpn`.
+fn connect(gateway: &Gateway, ca: &Path, alpn: &str) -> impl Read + Write {
+    use rustls::pki_types::pem::PemObject;
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(rustls::pki_types::CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let mut config =
+        rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+    let name = "gate.example".try_into().unwrap();
+    let mut client = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+    let mut socket = std::net::TcpStream::connect(gateway.wait_listens("https")).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    while client.is_handshaking() {
+        client.complete_io(&mut socket).unwrap();
+    }
+    rustls::StreamOwned::new(client, socket)
+}
+
+#[test]
+fn a_client_that_says_nothing_after_its_handshake_is_parted_from() {
+    let upstream = Upstream::named("x");
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let ca = authority.write(folder.path());
+    authority.sign(&["gate.example"]).write(folder.path(), "one");
+    let more = "}\nclient: {idle_timeout: 300ms, head_timeout: 1s";
+    let gateway = gateway(folder, &["one"], more, &upstream.url());
+    for (alpn, said) in [("h2", ""), ("h2", "PRI * HTTP/2.0"), ("http/1.1", "")] {
+        let mut client = connect(&gateway, &ca, alpn);
+        client.write_all(said.as_bytes()).unwrap();
+        // What HTTP/2 says first may come; then the end.
+        let mut rest = Vec::new();
+        let end = client.read_to_end(&mut rest);
+        assert!(
+            !matches!(&end, Err(error) if error.kind() == ErrorKind::WouldBlock),
+            "{alpn} {said:?}"
+        );
+    }
+}
+
+#[test]
+fn who_leaves_over_tls_does_not_keep_a_place_in_line() {
+    let upstream = Upstream::start(|_, reply| {
+        reply.wait_closed();
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let ca = authority.write(folder.path());
+    authority.sign(&["gate.example"]).write(folder.path(), "one");
+    let more = "}\nupstream: {inflight_max: 1";
+    let gateway = gateway(folder, &["one"], more, &upstream.url());
+    let request = b"GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\n\r\n";
+    let mut first = connect(&gateway, &ca, "http/1.1");
+    first.write_all(request).unwrap();
+    eventually("it is at work", || upstream.seen().len() == 1);
+    let mut second = connect(&gateway, &ca, "http/1.1");
+    second.write_all(request).unwrap();
+    eventually("it waits in line", || gateway.inflight() == 2);
+    // It says that it closes, and closes.
+    drop(second);
+    eventually("it waits no more", || gateway.inflight() == 1);
+    drop(first);
+    eventually("nobody is there", || gateway.inflight() == 0);
+    assert_eq!(upstream.seen().len(), 1);
 }

@@ -30,13 +30,13 @@ impl Models {
                 by_model.entry(model).or_default().push(one);
             }
         }
-        for (model, refs) in by_model {
-            models.known.push(model.to_owned());
-            for one in &refs {
-                let whole = format!("{}/{model}", one.service);
-                models.names.add(&whole, vec![one.clone()]);
-            }
-            models.names.add(model, refs);
+        for (model, refs) in &by_model {
+            models.known.push((*model).to_owned());
+            models.names.add(model, refs.clone());
+        }
+        // A model's own name goes before one that is put together.
+        for one in by_model.values().flatten() {
+            models.names.add(&format!("{}/{}", one.service, one.model), vec![one.clone()]);
         }
         models
     }

@@ -33,7 +33,7 @@ pub(in super::super) async fn hold(
     look: Option<Look>,
     wants_retries: bool,
 ) -> Result<Result<Option<Found>, Refusal>> {
-    if session.as_mut().is_body_empty() || session.is_upgrade_req() {
+    if session.as_mut().is_body_empty() {
         return Ok(Ok(None));
     }
     let runtime = Arc::clone(&exchange.arrived.runtime);
@@ -61,6 +61,7 @@ pub(in super::super) async fn hold(
         look_max: replay.body_bytes_max,
         peek,
         is_needed,
+        kept_from: None,
     };
     let wants_any = reader.peek.is_some() || wants_retries && reader.read_max > 0;
     let end = if wants_any {
@@ -71,11 +72,12 @@ pub(in super::super) async fn hold(
     } else {
         End::More
     };
-    if end == End::More && session.as_mut().is_body_done() && !is_kept(session) {
+    let is_whole = end == End::Whole && !session.as_ref().retry_buffer_truncated();
+    if !is_whole && session.as_mut().is_body_done() && !is_kept(session) {
         // Pingora would wait for more of it, and has nothing to begin with.
         return Ok(Err(Refusal::LengthRequired));
     }
-    Ok(Ok(reader.finish(session, exchange, end)))
+    Ok(Ok(reader.finish(session, exchange, is_whole)))
 }
 
 /// Whether Pingora has kept all that was read since it was told to.
@@ -105,6 +107,8 @@ struct Reader {
     look_max: usize,
     peek: Option<Box<Peek>>,
     is_needed: bool,
+    /// After how many bytes Pingora began to keep what is read.
+    kept_from: Option<usize>,
 }
 
 impl Reader {
@@ -124,6 +128,7 @@ impl Reader {
                     return Ok(self.no_room());
                 }
                 session.as_mut().enable_retry_buffering();
+                self.kept_from = Some(self.length_read());
                 is_last_part = true;
             }
             let patience = patience(self.began, bounds);
@@ -229,25 +234,32 @@ impl Reader {
     }
 
     /// What was read becomes the exchange's body.
-    fn finish(mut self, session: &Session, exchange: &mut Exchange, end: End) -> Option<Found> {
-        let is_whole = end == End::Whole && !session.as_ref().retry_buffer_truncated();
+    fn finish(
+        mut self,
+        session: &Session,
+        exchange: &mut Exchange,
+        is_whole: bool,
+    ) -> Option<Found> {
         let read = self.length_read();
         let bytes = self.take();
         self.share.shrink(bytes.len());
         let found = self.peek.as_deref().and_then(Peek::found).cloned();
         exchange.body.place = self.peek.as_ref().zip(found.as_ref()).map(|(peek, found)| Place {
+            name: found.text.clone(),
             at: found.at.clone(),
             is_form: peek.is_form(),
             is_coded: peek.is_coded(),
         });
         exchange.body.content = if is_whole {
-            Content::Held { bytes, _share: self.share, is_sent: false }
+            Content::Held { bytes, share: self.share, is_sent: false }
         } else {
-            let is_buffered = bytes.is_empty() || is_kept(session);
             // What Pingora has kept it begins with by itself.
-            let prefix = if is_buffered { Bytes::new() } else { bytes };
-            let passed = Passed::new(read, prefix.len(), self.began, is_buffered);
-            Content::Passing { prefix, _share: self.share, passed, peek: self.peek }
+            let is_truncated = session.as_ref().retry_buffer_truncated();
+            let kept_from = self.kept_from.filter(|_| !is_truncated).unwrap_or(read);
+            let passed = Passed::new(read, kept_from, self.began);
+            let prefix = bytes.slice(..kept_from);
+            let peek = self.peek.map(|peek| (peek, self.is_needed));
+            Content::Passing { prefix, _share: self.share, passed, peek }
         };
         found
     }

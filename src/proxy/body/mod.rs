@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::Method;
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderValue, Method};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
@@ -27,9 +27,9 @@ pub(super) use hold::hold;
 use super::course::refusal_of_body;
 use super::exchange::Exchange;
 use super::watch::Request;
-use crate::config::ClientBounds;
+use crate::config::{ClientBounds, ReplayBounds};
 use crate::lifecycle::HeldShare;
-use crate::llm::{self, Found, Peek, PeekFault};
+use crate::llm::{self, Fault, Found, Peek, PeekFault};
 use crate::refusal::Refusal;
 
 /// What Pingora's buffer holds.
@@ -62,14 +62,17 @@ enum Content {
     #[default]
     Empty,
     /// All of it is here.
-    Held { bytes: Bytes, _share: HeldShare, is_sent: bool },
-    /// It passes as it comes, after what was read of it already and Pingora has not kept.
-    Passing { prefix: Bytes, _share: HeldShare, passed: Passed, peek: Option<Box<Peek>> },
+    Held { bytes: Bytes, share: HeldShare, is_sent: bool },
+    /// It passes as it comes, after what was read of it already and Pingora has not kept. It is looked
+    /// at for a second name, and refused for other faults too where the way depends on it.
+    Passing { prefix: Bytes, _share: HeldShare, passed: Passed, peek: Option<(Box<Peek>, bool)> },
 }
 
 /// Where a body names the model.
 #[derive(Clone, Debug)]
 struct Place {
+    /// The name that came.
+    name: String,
     /// Its bytes, decoded if the body is compressed.
     at: Range<usize>,
     is_form: bool,
@@ -114,8 +117,9 @@ struct Passed {
 }
 
 impl Passed {
-    /// Of a body of which so many bytes were read; those that Pingora has kept come again.
-    fn new(bytes: usize, prefix_bytes: usize, began: Instant, is_buffered: bool) -> Self {
+    /// Of a body of which so many bytes were read; those that Pingora has kept, behind the prefix, come
+    /// again.
+    fn new(bytes: usize, prefix_bytes: usize, began: Instant) -> Self {
         Self {
             bytes: prefix_bytes,
             looked_bytes: bytes,
@@ -123,7 +127,7 @@ impl Passed {
             began,
             paused: None,
             is_begun: false,
-            is_buffered,
+            is_buffered: prefix_bytes == 0,
         }
     }
 }
@@ -201,29 +205,39 @@ impl Body {
     /// For the attempt that begins, puts `name` in the place of the name that came; none: leaves that.
     ///
     /// # Errors
-    /// When a compressed body, which was looked into before, cannot be decoded again.
+    /// When there is no room for it, or a compressed body, which was looked into before, cannot be decoded
+    /// again.
     pub(super) fn rename(
         &mut self,
         name: Option<&str>,
         coding: &[u8],
-        decoded_bytes_max: usize,
-    ) -> Result<Resized, PeekFault> {
+        replay: &ReplayBounds,
+    ) -> Result<Resized, Refusal> {
         self.splice = None;
         let (Some(place), Some(name)) = (&self.place, name) else { return Ok(Resized::No) };
+        if place.name == name {
+            return Ok(Resized::No);
+        }
         let raw = Bytes::from(Found::replacement(name, place.is_form));
         let at = place.at.clone();
-        match &self.content {
+        match &mut self.content {
             Content::Empty => Ok(Resized::No),
-            Content::Held { bytes, .. } => {
+            Content::Held { bytes, share, .. } => {
+                let bytes_held = bytes.len();
                 let decoded;
                 let bytes = if place.is_coded {
-                    decoded = llm::decode(coding, bytes, decoded_bytes_max)?;
+                    let body = llm::decode(coding, bytes, replay.body_bytes_max);
+                    decoded = body.map_err(|_| Refusal::Internal)?;
                     &decoded[..]
                 } else {
                     &bytes[..]
                 };
                 let renamed = Bytes::from(llm::spliced(bytes, at, &raw));
                 let length = renamed.len();
+                share.shrink(bytes_held);
+                if !share.grow(length, replay.total_bytes_max) {
+                    return Err(Refusal::TooManyBodies);
+                }
                 self.splice = Some(Splice::Whole(renamed));
                 Ok(Resized::To(length))
             }
@@ -234,6 +248,16 @@ impl Body {
             }
         }
     }
+}
+
+/// Whether a request asks for a WebSocket (RFC 6455, section 4.1). Others may offer an upgrade that nobody
+/// takes: some clients do so with every request.
+pub(super) fn is_tunnel_request(session: &Session) -> bool {
+    let head = session.req_header();
+    let upgrade = head.headers.get(UPGRADE).map(HeaderValue::as_bytes).unwrap_or_default();
+    session.is_upgrade_req()
+        && head.method == Method::GET
+        && upgrade.trim_ascii().eq_ignore_ascii_case(b"websocket")
 }
 
 /// Bounds how long a client may send or take nothing, and lets it send its next request while this one is answered.
@@ -388,15 +412,22 @@ fn put_before(prefix: Bytes, before: usize, splice: Option<&Splice>, chunk: &mut
 
 /// Looks at what has not been looked at, for a second name.
 fn look_on(
-    peek: &mut Option<Box<Peek>>,
+    peek: &mut Option<(Box<Peek>, bool)>,
     passed: &mut Passed,
     before: usize,
     chunk: &[u8],
 ) -> Result<(), PeekFault> {
-    let Some(peek) = peek else { return Ok(()) };
+    let Some((reader, is_needed)) = peek else { return Ok(()) };
     let known = passed.looked_bytes.saturating_sub(before).min(chunk.len());
     passed.looked_bytes += chunk.len() - known;
-    peek.feed(&chunk[known..])
+    match reader.feed(&chunk[known..]) {
+        Err(fault) if *is_needed || fault == PeekFault::Body(Fault::Ambiguous) => Err(fault),
+        Err(_) => {
+            *peek = None;
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 /// Whether a request may be sent twice without harm (RFC 9110, section 9.2.2), or its client says so.

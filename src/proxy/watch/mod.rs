@@ -327,7 +327,9 @@ impl Watch {
             Phase::Answer | Phase::Writing => Stop::Silence,
             Phase::Head | Phase::Inside | Phase::Over => return (exchange, Stop::Exchange),
         };
-        if quiet_by < exchange { (quiet_by, quiet) } else { (exchange, Stop::Exchange) }
+        // On a connection that is shared, Pingora's own timeout sees who is silent.
+        let is_own = !self.is_shared.load(Ordering::Relaxed);
+        if is_own && quiet_by < exchange { (quiet_by, quiet) } else { (exchange, Stop::Exchange) }
     }
 
     /// The next deadline is over, or it is time to look; why that ends the exchange, if it does.
@@ -448,7 +450,7 @@ impl Watch {
     /// Whether bytes of the backend wait to be read.
     fn has_bytes(&self) -> bool {
         let upstream = self.upstream.load(Ordering::Relaxed);
-        upstream >= 0 && peek(upstream, false) == Peek::Bytes
+        upstream >= 0 && peek(upstream) == Peek::Bytes
     }
 
     fn nanos(&self, at: Instant) -> u64 {

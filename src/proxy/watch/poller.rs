@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use tokio::sync::watch::Receiver;
 
-use super::socket::{Peek, peek};
+use super::socket::{Peek, has_closed, peek};
 use super::{Phase, Stop, WATCH, Watch};
 use crate::proxy::respond::{LINGER, raw_refusal};
 use crate::refusal::Refusal;
@@ -191,9 +191,12 @@ impl Poller<'_> {
             _ if self.parting_since.is_some() => return self.part(now),
             Phase::Head if now >= self.head_by() => return self.refuse_head(now),
             Phase::Inside => {
-                let is_gone = |socket| match peek(socket, self.client.is_tls) {
+                let is_gone = |socket| match peek(socket) {
                     Peek::Gone => true,
                     Peek::End => !self.client.half_close,
+                    Peek::Bytes if self.client.is_tls => {
+                        !self.client.half_close && has_closed(socket).unwrap_or(false)
+                    }
                     Peek::Bytes | Peek::Nothing => false,
                 };
                 if self.client.socket.is_some_and(is_gone) {

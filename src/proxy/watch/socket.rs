@@ -16,19 +16,24 @@ pub(super) enum Peek {
     Gone,
 }
 
-/// The record in which TLS says that nothing more comes (RFC 8446, section 6).
-const TLS_ALERT: u8 = 21;
-
-/// Looks at what is to be read. With TLS, that is where the other side says that it closes.
-pub(super) fn peek(socket: RawFd, is_tls: bool) -> Peek {
-    let mut first = [0];
-    match recv(socket, &mut first, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+/// Looks at what is to be read.
+pub(super) fn peek(socket: RawFd) -> Peek {
+    match recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
         Ok(0) => Peek::End,
-        Ok(_) if is_tls && first[0] == TLS_ALERT => Peek::End,
         Ok(_) => Peek::Bytes,
         Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => Peek::Nothing,
         Err(_) => Peek::Gone,
     }
+}
+
+/// Whether the other side has closed, also behind bytes that were not read: with TLS it says so in bytes of
+/// its own before.
+pub(super) fn has_closed(socket: RawFd) -> std::io::Result<bool> {
+    let mut poll = Poll::new()?;
+    poll.registry().register(&mut SourceFd(&socket), Token(0), Interest::READABLE)?;
+    let mut events = Events::with_capacity(1);
+    poll.poll(&mut events, Some(Duration::ZERO))?;
+    Ok(events.iter().any(|event| event.is_read_closed() || event.is_error()))
 }
 
 /// Whether a connection has room for what is written to it. It costs some system calls, so it is asked
