@@ -19,8 +19,40 @@ fn scanned<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<Option<Found>, 
     Ok(scanner.found().cloned())
 }
 
-fuzz_target!(|input: (Vec<u8>, u8, String, bool)| {
-    let (mut body, piece, other, is_long) = input;
+/// Puts another name into a body, and looks at what has changed.
+fn rename(body: &[u8], mut whole: serde_json::Map<String, Value>, found: &Found, other: &str) {
+    let name = Found::replacement(other, false);
+    let renamed = spliced(body, found.at.clone(), &name);
+    assert_eq!(renamed.len(), body.len() - found.at.len() + name.len());
+    assert_eq!(renamed[..found.at.start], body[..found.at.start]);
+    assert!(renamed.ends_with(&body[found.at.end..]));
+    whole.insert("model".to_owned(), Value::from(other));
+    assert_eq!(serde_json::from_slice::<Value>(&renamed).ok(), Some(Value::Object(whole)));
+}
+
+/// A body that is made of members, with a model in it.
+fn made(members: Vec<(String, String)>, model: String, other: &str) {
+    let at = members.len() / 2;
+    let mut whole: serde_json::Map<String, Value> = members
+        .into_iter()
+        .filter(|(key, _)| !key.eq_ignore_ascii_case("model"))
+        .map(|(key, text)| (key, Value::from(text)))
+        .collect();
+    whole.shift_insert(at.min(whole.len()), "model".to_owned(), Value::from(model.clone()));
+    let body = Value::Object(whole.clone()).to_string().into_bytes();
+    match scanned(std::iter::once(&body[..])) {
+        Ok(Some(found)) => {
+            assert_eq!(found.text, model);
+            rename(&body, whole, &found, other);
+        }
+        Err(Fault::TooLong) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+fuzz_target!(|input: (Vec<u8>, u8, String, bool, Vec<(String, String)>, String)| {
+    let (mut body, piece, other, is_long, members, model) = input;
+    made(members, model, &other);
     if is_long && let Some(at) = body.iter().position(|byte| *byte == b'R') {
         let repeated = vec![body.get(at + 1).copied().unwrap_or(b'x'); REPEATED];
         body.splice(at..=at, repeated);
@@ -40,17 +72,11 @@ fuzz_target!(|input: (Vec<u8>, u8, String, bool)| {
     }
     // What the parser does not take is for the backend to refuse; it is deeper than ours, or its strings are
     // not well-formed.
-    let Ok(Value::Object(mut whole)) = serde_json::from_slice::<Value>(&body) else { return };
+    let Ok(Value::Object(whole)) = serde_json::from_slice::<Value>(&body) else { return };
     match found {
         Ok(Some(found)) => {
             assert_eq!(whole["model"], found.text.as_str());
-            let name = Found::replacement(&other, false);
-            let renamed = spliced(&body, found.at.clone(), &name);
-            assert_eq!(renamed.len(), body.len() - found.at.len() + name.len());
-            assert_eq!(renamed[..found.at.start], body[..found.at.start]);
-            assert!(renamed.ends_with(&body[found.at.end..]));
-            whole.insert("model".to_owned(), Value::from(other));
-            assert_eq!(serde_json::from_slice::<Value>(&renamed).ok(), Some(Value::Object(whole)));
+            rename(&body, whole, &found, &other);
         }
         Ok(None) => assert!(whole.get("model").is_none_or(Value::is_null)),
         Err(Fault::Malformed) => panic!("a parser takes it"),

@@ -109,7 +109,8 @@ impl Front {
         let digest = stream.get_socket_digest();
         let local = digest.as_ref().and_then(|digest| digest.local_addr()?.as_inet().copied());
         let is_of = |listen: &SocketAddr, local: SocketAddr| {
-            listen.port() == local.port() && (listen.ip().is_unspecified() || *listen == local)
+            let is_any = listen.ip().is_unspecified() && listen.is_ipv4() == local.is_ipv4();
+            listen.port() == local.port() && (is_any || *listen == local)
         };
         local.is_some_and(|local| self.secure.iter().any(|listen| is_of(listen, local)))
     }
