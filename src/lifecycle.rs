@@ -221,6 +221,12 @@ impl HeldShare {
         Self { of: Arc::clone(of), bytes: 0 }
     }
 
+    /// For another copy of the body: none of them yet.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self::none(&self.of)
+    }
+
     /// Takes more, if the sum of all stays within `total_max`.
     pub fn grow(&mut self, bytes: usize, total_max: usize) -> bool {
         let grown = |held: usize| held.checked_add(bytes).filter(|held| *held <= total_max);

@@ -583,6 +583,44 @@ fn no_byte_is_lost_of_a_body_just_over_what_is_held() {
 }
 
 #[test]
+fn the_copy_of_a_renamed_body_counts_among_what_is_held() {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = std::sync::Mutex::new(released);
+    let busy = Upstream::start(|_, reply| reply.send(503, &[], b""));
+    let slow = Upstream::start(move |seen, reply| {
+        let _ = released.lock().unwrap().recv();
+        reply.text(&seen.body.len().to_string());
+    });
+    let top = "fallbacks: {first: [the-second-model]}\nretry: {retries_max: 0}\n\
+               replay: {total_bytes_max: 250KiB}\naliases: {a: first}";
+    let pools = [Model("first", &[&busy]), Model("the-second-model", &[&slow])];
+    let gateway = Gateway::start(&models(top, &pools));
+    let to = gateway.address();
+    let body =
+        |model: &str, bytes| format!("{{\"model\":\"{model}\",\"x\":\"{}\"}}", "x".repeat(bytes));
+    let buffered = || {
+        let metrics = get(to, "/metrics", &[]).text();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("proxy_buffered_bytes "));
+        line.unwrap().parse::<usize>().unwrap()
+    };
+    // Of two copies made one after the other, only the one in use counts.
+    let came = body("a", 100_000);
+    let sent = body("the-second-model", 100_000).len();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| post(to, CHAT, &[JSON], &came));
+        eventually("both are held", || buffered() == came.len() + sent);
+        release.send(()).unwrap();
+        assert_eq!(asked.join().unwrap().text(), sent.to_string());
+    });
+    assert_eq!(buffered(), 0);
+    // No room for a copy: the backend is not to blame, and nothing stays behind.
+    let answer = post(to, CHAT, &[JSON], body("a", 200_000));
+    assert_eq!((answer.status, answer.header("retry-after").as_str()), (503, "1"));
+    assert_eq!((code(&answer).1.as_str(), buffered()), ("busy", 0));
+    assert_eq!(gateway.backend("svc/first", "a")["breaker"], "closed");
+}
+
+#[test]
 fn a_body_that_cannot_be_passed_on_is_refused_and_not_waited_for() {
     let upstream = Upstream::named("x");
     let spare = Upstream::named("spare");

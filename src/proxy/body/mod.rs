@@ -82,8 +82,8 @@ struct Place {
 /// Another name in the place of the one that came.
 #[derive(Debug)]
 enum Splice {
-    /// All of the body.
-    Whole(Bytes),
+    /// All of the body. The one that came is held too: the next backend may have yet another name.
+    Whole { renamed: Bytes, _share: HeldShare },
     /// In the chunk that holds the place.
     At(Range<usize>, Bytes),
 }
@@ -223,7 +223,6 @@ impl Body {
         match &mut self.content {
             Content::Empty => Ok(Resized::No),
             Content::Held { bytes, share, .. } => {
-                let bytes_held = bytes.len();
                 let decoded;
                 let bytes = if place.is_coded {
                     let body = llm::decode(coding, bytes, replay.body_bytes_max);
@@ -234,11 +233,11 @@ impl Body {
                 };
                 let renamed = Bytes::from(llm::spliced(bytes, at, &raw));
                 let length = renamed.len();
-                share.shrink(bytes_held);
+                let mut share = share.another();
                 if !share.grow(length, replay.total_bytes_max) {
                     return Err(Refusal::TooManyBodies);
                 }
-                self.splice = Some(Splice::Whole(renamed));
+                self.splice = Some(Splice::Whole { renamed, _share: share });
                 Ok(Resized::To(length))
             }
             Content::Passing { .. } => {
@@ -346,7 +345,7 @@ pub(super) fn send(
         Content::Empty => {}
         Content::Held { bytes, is_sent, .. } => {
             *chunk = Some(match splice {
-                Some(Splice::Whole(renamed)) => renamed.clone(),
+                Some(Splice::Whole { renamed, .. }) => renamed.clone(),
                 _ => bytes.clone(),
             });
             *is_sent = true;
