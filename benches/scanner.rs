@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use serde::de::IgnoredAny;
-use tollgate::llm::Scanner;
+use tollgate::llm::{Scanner, Search};
 
 fn bodies() -> Vec<(&'static str, String)> {
     let chat = |content: &str| {

@@ -5,7 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
-use tollgate::llm::{Fault, Found, Peek, Scanner, spliced};
+use tollgate::llm::{Fault, Found, Peek, Scanner, Search, spliced};
 
 /// Strings of ten megabytes are made of short ones: `R` in the input stands for many of what follows.
 const REPEATED: usize = 100_000;

@@ -34,7 +34,7 @@ pub use snapshot::{
     BackendSpec, BackendTls, BackendUrl, Balance, BreakerSpec, Certificate, ClientAuth,
     ClientBounds, ClientKeys, CorsOrigins, Credential, Deadlines, DefaultsOf, HealthSpec, Host,
     Listed, ListenerTls, ModelRef, Naming, PoolSpec, ProbeSpec, Protocol, QueueSpec, ReplayBounds,
-    RetrySpec, Service, Snapshot, TlsVersion,
+    RetrySpec, Service, Snapshot, TlsVersion, by_model,
 };
 pub use source::{Source, find_source};
 pub use warnings::warnings;

@@ -64,6 +64,22 @@ impl Snapshot {
     }
 }
 
+/// Models in the order of the file, each at all services that have it, the default one first.
+pub fn by_model<'a>(
+    services: &'a IndexMap<String, Service>,
+    default_service: Option<&str>,
+) -> IndexMap<&'a str, Vec<ModelRef>> {
+    let mut by_model: IndexMap<&str, Vec<ModelRef>> = IndexMap::new();
+    for (service, models) in services {
+        for model in models.models.keys() {
+            let refs = by_model.entry(model).or_default();
+            let at = if default_service == Some(service) { 0 } else { refs.len() };
+            refs.insert(at, ModelRef::new(service, model));
+        }
+    }
+    by_model
+}
+
 /// What models are called besides their own names, and where requests go that name none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Naming {
@@ -92,10 +108,25 @@ pub struct ModelRef {
     pub name: Option<String>,
 }
 
+impl ModelRef {
+    /// One that is called there what the client called it.
+    pub fn new(service: &str, model: &str) -> Self {
+        Self { service: service.to_owned(), model: model.to_owned(), name: None }
+    }
+
+    /// One that the client called by another name than its own.
+    #[must_use]
+    pub fn renamed(mut self) -> Self {
+        self.name.get_or_insert_with(|| self.model.clone());
+        self
+    }
+}
+
 /// What a list of the models has in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Listed {
     /// Every model.
+    #[default]
     All,
     /// Those that a backend can serve now.
     Healthy,

@@ -42,8 +42,7 @@ pub(super) fn read(environment: &Environment) -> Result<Snapshot, ConfigError> {
     overrides::apply(&mut file, environment, &mut problems);
     let no_file = Path::new("");
     let mut snapshot = validate::validate(&file, &defaults::ENVIRONMENT, no_file, &mut problems);
-    let one = ModelRef { service: SERVICE.to_owned(), model: MODEL.to_owned(), name: None };
-    snapshot.naming.everything = Some(one);
+    snapshot.naming.everything = Some(ModelRef::new(SERVICE, MODEL));
     if problems.is_empty() {
         return Ok(snapshot);
     }

@@ -4,9 +4,9 @@
 //! what it takes to look at its bytes once. The structure is checked as RFC 8259 has it; the inside
 //! of strings is not, because nothing in there changes where a string ends.
 
-use std::ops::Range;
-
 use memchr::memchr;
+
+use super::search::{Fault, Found, Search};
 
 /// Deepest nesting. Python's own parser takes about 1,000 levels; tools and schemas have tens.
 const DEPTH_MAX: usize = 512;
@@ -16,30 +16,6 @@ const KEY_BYTES_MAX: usize = 64;
 
 /// Longest value that is taken, raw. Model names have at most some hundred bytes.
 const VALUE_BYTES_MAX: usize = 1024;
-
-/// Why a body does not name one thing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// It is not what it says it is: not JSON, not an object, not a multipart form.
-    Malformed,
-    /// It is nested more deeply than is followed.
-    TooDeep,
-    /// The member stands there twice, also if one is spelled `MODEL`: parsers disagree on which counts.
-    Ambiguous,
-    /// The member's value is not text.
-    NotText,
-    /// The member's value is longer than any name is.
-    TooLong,
-}
-
-/// Text that was found, and where.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// The text, without quotes and escapes.
-    pub text: String,
-    /// Where it stands in the body, raw and with its quotes where it has any.
-    pub at: Range<usize>,
-}
 
 /// Looks for the string at a path of keys, such as `["model"]` or `["session", "model"]`.
 #[derive(Debug)]
@@ -139,6 +115,33 @@ impl<const MAX: usize> Raw<MAX> {
     }
 }
 
+impl Search for Scanner {
+    fn feed(&mut self, piece: &[u8]) -> Result<(), Fault> {
+        let mut at = 0;
+        while at < piece.len() {
+            at = match self.state {
+                State::String { is_key, is_escaped } => {
+                    self.string(piece, at, is_key, is_escaped)?
+                }
+                State::Word(left) => self.word(piece[at], left).map(|()| at + 1)?,
+                State::Number(number) => self.number(piece, at, number)?,
+                state => self.structure(state, piece[at]).map(|()| at + 1)?,
+            };
+        }
+        self.offset += piece.len();
+        Ok(())
+    }
+
+    fn found(&self) -> Option<&Found> {
+        self.found.as_ref()
+    }
+
+    /// What follows can only be white space.
+    fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+}
+
 impl Scanner {
     /// One that looks for `path`, which has at most 8 keys.
     #[must_use]
@@ -156,46 +159,6 @@ impl Scanner {
             text: Raw::default(),
             found: None,
         }
-    }
-
-    /// What has been found so far.
-    #[must_use]
-    pub fn found(&self) -> Option<&Found> {
-        self.found.as_ref()
-    }
-
-    /// Whether the document is complete; what follows can only be white space.
-    #[must_use]
-    pub fn is_done(&self) -> bool {
-        self.state == State::Done
-    }
-
-    /// Reads the next piece.
-    ///
-    /// # Errors
-    /// What is wrong with the document so far; there is no way on from there.
-    pub fn feed(&mut self, piece: &[u8]) -> Result<(), Fault> {
-        let mut at = 0;
-        while at < piece.len() {
-            at = match self.state {
-                State::String { is_key, is_escaped } => {
-                    self.string(piece, at, is_key, is_escaped)?
-                }
-                State::Word(left) => self.word(piece[at], left).map(|()| at + 1)?,
-                State::Number(number) => self.number(piece, at, number)?,
-                state => self.structure(state, piece[at]).map(|()| at + 1)?,
-            };
-        }
-        self.offset += piece.len();
-        Ok(())
-    }
-
-    /// The document ends here.
-    ///
-    /// # Errors
-    /// When it is not complete.
-    pub fn finish(&self) -> Result<(), Fault> {
-        if self.is_done() { Ok(()) } else { Err(Fault::Malformed) }
     }
 
     /// Reads on in a string, up to its end or the piece's.

@@ -3,7 +3,7 @@
 
 use memchr::memmem;
 
-use super::json::{Fault, Found};
+use super::search::{Fault, Found, Search};
 
 /// Longest boundary (RFC 2046, section 5.1.1).
 const BOUNDARY_BYTES_MAX: usize = 70;
@@ -48,6 +48,35 @@ enum State {
     Done,
 }
 
+impl Search for Form {
+    fn feed(&mut self, piece: &[u8]) -> Result<(), Fault> {
+        let pending = std::mem::take(&mut self.pending);
+        let joined;
+        let bytes = if pending.is_empty() {
+            piece
+        } else {
+            joined = [&pending[..], piece].concat();
+            &joined
+        };
+        let mut at = 0;
+        while let Some(next) = self.step(bytes, at)? {
+            at = next;
+        }
+        self.pending = bytes[at..].to_vec();
+        self.offset += at;
+        Ok(())
+    }
+
+    fn found(&self) -> Option<&Found> {
+        self.found.as_ref()
+    }
+
+    /// What follows means nothing.
+    fn is_done(&self) -> bool {
+        matches!(self.state, State::End | State::Done)
+    }
+}
+
 impl Form {
     /// One that looks for the field `name`, by the request's `Content-Type`.
     ///
@@ -76,48 +105,6 @@ impl Form {
             is_seen: false,
             found: None,
         })
-    }
-
-    /// What has been found so far.
-    #[must_use]
-    pub fn found(&self) -> Option<&Found> {
-        self.found.as_ref()
-    }
-
-    /// Whether the form is complete; what follows means nothing.
-    #[must_use]
-    pub fn is_done(&self) -> bool {
-        matches!(self.state, State::End | State::Done)
-    }
-
-    /// Reads the next piece.
-    ///
-    /// # Errors
-    /// What is wrong with the form so far; there is no way on from there.
-    pub fn feed(&mut self, piece: &[u8]) -> Result<(), Fault> {
-        let pending = std::mem::take(&mut self.pending);
-        let joined;
-        let bytes = if pending.is_empty() {
-            piece
-        } else {
-            joined = [&pending[..], piece].concat();
-            &joined
-        };
-        let mut at = 0;
-        while let Some(next) = self.step(bytes, at)? {
-            at = next;
-        }
-        self.pending = bytes[at..].to_vec();
-        self.offset += at;
-        Ok(())
-    }
-
-    /// The form ends here.
-    ///
-    /// # Errors
-    /// When it is not complete.
-    pub fn finish(&self) -> Result<(), Fault> {
-        if self.is_done() { Ok(()) } else { Err(Fault::Malformed) }
     }
 
     /// Reads on from `at`; where it has come to, or none when it takes more bytes.

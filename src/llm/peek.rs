@@ -3,25 +3,27 @@
 use std::io::{self, Write};
 
 use super::coding::{CodingFault, Decoder};
-use super::json::{Fault, Found, Scanner};
+use super::json::Scanner;
 use super::multipart::Form;
+use super::search::{Fault, Found, Search};
 
 /// Looks for a name in a body that comes piece by piece.
 #[derive(Debug)]
 pub struct Peek {
     body: Body,
+    is_form: bool,
 }
 
 #[derive(Debug)]
 enum Body {
-    Plain(Reader),
+    Plain(Box<dyn Search>),
     Coded(Box<Decoder<Tap>>),
 }
 
 /// What reads a body that was decoded, and what was wrong with it.
 #[derive(Debug)]
 struct Tap {
-    reader: Reader,
+    reader: Box<dyn Search>,
     fault: Option<Fault>,
 }
 
@@ -39,12 +41,6 @@ impl Write for Tap {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-#[derive(Debug)]
-enum Reader {
-    Json(Box<Scanner>),
-    Form(Box<Form>),
 }
 
 /// Why nothing can be found in a body.
@@ -79,10 +75,11 @@ impl Peek {
     ) -> Result<Self, PeekFault> {
         let coding = coding.map(<[u8]>::trim_ascii);
         let coding = coding.filter(|coding| !coding.eq_ignore_ascii_case(b"identity"));
-        let reader = if is_form(kind) {
-            Reader::Form(Box::new(Form::new(kind, keys.last().copied().unwrap_or_default())?))
+        let is_form = is_form(kind);
+        let reader: Box<dyn Search> = if is_form {
+            Box::new(Form::new(kind, keys.last().copied().unwrap_or_default())?)
         } else {
-            Reader::Json(Box::new(Scanner::new(keys)))
+            Box::new(Scanner::new(keys))
         };
         let body = match coding {
             None => Body::Plain(reader),
@@ -93,7 +90,7 @@ impl Peek {
                 Body::Coded(Box::new(decoder.ok_or(PeekFault::UnknownCoding)?))
             }
         };
-        Ok(Self { body })
+        Ok(Self { body, is_form })
     }
 
     /// Reads the next piece.
@@ -110,10 +107,10 @@ impl Peek {
         }
     }
 
-    fn reader(&self) -> &Reader {
+    fn reader(&self) -> &dyn Search {
         match &self.body {
-            Body::Plain(reader) => reader,
-            Body::Coded(decoder) => &decoder.sink_ref().reader,
+            Body::Plain(reader) => reader.as_ref(),
+            Body::Coded(decoder) => decoder.sink_ref().reader.as_ref(),
         }
     }
 
@@ -122,50 +119,31 @@ impl Peek {
     /// # Errors
     /// When it is not complete.
     pub fn finish(&self) -> Result<(), PeekFault> {
-        match self.reader() {
-            Reader::Json(scanner) => scanner.finish()?,
-            Reader::Form(form) => form.finish()?,
-        }
-        Ok(())
+        Ok(self.reader().finish()?)
     }
 
     /// What has been found so far. Its place is one in the decoded body.
     #[must_use]
     pub fn found(&self) -> Option<&Found> {
-        match self.reader() {
-            Reader::Json(scanner) => scanner.found(),
-            Reader::Form(form) => form.found(),
-        }
+        self.reader().found()
     }
 
     /// Whether all is known that can be: nothing that follows counts.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        match self.reader() {
-            Reader::Json(scanner) => scanner.is_done(),
-            Reader::Form(form) => form.is_done(),
-        }
+        self.reader().is_done()
     }
 
     /// Whether the body is a form.
     #[must_use]
     pub fn is_form(&self) -> bool {
-        matches!(self.reader(), Reader::Form(_))
+        self.is_form
     }
 
     /// Whether the body is compressed.
     #[must_use]
     pub fn is_coded(&self) -> bool {
         matches!(self.body, Body::Coded(_))
-    }
-}
-
-impl Reader {
-    fn feed(&mut self, piece: &[u8]) -> Result<(), Fault> {
-        match self {
-            Self::Json(scanner) => scanner.feed(piece),
-            Self::Form(form) => form.feed(piece),
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Another name in the place of one that was found, and nothing else changed.
 
-use super::json::Found;
+use super::search::Found;
 
 impl Found {
     /// The bytes that stand for `name` in its place: in JSON with quotes and escapes, in a form as it is.
@@ -22,7 +22,7 @@ mod tests {
     use serde_json::{Map, Value};
 
     use super::*;
-    use crate::llm::Scanner;
+    use crate::llm::{Scanner, Search};
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]

@@ -107,16 +107,16 @@ async fn find(session: &mut Session, exchange: &mut Exchange) -> Result<Result<P
 
 /// Turns to the next model, if there is one and this one may be given up.
 fn fall_back(exchange: &mut Exchange) -> bool {
-    let request_id = exchange.request_id().to_owned();
     let Some(admitted) = &mut exchange.admitted else { return false };
     let before = Arc::clone(admitted.pool());
     if !exchange.body.is_replayable() || !admitted.fall_back() {
         return false;
     }
-    let pool = admitted.pool();
+    let pool = Arc::clone(admitted.pool());
     pool.count_exchange();
     exchange.attempts.begin_again();
-    log::warn!("{} cannot serve: asking {}; request {request_id}", before.name(), pool.name());
+    let id = exchange.request_id();
+    log::warn!("{} cannot serve: asking {}; request {id}", before.name(), pool.name());
     true
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use crate::config::{Listed, ModelRef, Snapshot};
+use crate::config::{Listed, ModelRef, Snapshot, by_model};
 use crate::names::{Names, Pattern};
 use crate::pool::Pool;
 
@@ -70,7 +70,7 @@ pub struct Catalog {
     pub everything: Option<Arc<Way>>,
     /// Names without a wildcard, each with its service, in the order of the configuration.
     listed: Vec<(String, String)>,
-    lists: Option<Listed>,
+    lists: Listed,
 }
 
 impl Catalog {
@@ -82,7 +82,7 @@ impl Catalog {
 
     /// The names to show, each with the service that has it.
     pub fn listed(&self) -> impl Iterator<Item = (&str, &str)> {
-        let only_healthy = self.lists == Some(Listed::Healthy);
+        let only_healthy = self.lists == Listed::Healthy;
         let can_serve = |name: &str| {
             let way = self.find(name);
             way.is_some_and(|way| way.targets.iter().any(|target| target.pool.has_other(|_| true)))
@@ -116,32 +116,19 @@ impl<'a> Ways<'a> {
 
     /// The way of a service's model, by the path that names both.
     pub(super) fn of_path(&self, service: &str, model: &str) -> Arc<Way> {
-        let one = ModelRef { service: service.to_owned(), model: model.to_owned(), name: None };
-        self.way(&[one], &[model])
+        self.way(&[ModelRef::new(service, model)], &[model])
     }
 
     pub(super) fn catalog(&self, snapshot: &Snapshot) -> Catalog {
         let naming = &snapshot.naming;
-        let mut catalog = Catalog { lists: Some(naming.listed), ..Catalog::default() };
+        let mut catalog = Catalog { lists: naming.listed, ..Catalog::default() };
         let default_service = naming.default_service.as_ref();
-        let is_default = |service: &str| default_service.is_some_and(|it| it.service == service);
-        let mut by_model: HashMap<&str, Vec<ModelRef>> = HashMap::new();
-        for (service, model, _) in snapshot.pools() {
-            let one = ModelRef { service: service.to_owned(), model: model.to_owned(), name: None };
-            let refs = by_model.entry(model).or_default();
-            if is_default(service) {
-                refs.insert(0, one);
-            } else {
-                refs.push(one);
+        let default_name = default_service.map(|one| one.service.as_str());
+        for (model, refs) in by_model(&snapshot.services, default_name) {
+            if Pattern::parse(model).is_none() {
+                catalog.listed.push((model.to_owned(), refs[0].service.clone()));
             }
-        }
-        for (_, model, _) in snapshot.pools() {
-            if let Some(refs) = by_model.remove(model) {
-                if Pattern::parse(model).is_none() {
-                    catalog.listed.push((model.to_owned(), refs[0].service.clone()));
-                }
-                catalog.names.add(model, self.way(&refs, &[model]));
-            }
+            catalog.names.add(model, self.way(&refs, &[model]));
         }
         // A model's own name goes before one that is put together.
         for (service, model, _) in snapshot.pools() {
@@ -156,10 +143,8 @@ impl<'a> Ways<'a> {
             catalog.names.add(alias, self.way(refs, &[alias, &first.model]));
         }
         let default_model = &naming.default_model;
-        catalog.default_model = default_model.first().map(|first| {
-            let refs: Vec<ModelRef> = default_model.iter().cloned().map(named).collect();
-            self.way(&refs, &[&first.model])
-        });
+        catalog.default_model =
+            default_model.first().map(|first| self.way(default_model, &[&first.model]));
         catalog.default_service =
             default_service.map(|one| self.way(std::slice::from_ref(one), &[&one.model]));
         let everything = naming.everything.as_ref();
@@ -172,8 +157,7 @@ impl<'a> Ways<'a> {
 
     /// The way of a model that is called `service/model`.
     fn whole(&self, service: &str, model: &str, whole: &str) -> Arc<Way> {
-        let one = ModelRef { service: service.to_owned(), model: model.to_owned(), name: None };
-        let mut targets = self.targets(&[one]);
+        let mut targets = self.targets(&[ModelRef::new(service, model)]);
         for target in &mut targets {
             target.called = Called::AfterBytes(service.len() + 1);
         }
@@ -218,10 +202,4 @@ impl<'a> Ways<'a> {
         };
         refs.iter().filter_map(target).collect()
     }
-}
-
-/// A model that is asked for by a name of ours, not the client's.
-fn named(mut one: ModelRef) -> ModelRef {
-    one.name.get_or_insert_with(|| one.model.clone());
-    one
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Gateway, Upstream, config, get, post, send};
+use crate::harness::{Gateway, Upstream, config, eventually, get, post, send};
 
 #[test]
 fn health_and_ready_answer_without_a_key() {
@@ -170,6 +170,8 @@ fn metrics_show_pools_backends_and_reloads() {
     let gateway = Gateway::start(&config(settings, &[&upstream]));
     gateway.wait_backend("svc/mdl", "a", "healthy");
     assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 503);
+    // A client may have its answer before the exchange is counted out.
+    eventually("it is over", || gateway.inflight() == 0);
     let page = get(gateway.address(), "/metrics", &[]);
     assert_eq!(
         (page.status, page.header("content-type").as_str()),

@@ -305,7 +305,11 @@ fn wrong_certificates_are_named_with_their_place() {
 }
 
 /// A connection with TLS, its handshake done, that offers `alpn`.
-fn connect(gateway: &Gateway, ca: &Path, alpn: &str) -> impl Read + Write {
+fn connect(
+    gateway: &Gateway,
+    ca: &Path,
+    alpn: &str,
+) -> rustls::StreamOwned<rustls::ClientConnection, std::net::TcpStream> {
     use rustls::pki_types::pem::PemObject;
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut roots = rustls::RootCertStore::empty();
@@ -363,8 +367,10 @@ fn who_leaves_over_tls_does_not_keep_a_place_in_line() {
     let mut second = connect(&gateway, &ca, "http/1.1");
     second.write_all(request).unwrap();
     eventually("it waits in line", || gateway.inflight() == 2);
-    // It says that it closes, and closes.
-    drop(second);
+    // It says that it closes, and closes: the bytes that say so stand before the end.
+    second.conn.send_close_notify();
+    second.flush().unwrap();
+    second.sock.shutdown(std::net::Shutdown::Write).unwrap();
     eventually("it waits no more", || gateway.inflight() == 1);
     drop(first);
     eventually("nobody is there", || gateway.inflight() == 0);

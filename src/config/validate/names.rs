@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 
 use super::super::file::{FileConfig, FileListed, OneOrMany};
 use super::super::problem::{KeyPath, Problems};
-use super::super::snapshot::{Listed, ModelRef, Naming, Service};
+use super::super::snapshot::{Listed, ModelRef, Naming, Service, by_model};
 use super::item_path;
 use crate::names::{Names, Pattern};
 
@@ -18,18 +18,9 @@ struct Models {
 }
 
 impl Models {
-    /// Of several services that have a model, the default one comes first.
     fn of(services: &IndexMap<String, Service>, default_service: Option<&str>) -> Self {
-        let mut order: Vec<&String> = services.keys().collect();
-        order.sort_by_key(|name| Some(name.as_str()) != default_service);
-        let mut by_model: IndexMap<&str, Vec<ModelRef>> = IndexMap::new();
+        let by_model = by_model(services, default_service);
         let mut models = Self { names: Names::default(), known: Vec::new() };
-        for service in order {
-            for model in services[service].models.keys() {
-                let one = ModelRef { service: service.clone(), model: model.clone(), name: None };
-                by_model.entry(model).or_default().push(one);
-            }
-        }
         for (model, refs) in &by_model {
             models.known.push((*model).to_owned());
             models.names.add(model, refs.clone());
@@ -54,12 +45,13 @@ impl Models {
         Some(refs)
     }
 
+    /// The models of a name that stands in the place of another one.
     fn find_or_tell(&self, name: &str, at: &KeyPath, problems: &mut Problems) -> Vec<ModelRef> {
         if name.contains('*') {
             problems.value(at, "a wildcard leads nowhere; name one model");
             return Vec::new();
         }
-        self.find(name).unwrap_or_else(|| {
+        let refs = self.find(name).unwrap_or_else(|| {
             let alike = |known: &&String| strsim::normalized_damerau_levenshtein(name, known);
             let nearest = self.known.iter().max_by(|a, b| alike(a).total_cmp(&alike(b)));
             let hint = match nearest.filter(|known| alike(known) > SIMILAR) {
@@ -68,7 +60,8 @@ impl Models {
             };
             problems.value(at, format!("there is no model {name:?}{hint}"));
             Vec::new()
-        })
+        });
+        refs.into_iter().map(ModelRef::renamed).collect()
     }
 }
 
@@ -96,7 +89,7 @@ pub(super) fn naming(
         default_model,
         default_service: default_service.zip(service).and_then(|(name, service)| {
             let (model, _) = service.models.first()?;
-            Some(ModelRef { service: name.to_owned(), model: model.clone(), name: None })
+            Some(ModelRef::new(name, model))
         }),
         everything: None,
         listed: match file.models_listed {
@@ -119,11 +112,7 @@ fn aliases(
         if models.names.exact(alias).is_some() {
             problems.key(&at, "a model has this name already");
         }
-        let mut refs = models.find_or_tell(target, &at, problems);
-        for one in &mut refs {
-            one.name.get_or_insert_with(|| one.model.clone());
-        }
-        aliases.push((alias.clone(), refs));
+        aliases.push((alias.clone(), models.find_or_tell(target, &at, problems)));
     }
     // Not before: an alias of an alias would depend on their order.
     for (alias, refs) in &aliases {
@@ -151,8 +140,7 @@ fn fallbacks(
         let mut refs = Vec::new();
         for (index, target) in targets.items.iter().enumerate() {
             let at = item_path(targets, &at, index);
-            for mut one in models.find_or_tell(target, &at, problems) {
-                one.name.get_or_insert_with(|| one.model.clone());
+            for one in models.find_or_tell(target, &at, problems) {
                 if !refs.contains(&one) {
                     refs.push(one);
                 }

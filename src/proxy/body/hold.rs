@@ -13,12 +13,12 @@ use super::super::course::{Look, refusal_of_body};
 use super::super::exchange::Exchange;
 use super::super::watch::Stop;
 use super::{
-    Content, Passed, Place, REPLAY_BUFFER_BYTES, UNSIZED_BYTES_MAX, is_slow, length, patience,
-    too_slow,
+    Content, Looking, Passed, Place, REPLAY_BUFFER_BYTES, UNSIZED_BYTES_MAX, is_slow, length,
+    patience, too_slow,
 };
 use crate::config::ClientBounds;
 use crate::lifecycle::HeldShare;
-use crate::llm::{Found, Peek, PeekFault};
+use crate::llm::{Found, Peek};
 use crate::refusal::Refusal;
 
 /// Reads the body if it can be held, or as far as it takes to find what `look` is about. What was found,
@@ -41,9 +41,9 @@ pub(in super::super) async fn hold(
     let headers = &session.req_header().headers;
     let peek = look.map(|look| look.peek(headers, replay.body_bytes_max)).transpose();
     let is_needed = look.is_some_and(|look| look.is_needed);
-    let peek = match peek {
+    let looking = match peek {
         Err(fault) if is_needed => return Ok(Err(refusal_of_body(fault, replay.body_bytes_max))),
-        peek => peek.unwrap_or_default().map(Box::new),
+        peek => Looking { peek: peek.unwrap_or_default().map(Box::new), is_needed },
     };
     let length = length(session);
     let mut reader = Reader {
@@ -59,11 +59,10 @@ pub(in super::super) async fn hold(
             None => UNSIZED_BYTES_MAX.min(replay.body_bytes_max),
         },
         look_max: replay.body_bytes_max,
-        peek,
-        is_needed,
+        looking,
         kept_from: None,
     };
-    let wants_any = reader.peek.is_some() || wants_retries && reader.read_max > 0;
+    let wants_any = reader.looking.peek.is_some() || wants_retries && reader.read_max > 0;
     let end = if wants_any {
         match reader.read(session, &runtime.snapshot.client, exchange).await? {
             Ok(end) => end,
@@ -105,8 +104,7 @@ struct Reader {
     read_max: usize,
     /// As much is read to find something.
     look_max: usize,
-    peek: Option<Box<Peek>>,
-    is_needed: bool,
+    looking: Looking,
     /// After how many bytes Pingora began to keep what is read.
     kept_from: Option<usize>,
 }
@@ -146,7 +144,7 @@ impl Reader {
             if is_slow(self.length_read() + chunk.len(), self.began, bounds) {
                 return Err(too_slow(exchange));
             }
-            if let Err(fault) = self.look(&chunk) {
+            if let Err(fault) = self.looking.feed(&chunk) {
                 return Ok(Err(refusal_of_body(fault, self.look_max)));
             }
             let is_counted = is_last_part && self.length.is_some();
@@ -165,31 +163,18 @@ impl Reader {
         if self.bytes.is_empty() { self.first.len() } else { self.bytes.len() }
     }
 
-    /// Looks at the next chunk. What cannot be looked into, and need not be, is looked into no more.
-    fn look(&mut self, chunk: &[u8]) -> Result<(), PeekFault> {
-        let Some(peek) = &mut self.peek else { return Ok(()) };
-        match peek.feed(chunk) {
-            Err(fault) if self.is_needed || fault == AMBIGUOUS => Err(fault),
-            Err(_) => {
-                self.peek = None;
-                Ok(())
-            }
-            Ok(()) => Ok(()),
-        }
-    }
-
     /// Whether no more is to be read: of a body that is too large to be held, or does not say how large it is.
     fn is_enough(&self) -> Option<Result<End, Refusal>> {
         let is_sized = self.length.is_some_and(|length| length <= self.read_max);
         let looks = |peek: &Peek| peek.found().is_none() && !peek.is_done();
-        let looks = self.peek.as_deref().is_some_and(looks);
+        let looks = self.looking.peek.as_deref().is_some_and(looks);
         if is_sized || self.length_read() < self.read_max {
             return None;
         }
         if looks && self.length_read() < self.look_max {
             return None;
         }
-        if looks && self.is_needed {
+        if looks && self.looking.is_needed {
             return Some(Err(Refusal::ModelTooLate { bytes_max: self.look_max }));
         }
         Some(Ok(End::More))
@@ -197,14 +182,14 @@ impl Reader {
 
     /// There is no more room for bodies.
     fn no_room(&self) -> Result<End, Refusal> {
-        let is_found = self.peek.as_ref().is_some_and(|peek| peek.found().is_some());
-        if self.is_needed && !is_found { Err(Refusal::TooManyBodies) } else { Ok(End::More) }
+        let is_missing = self.looking.is_needed && self.looking.found().is_none();
+        if is_missing { Err(Refusal::TooManyBodies) } else { Ok(End::More) }
     }
 
     fn whole(&self) -> Result<End, Refusal> {
-        match self.peek.as_deref().map(Peek::finish) {
+        match self.looking.peek.as_deref().map(Peek::finish) {
             // An empty body names nothing, and that is all that is wrong with it.
-            Some(Err(fault)) if self.is_needed && self.length_read() > 0 => {
+            Some(Err(fault)) if self.looking.is_needed && self.length_read() > 0 => {
                 Err(refusal_of_body(fault, self.look_max))
             }
             _ => Ok(End::Whole),
@@ -243,13 +228,14 @@ impl Reader {
         let read = self.length_read();
         let bytes = self.take();
         self.share.shrink(bytes.len());
-        let found = self.peek.as_deref().and_then(Peek::found).cloned();
-        exchange.body.place = self.peek.as_ref().zip(found.as_ref()).map(|(peek, found)| Place {
-            name: found.text.clone(),
-            at: found.at.clone(),
-            is_form: peek.is_form(),
-            is_coded: peek.is_coded(),
-        });
+        let found = self.looking.found().cloned();
+        exchange.body.place =
+            self.looking.peek.as_ref().zip(found.as_ref()).map(|(peek, found)| Place {
+                name: found.text.clone(),
+                at: found.at.clone(),
+                is_form: peek.is_form(),
+                is_coded: peek.is_coded(),
+            });
         exchange.body.content = if is_whole {
             Content::Held { bytes, share: self.share, is_sent: false }
         } else {
@@ -258,15 +244,11 @@ impl Reader {
             let kept_from = self.kept_from.filter(|_| !is_truncated).unwrap_or(read);
             let passed = Passed::new(read, kept_from, self.began);
             let prefix = bytes.slice(..kept_from);
-            let peek = self.peek.map(|peek| (peek, self.is_needed));
-            Content::Passing { prefix, _share: self.share, passed, peek }
+            Content::Passing { prefix, _share: self.share, passed, looking: self.looking }
         };
         found
     }
 }
-
-/// More than one name: not even a body that is only renamed goes on.
-const AMBIGUOUS: PeekFault = PeekFault::Body(crate::llm::Fault::Ambiguous);
 
 fn ended(exchange: &mut Exchange, stop: Stop) -> Box<Error> {
     exchange.attempts.failure = Some(exchange.stop_refusal(stop));

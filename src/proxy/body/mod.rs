@@ -64,8 +64,38 @@ enum Content {
     /// All of it is here.
     Held { bytes: Bytes, share: HeldShare, is_sent: bool },
     /// It passes as it comes, after what was read of it already and Pingora has not kept. It is looked
-    /// at for a second name, and refused for other faults too where the way depends on it.
-    Passing { prefix: Bytes, _share: HeldShare, passed: Passed, peek: Option<(Box<Peek>, bool)> },
+    /// at for a second name.
+    Passing { prefix: Bytes, _share: HeldShare, passed: Passed, looking: Looking },
+}
+
+/// A look into a body, as long as there is something to see.
+#[derive(Debug)]
+struct Looking {
+    peek: Option<Box<Peek>>,
+    /// Whether the way depends on it: then a body that cannot be looked into is refused.
+    is_needed: bool,
+}
+
+impl Looking {
+    /// Looks at the next piece. What cannot be looked into, and need not be, is looked into no more; but not even a body
+    /// that is only renamed may name two models.
+    fn feed(&mut self, piece: &[u8]) -> Result<(), PeekFault> {
+        let Some(peek) = &mut self.peek else { return Ok(()) };
+        match peek.feed(piece) {
+            Err(fault) if self.is_needed || fault == PeekFault::Body(Fault::Ambiguous) => {
+                Err(fault)
+            }
+            Err(_) => {
+                self.peek = None;
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn found(&self) -> Option<&Found> {
+        self.peek.as_deref().and_then(Peek::found)
+    }
 }
 
 /// Where a body names the model.
@@ -350,13 +380,15 @@ pub(super) fn send(
             });
             *is_sent = true;
         }
-        Content::Passing { prefix, passed, peek, .. } => {
+        Content::Passing { prefix, passed, looking, .. } => {
             let chunk_bytes = chunk.as_ref().map_or(0, Bytes::len);
             let before = passed.bytes;
+            let known = passed.looked_bytes.saturating_sub(before).min(chunk_bytes);
+            passed.looked_bytes += chunk_bytes - known;
             passed.is_begun = true;
             passed.bytes += chunk_bytes;
             passed.rated_bytes += chunk_bytes;
-            let looked = look_on(peek, passed, before, chunk.as_deref().unwrap_or_default());
+            let looked = looking.feed(&chunk.as_deref().unwrap_or_default()[known..]);
             put_before(std::mem::take(prefix), before, splice.as_ref(), chunk);
             if let Err(fault) = looked {
                 exchange.observed.client_fault =
@@ -406,26 +438,6 @@ fn put_before(prefix: Bytes, before: usize, splice: Option<&Splice>, chunk: &mut
     {
         let at = at.start - begins..at.end - begins;
         *chunk = Some(llm::spliced(whole, at, raw).into());
-    }
-}
-
-/// Looks at what has not been looked at, for a second name.
-fn look_on(
-    peek: &mut Option<(Box<Peek>, bool)>,
-    passed: &mut Passed,
-    before: usize,
-    chunk: &[u8],
-) -> Result<(), PeekFault> {
-    let Some((reader, is_needed)) = peek else { return Ok(()) };
-    let known = passed.looked_bytes.saturating_sub(before).min(chunk.len());
-    passed.looked_bytes += chunk.len() - known;
-    match reader.feed(&chunk[known..]) {
-        Err(fault) if *is_needed || fault == PeekFault::Body(Fault::Ambiguous) => Err(fault),
-        Err(_) => {
-            *peek = None;
-            Ok(())
-        }
-        Ok(()) => Ok(()),
     }
 }
 
