@@ -498,15 +498,19 @@ fn a_backend_that_answers_and_takes_no_more_of_the_body_is_heard_to_the_end() {
 
 #[test]
 fn a_backend_that_begins_to_answer_and_then_does_nothing_is_the_one_that_is_silent() {
-    let url = raw_upstream(|mut stream| {
-        read_head(&mut stream);
-        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
-        std::thread::park_timeout(10 * PATIENCE);
-    });
-    let settings =
-        format!("{UNCHECKED}\nreplay: {{body_bytes_max: 0}}\ndeadlines: {{silence: 2s}}");
-    let mut gateway = Gateway::start(&config_of(&settings, &[&url]));
-    let answer = upload(&gateway);
-    assert!(!answer.complete);
-    gateway.wait_log("deadline silence of 2 s is over");
+    // Before anything is stuck, and when the body is stuck already.
+    for delay in [Duration::ZERO, Duration::from_secs(1)] {
+        let url = raw_upstream(move |mut stream| {
+            read_head(&mut stream);
+            std::thread::sleep(delay);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+            std::thread::park_timeout(10 * PATIENCE);
+        });
+        let settings =
+            format!("{UNCHECKED}\nreplay: {{body_bytes_max: 0}}\ndeadlines: {{silence: 2s}}");
+        let mut gateway = Gateway::start(&config_of(&settings, &[&url]));
+        let answer = upload(&gateway);
+        assert_eq!((answer.status, answer.complete), (200, false), "{delay:?}");
+        gateway.wait_log("deadline silence of 2 s is over");
+    }
 }

@@ -54,6 +54,8 @@ pub(super) struct Watch {
     upstream: AtomicI32,
     /// Whether that is not this exchange's alone.
     is_shared: AtomicBool,
+    /// Whether the connection is closed for writing: the backend took no more of the request.
+    is_request_ended: AtomicBool,
     stopped: AtomicU8,
     ended: Notify,
 }
@@ -144,6 +146,7 @@ impl Watch {
             has_stalled: AtomicBool::new(false),
             upstream: AtomicI32::new(NO_CONNECTION),
             is_shared: AtomicBool::new(false),
+            is_request_ended: AtomicBool::new(false),
             stopped: AtomicU8::new(0),
             ended: Notify::new(),
         }
@@ -173,6 +176,7 @@ impl Watch {
     pub(super) fn connected(&self, upstream: RawFd, request: &Request<'_>, deadlines: &Deadlines) {
         self.upstream.store(upstream, Ordering::Relaxed);
         self.is_shared.store(false, Ordering::Relaxed);
+        self.is_request_ended.store(false, Ordering::Relaxed);
         let store = |limit: &AtomicU64, time| limit.store(nanos(time), Ordering::Relaxed);
         if let Request::Comes(client) = request {
             store(&self.upload_limit, client.body_timeout);
@@ -392,7 +396,7 @@ impl Watch {
     /// The backend was silent in the middle of its answer, as it seems.
     fn late_answer(&self) -> Option<Stop> {
         let is_uploading = self.is_uploading.load(Ordering::Relaxed);
-        let is_stuck = is_uploading && !self.takes_more();
+        let is_stuck = is_uploading && self.takes_nothing();
         if self.has_bytes() {
             if is_stuck {
                 self.end_request();
@@ -408,12 +412,13 @@ impl Watch {
     /// backend takes no more of it. As long as the client does not take all of the answer, that is why.
     fn late_rest(&self, now: Instant, is_stirred: bool, client: Option<RawFd>) -> bool {
         let is_written = client.is_some_and(|client| takes_more(client).unwrap_or(true));
-        let is_stuck = is_written && !is_stirred && !self.takes_more();
+        let is_stuck = is_written && !is_stirred && self.takes_nothing();
         self.look_on(now, &self.rest_limit) || is_stuck
     }
 
     /// Nothing more of the request is sent: Pingora, which writes it, comes to read the answer.
     fn end_request(&self) {
+        self.is_request_ended.store(true, Ordering::Relaxed);
         let upstream = self.upstream.load(Ordering::Relaxed);
         if upstream >= 0 {
             let _ = shutdown(upstream, Shutdown::Write);
@@ -441,7 +446,13 @@ impl Watch {
         }
     }
 
-    /// Whether the backend lets more be written to it.
+    /// Whether the backend takes no more of the request.
+    fn takes_nothing(&self) -> bool {
+        self.is_request_ended.load(Ordering::Relaxed) || !self.takes_more()
+    }
+
+    /// Whether the backend lets more be written to it. The system says so of a connection too on which
+    /// nothing more is sent.
     fn takes_more(&self) -> bool {
         let upstream = self.upstream.load(Ordering::Relaxed);
         upstream < 0 || takes_more(upstream).unwrap_or(true)
