@@ -145,3 +145,39 @@ impl<S: Socket> AsyncWrite for Gated<S> {
         Pin::new(&mut self.socket).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_read_between_the_beginning_of_a_request_and_the_poll_after_its_end() {
+        let (socket, mut other) = UnixStream::pair().unwrap();
+        let gate = Arc::new(Gate::default());
+        let mut gated = Gated { socket, gate: Arc::clone(&gate) };
+        let mut buffer = [0; 8];
+        other.write_all(b"tls").await.unwrap();
+        assert_eq!(gated.read(&mut buffer).await.unwrap(), 3);
+        gate.close();
+        other.write_all(b"agreed").await.unwrap();
+        gated.socket.readable().await.unwrap();
+        let mut bytes = ReadBuf::new(&mut buffer);
+        let mut read = |gated: &mut Gated<UnixStream>| {
+            Pin::new(gated).poll_read(&mut Context::from_waker(Waker::noop()), &mut bytes)
+        };
+        assert!(read(&mut gated).is_pending());
+        assert!(read(&mut gated).is_pending());
+        gate.request_ended();
+        assert!(read(&mut gated).is_pending());
+        assert!(read(&mut gated).is_ready());
+        assert_eq!(bytes.filled(), b"agreed");
+        // A tunnel has an end of its own, which stops nobody.
+        gate.request_ended();
+        other.write_all(b"x").await.unwrap();
+        assert_eq!(gated.read(&mut buffer).await.unwrap(), 1);
+    }
+}
