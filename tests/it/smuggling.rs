@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::harness::{Gateway, Upstream, config, get};
+use crate::harness::{Gateway, PATIENCE, Upstream, config, get};
 
 /// What may become of a request.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +22,7 @@ const HIDDEN: &str = "GET /svc/mdl/hidden HTTP/1.1\r\nHost: g\r\n\r\n";
 /// Sends `request` on a connection of its own, and reads what comes until it is closed, or quiet.
 fn answers(gateway: &Gateway, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(gateway.address()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let _ = stream.write_all(request);
     let mut answers = Vec::new();
     let mut part = [0; 4096];
@@ -31,6 +31,7 @@ fn answers(gateway: &Gateway, request: &[u8]) -> String {
             Ok(0) => answers.extend(b"(closed)"),
             Ok(count) => {
                 answers.extend(&part[..count]);
+                stream.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
                 continue;
             }
             Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock) => {}

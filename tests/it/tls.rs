@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -329,7 +330,10 @@ fn connect(
 
 #[test]
 fn a_client_that_says_nothing_after_its_handshake_is_parted_from() {
-    let upstream = Upstream::named("x");
+    let upstream = Upstream::start(|_, reply| {
+        std::thread::sleep(Duration::from_millis(900));
+        reply.text("slow");
+    });
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new();
     let ca = authority.write(folder.path());
@@ -347,6 +351,12 @@ fn a_client_that_says_nothing_after_its_handshake_is_parted_from() {
             "{alpn} {said:?}"
         );
     }
+    // Who has sent a request waits for its answer.
+    let url = format!("https://gate.example:{}/svc/mdl/slow", gateway.wait_listens("https").port());
+    let to = format!("gate.example:{}:127.0.0.1", gateway.wait_listens("https").port());
+    let ca = ca.to_str().unwrap();
+    let (answer, error) = curl(&["--http2", "--cacert", ca, "--resolve", &to, &url]);
+    assert_eq!((answer.as_str(), error.as_str()), ("slow", ""));
 }
 
 #[test]

@@ -17,7 +17,6 @@ use tokio::runtime::Runtime;
 struct Counts {
     connections: AtomicUsize,
     open: AtomicUsize,
-    most: AtomicUsize,
     resets: AtomicUsize,
 }
 
@@ -51,8 +50,7 @@ impl Http2Upstream {
                     while let Some(Ok((request, respond))) = connection.accept().await {
                         let counts = Arc::clone(&counts);
                         tokio::spawn(async move {
-                            let open = counts.open.fetch_add(1, Ordering::SeqCst) + 1;
-                            counts.most.fetch_max(open, Ordering::SeqCst);
+                            counts.open.fetch_add(1, Ordering::SeqCst);
                             if answer(request, respond).await.is_none() {
                                 counts.resets.fetch_add(1, Ordering::SeqCst);
                             }
@@ -80,11 +78,6 @@ impl Http2Upstream {
     /// Requests that are at work.
     pub(crate) fn open(&self) -> usize {
         self.counts.open.load(Ordering::SeqCst)
-    }
-
-    /// The most requests that were at work at one time.
-    pub(crate) fn most_at_once(&self) -> usize {
-        self.counts.most.load(Ordering::SeqCst)
     }
 
     /// Requests that their client took back.
