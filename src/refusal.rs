@@ -45,6 +45,11 @@ pub enum Refusal {
     LengthRequired,
     /// As many bodies are held as there is room for.
     TooManyBodies,
+    /// Its backends take no WebSocket.
+    NoWebSocket {
+        /// `service/model`.
+        pool: String,
+    },
     /// No key came with the request.
     KeyMissing,
     /// The key is not one that may pass.
@@ -240,6 +245,9 @@ impl Refusal {
             Self::ModelAmbiguous => {
                 (400, "invalid_request_error", "model_ambiguous", "invalid_request_error")
             }
+            Self::NoWebSocket { .. } => {
+                (400, "invalid_request_error", "websocket_unsupported", "invalid_request_error")
+            }
             Self::KeyMissing => {
                 (401, "invalid_request_error", "missing_api_key", "authentication_error")
             }
@@ -305,6 +313,9 @@ impl Refusal {
                 "no \"model\" in the first {bytes_max} bytes of the body: send it first, or as the \
                  header X-Tollgate-Model"
             ),
+            Self::NoWebSocket { pool } => {
+                format!("the backends of {pool} speak HTTP/2 only, and take no WebSocket")
+            }
             Self::ModelUnknown { model } => format!("there is no model \"{}\"", echo(model)),
             Self::LengthRequired => "send the body with a Content-Length".into(),
             Self::TooManyBodies => "too many requests are being read; try again".into(),

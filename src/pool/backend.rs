@@ -166,6 +166,25 @@ impl Backend {
         Ok(peer)
     }
 
+    /// Whether a connection to it speaks what it has to. A backend that knows no ALPN agrees to nothing,
+    /// and Pingora then speaks HTTP/1.1 to it.
+    ///
+    /// # Errors
+    /// When it is configured for HTTP/2 only.
+    pub fn check_version(&self, is_http_2: bool) -> Result<()> {
+        if is_http_2 || self.spec.protocol != Protocol::Http2 {
+            return Ok(());
+        }
+        let why = "it does not agree to HTTP/2: set protocol to http1 or auto";
+        Err(Error::because(ErrorType::TLSHandshakeFailure, "protocol", why).into_up())
+    }
+
+    /// Whether it speaks HTTP/1.1, which a WebSocket takes; with TLS, it can be agreed on.
+    #[must_use]
+    pub fn takes_tunnels(&self) -> bool {
+        self.spec.url.tls || self.spec.protocol != Protocol::Http2
+    }
+
     /// Exchanges in flight towards it.
     #[must_use]
     pub fn inflight(&self) -> usize {

@@ -97,7 +97,9 @@ impl Prober {
         let (mut session, _) = self.connector.get_http_session(&peer).await?;
         session.set_read_timeout(Some(backend.spec.probe.timeout));
         let mut request = request(backend)?;
-        if !matches!(session, HttpSession::H2(_)) {
+        let is_http_2 = matches!(session, HttpSession::H2(_));
+        backend.check_version(is_http_2)?;
+        if !is_http_2 {
             request.insert_header("Connection", "close")?;
         }
         session.write_request_header(Box::new(request)).await?;

@@ -128,6 +128,8 @@ pub(super) struct Client {
 pub(super) struct Attempts {
     /// The one that is going on.
     pub(super) current: Option<Attempt>,
+    /// Whether it takes a backend that WebSockets can be spoken with.
+    pub(super) is_for_tunnel: bool,
     /// Connections that could not be made in this round, by backend identity.
     unreachable: SmallVec<[(SocketAddr, usize); 2]>,
     /// Backends that are not asked again in this round.
@@ -305,6 +307,8 @@ impl Exchange {
             Stop::FirstByte => slow("first_byte", |deadlines| deadlines.first_byte),
             Stop::Silence => slow("silence", |deadlines| deadlines.silence),
             Stop::Exchange => slow("exchange", |deadlines| deadlines.exchange),
+            Stop::WebsocketIdle => slow("websocket_idle", |deadlines| deadlines.websocket_idle),
+            Stop::WebsocketTotal => slow("websocket_total", |deadlines| deadlines.websocket_total),
             Stop::Drain => Refusal::Draining,
         }
     }
@@ -319,6 +323,7 @@ impl Attempts {
     /// Whether the backend may still be asked.
     pub(super) fn may_ask(&self, backend: &Backend) -> bool {
         !self.given_up.contains(&backend.identity)
+            && (!self.is_for_tunnel || backend.takes_tunnels())
     }
 
     /// The current attempt found nobody at its address. The backend is given up when that is so for
@@ -358,7 +363,7 @@ impl Attempts {
     /// Another pool is asked.
     pub(super) fn begin_again(&mut self) {
         let failure = self.failure.take();
-        *self = Self { failure, ..Self::default() };
+        *self = Self { failure, is_for_tunnel: self.is_for_tunnel, ..Self::default() };
     }
 
     /// All were asked: each may be asked again.

@@ -14,9 +14,10 @@ use smallvec::SmallVec;
 use super::course::X_TOLLGATE_MODEL;
 use super::exchange::{Events, Exchange, Unwritten};
 use super::send::repeated;
-use super::{Proxy, body, respond};
+use super::{Proxy, body, respond, retry};
 use crate::config::{BackendUrl, CorsOrigins, Deadlines};
 use crate::llm::{EndMarker, Tail};
+use crate::pool::Outcome;
 use crate::telemetry::REQUEST_ID;
 
 /// Headers that speak of the connection to the backend (RFC 9110, section 7.6.1). `Connection` and
@@ -74,6 +75,9 @@ fn expect_body(session: &Session, response: &ResponseHeader, exchange: &mut Exch
         if let Some(Deadlines { websocket_idle, websocket_total, .. }) = exchange.deadlines() {
             exchange.watch.tunnels(exchange.arrived.at, websocket_idle, websocket_total);
         }
+        // It has done what it was asked for, however long the two then talk and whoever ends it.
+        retry::tell(exchange, Outcome::Success);
+        exchange.observed.is_judged = true;
         return;
     }
     let has_none = session.req_header().method == Method::HEAD

@@ -120,7 +120,10 @@ pub(super) async fn interrupt(session: &mut Session, exchange: &mut Exchange) {
         Some(Stop::Exchange) => "it took too long",
         Some(Stop::Drain) => "the gateway is shutting down",
         Some(Stop::Upload) => "the rest of the request's body did not come",
-        Some(Stop::FirstByte) | None => "the backend broke off",
+        // A WebSocket is no event stream, and has nothing to be told in.
+        Some(Stop::FirstByte | Stop::WebsocketIdle | Stop::WebsocketTotal) | None => {
+            "the backend broke off"
+        }
     };
     let refusal = Refusal::Interrupted { pool: exchange.pool_name().to_owned(), why };
     if let Some(events) = &exchange.observed.events {

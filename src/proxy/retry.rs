@@ -59,6 +59,10 @@ pub(super) fn after_broken_exchange(
     connection_was_kept: bool,
 ) -> Box<Error> {
     exchange.watch.attempt_over();
+    if session.was_upgraded() {
+        error.set_retry(false);
+        return error;
+    }
     let is_over = exchange.watch.stopped().is_some_and(Stop::is_final);
     let retry = if exchange.attempts.is_granted && !is_over {
         // Decided with the response head, see `judge`.
@@ -264,12 +268,8 @@ fn failure(exchange: &Exchange, error: &Error) -> Option<Refusal> {
 fn log_attempt(exchange: &Exchange, error: &Error) {
     let Some(attempt) = &exchange.attempts.current else { return };
     let backend = attempt.backend();
-    let why = match failure(exchange, error) {
-        Some(Refusal::BackendSlow { deadline, limit, .. }) => {
-            format!("deadline {deadline} of {} s is over", limit.as_secs_f64())
-        }
-        _ => brief(error),
-    };
+    let why = failure(exchange, error).and_then(|refusal| overdue(&refusal));
+    let why = why.unwrap_or_else(|| brief(error));
     log::warn!(
         "backend {} of {} ({} at {}) failed: {why}; request {}",
         backend.spec.id,
@@ -278,4 +278,14 @@ fn log_attempt(exchange: &Exchange, error: &Error) {
         attempt.address,
         exchange.request_id(),
     );
+}
+
+/// Which deadline is over, if that is what a refusal says.
+pub(super) fn overdue(refusal: &Refusal) -> Option<String> {
+    match refusal {
+        Refusal::BackendSlow { deadline, limit, .. } => {
+            Some(format!("deadline {deadline} of {} s is over", limit.as_secs_f64()))
+        }
+        _ => None,
+    }
 }

@@ -37,6 +37,7 @@ pub(super) async fn select(
     exchange: &mut Exchange,
 ) -> Result<Box<HttpPeer>> {
     exchange.body.pause();
+    exchange.attempts.is_for_tunnel = body::is_tunnel_request(session);
     let permit = match find(session, exchange).await? {
         Ok(permit) => permit,
         Err(refusal) => {
@@ -49,7 +50,7 @@ pub(super) async fn select(
     let backend = &permit.backend;
     let address = backend.addresses.current();
     let address = address.expect("a backend is usable only while its address is known");
-    let gate = body::is_tunnel_request(session).then(|| Arc::new(Gate::default()));
+    let gate = attempts.is_for_tunnel.then(|| Arc::new(Gate::default()));
     let mut peer = Box::new(match &gate {
         Some(gate) => backend.tunnel_peer_at(&address, gate)?,
         None => backend.peer_at(&address)?,
@@ -148,7 +149,7 @@ async fn find_in_pool(session: &mut Session, exchange: &mut Exchange, key: &[u8]
         }
         let attempts = &mut exchange.attempts;
         if !attempts.is_round_begun() || has_fallback || !another_round(attempts, &pool) {
-            let refusal = attempts.failure.take().unwrap_or_else(|| nobody_left(&pool));
+            let refusal = attempts.failure.take().unwrap_or_else(|| nobody_left(attempts, &pool));
             return Ok(Found::Nobody(refusal));
         }
         pool.check_soon();
@@ -282,7 +283,10 @@ async fn wait_in_line(
     }
 }
 
-fn nobody_left(pool: &Pool) -> Refusal {
+fn nobody_left(attempts: &Attempts, pool: &Pool) -> Refusal {
+    if attempts.is_for_tunnel && !pool.backends().iter().any(|backend| backend.takes_tunnels()) {
+        return Refusal::NoWebSocket { pool: pool.name().to_owned() };
+    }
     pool.check_soon();
     let retry_after = pool.back_within().min(RETRY_AFTER_MAX);
     Refusal::NoBackend { pool: pool.name().to_owned(), retry_after }

@@ -58,6 +58,11 @@ pub(super) fn send(
     if shares && request.version == Version::HTTP_2 {
         exchange.watch.share();
     }
+    if let Some(attempt) = &exchange.attempts.current
+        && attempt.gate.is_none()
+    {
+        attempt.backend().check_version(request.version == Version::HTTP_2)?;
+    }
     let model = exchange.upstream_model().map(str::to_owned);
     rename_in_body(session, request, exchange, model.as_deref())?;
     let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");

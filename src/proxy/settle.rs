@@ -26,7 +26,7 @@ pub(super) async fn fail(
         return FailToProxy { error_code, can_reuse_downstream: false };
     }
     if respond::is_answered(session) {
-        if error.esource == ErrorSource::Upstream {
+        if error.esource == ErrorSource::Upstream && !session.was_upgraded() {
             respond::interrupt(session, exchange).await;
         }
     } else if let Some(refusal) = refusal(exchange, error) {
@@ -73,12 +73,24 @@ pub(super) fn judge(exchange: &mut Exchange, error: Option<&Error>) {
     retry::tell(exchange, if is_cut { Outcome::Failure } else { Outcome::Success });
 }
 
+/// Whether a tunnel ended as tunnels do: by a deadline, or by a side that closed without a word about it in
+/// TLS. Inside, both may have said all.
+fn is_plain_end(exchange: &Exchange, error: &Error) -> bool {
+    let cause = error.cause.as_ref().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    let is_unannounced =
+        cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::UnexpectedEof);
+    exchange.watch.stopped().is_some() || is_unannounced
+}
+
 /// Logs the exchange. Queries stay out: they may hold a key.
 pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>) {
     let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
     let status = session.response_written().map_or(0, |head| head.status.as_u16());
     let refusal = exchange.observed.refusal.as_ref();
     let level = match (refusal, error) {
+        (_, Some(error)) if session.was_upgraded() && is_plain_end(exchange, error) => {
+            log::Level::Debug
+        }
         (Some(refusal), _) if refusal.status().is_server_error() => log::Level::Warn,
         (None, Some(error)) if error.esource == ErrorSource::Upstream => log::Level::Warn,
         _ => log::Level::Debug,
@@ -89,6 +101,9 @@ pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>)
     let attempt = exchange.attempts.current.as_ref();
     // That no backend is left is all there is to say; each attempt has its own line.
     let is_told = matches!(refusal, Some(Refusal::NoBackend { .. }));
+    let stop = exchange.watch.stopped().filter(|_| session.was_upgraded());
+    let stop = stop.and_then(|stop| retry::overdue(&exchange.stop_refusal(stop)));
+    let why = stop.or_else(|| error.filter(|_| !is_told).map(brief));
     let first_byte =
         exchange.observed.first_byte.map(|time| format!("{:.1} ms", milliseconds(time)));
     log::log!(
@@ -97,7 +112,7 @@ pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>)
         session.req_header().method,
         String::from_utf8_lossy(super::admit::split_target(session.req_header()).0).escape_debug(),
         refusal.map(|refusal| format!(" ({})", refusal.code())).unwrap_or_default(),
-        error.filter(|_| !is_told).map(|error| format!(", {}", brief(error))).unwrap_or_default(),
+        why.map(|why| format!(", {why}")).unwrap_or_default(),
         exchange.pool_name(),
         attempt.map_or("-", |attempt| attempt.backend().spec.id.as_str()),
         first_byte.as_deref().unwrap_or("-"),

@@ -41,13 +41,30 @@ pub fn brief(error: &Error) -> String {
         context = inner.context.as_ref().or(context);
     }
     let cause = innermost.cause.as_ref().map(ToString::to_string);
-    match (cause.filter(|cause| !cause.starts_with(NO_CAUSE)), &innermost.etype, context) {
+    let text = match (cause.filter(|cause| !cause.starts_with(NO_CAUSE)), &innermost.etype, context)
+    {
         (Some(cause), _, _) => cause,
         (None, ErrorType::HTTPStatus(status), _) => format!("status {status}"),
+        // Of TLS Pingora tells all layers as text.
+        (None, ErrorType::TLSHandshakeFailure, Some(context)) => {
+            let context = context.as_str();
+            let cause = context.rsplit_once("cause: ").map_or(context, |(_, cause)| cause);
+            format!("TLS: {}", cause.trim())
+        }
         (None, kind, Some(context)) => format!("{} ({})", kind.as_str(), context.as_str()),
         (None, kind, None) => kind.as_str().to_owned(),
-    }
+    };
+    let hint = HINTS.iter().find(|(mark, _)| text.contains(mark)).map_or("", |(_, hint)| hint);
+    format!("{text}{hint}")
 }
+
+/// What to do about failures whose own words do not say it.
+const HINTS: [(&str, &str); 4] = [
+    ("UnknownIssuer", ": set tls.ca_file to the certificate of its authority"),
+    ("NotValidForName", ": set tls.server_name to a name that its certificate is for"),
+    ("CertificateRequired", ": set tls.cert_file and tls.key_file"),
+    ("tls handshake eof", ": does it speak https?"),
+];
 
 #[cfg(test)]
 mod tests {
@@ -67,6 +84,9 @@ mod tests {
         let mut tls = Error::explain(ErrorType::TLSHandshakeFailure, "unknown issuer");
         tls.set_cause("local address 127.0.0.1:1");
         let tls = tls.more_context("connecting");
-        assert_eq!(brief(&tls), "TLSHandshakeFailure (unknown issuer)");
+        assert_eq!(brief(&tls), "TLS: unknown issuer");
+        let layers = "TLS connect() failed:  TLSHandshakeFailure context: x cause: UnknownIssuer";
+        let tls = Error::explain(ErrorType::TLSHandshakeFailure, layers);
+        assert!(brief(&tls).starts_with("TLS: UnknownIssuer: set tls.ca_file"), "{}", brief(&tls));
     }
 }

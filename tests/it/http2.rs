@@ -258,6 +258,7 @@ fn the_version_is_agreed_on_over_tls() {
     let both = TlsFront::start(&pair, None, &["h2", "http/1.1"], two.address());
     let only_one = TlsFront::start(&pair, None, &["http/1.1"], one.address());
     let only_two = TlsFront::start(&pair, None, &["h2"], two.address());
+    let mute = TlsFront::start(&pair, None, &[], one.address());
     for (front, protocol, expected) in [
         (&both, "auto", Some("x")),
         (&both, "http2", Some("x")),
@@ -266,6 +267,8 @@ fn the_version_is_agreed_on_over_tls() {
         (&only_one, "http1", Some("one")),
         (&only_one, "http2", None),
         (&only_two, "http1", None),
+        (&mute, "auto", Some("one")),
+        (&mute, "http2", None),
     ] {
         let url = format!("https://localhost:{}", front.address().port());
         let text = config("retry: {retries_max: 0}", &url, &tls);

@@ -140,6 +140,81 @@ fn a_websocket_has_deadlines_of_its_own() {
 }
 
 #[test]
+fn how_a_tunnel_ends_says_nothing_about_its_backend() {
+    let (heads, _told) = channel();
+    let top = "breaker: {consecutive_failures: 1}\ndeadlines: {websocket_idle: 100ms}";
+    let mut gateway =
+        Gateway::start(&format!("log: {{level: debug}}\n{}", config(top, &echo(heads))));
+    for _ in 0..3 {
+        let mut connection = Connection::open(gateway.address());
+        connection.write(request("/v1/realtime?model=rt-1", "").as_bytes()).unwrap();
+        assert_eq!(connection.read_head().unwrap().status, 101);
+        assert!(connection.is_closed(), "idle for too long");
+    }
+    gateway.wait_log("/v1/realtime -> 101, deadline websocket_idle of 0.1 s is over");
+    assert_eq!(gateway.backend("svc/rt-1", "a")["breaker"], "closed");
+    // Over TLS, with an end that the backend does not announce.
+    let url = raw_upstream(|mut stream: TcpStream| {
+        let head = String::from_utf8_lossy(&read_head(&mut stream)).into_owned();
+        let is_check = head.contains("/health");
+        let answer =
+            if is_check { "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n" } else { SWITCHED };
+        let _ = stream.write_all(answer.as_bytes());
+    });
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().unwrap();
+    let ca = authority.write(folder.path());
+    let pair = authority.sign(&["localhost"]);
+    let front =
+        TlsFront::start(&pair, None, &[], url.trim_start_matches("http://").parse().unwrap());
+    let url = format!("https://localhost:{}", front.address().port());
+    let text = config("log: {level: debug}\nbreaker: {consecutive_failures: 1}", &url);
+    let tls = format!("tls: {{ca_file: \"{}\"}}, api_key", ca.display());
+    let mut gateway = Gateway::start(&text.replace("api_key", &tls));
+    for _ in 0..3 {
+        let mut connection = Connection::open(gateway.address());
+        connection.write(request("/v1/realtime?model=rt-1", "").as_bytes()).unwrap();
+        assert_eq!(connection.read_head().unwrap().status, 101);
+        assert!(connection.is_closed(), "the backend has closed");
+    }
+    gateway.wait_log("/v1/realtime -> 101");
+    assert!(gateway.log().iter().all(|line| !line.contains("WARN")), "{:?}", gateway.log());
+    assert_eq!(gateway.backend("svc/rt-1", "a")["breaker"], "closed");
+}
+
+#[test]
+fn backends_that_speak_http2_only_are_not_asked_for_a_websocket() {
+    let (heads, _told) = channel();
+    let two = crate::harness::Http2Upstream::start();
+    let one = echo(heads);
+    let backend = |id: &str, url: &str, protocol: &str| {
+        format!("{{id: {id}, url: \"{url}\", protocol: {protocol}}}")
+    };
+    let text = format!(
+        "listen: 127.0.0.1:0\nbalance: round_robin\nservices: {{svc: {{models: {{\
+         only: {{backends: [{}]}}, both: {{backends: [{}, {}]}}}}}}}}\n",
+        backend("a", &two.url(), "http2"),
+        backend("a", &two.url(), "http2"),
+        backend("b", &one, "http1"),
+    );
+    let gateway = Gateway::start(&text);
+    let mut connection = Connection::open(gateway.address());
+    connection.write(request("/v1/realtime?model=only", "").as_bytes()).unwrap();
+    let answer = connection.read(false).unwrap();
+    assert_eq!(
+        (answer.status, answer.json()["error"]["code"].as_str()),
+        (400, Some("websocket_unsupported"))
+    );
+    for _ in 0..4 {
+        let mut connection = Connection::open(gateway.address());
+        connection.write(request("/v1/realtime?model=both", "").as_bytes()).unwrap();
+        assert_eq!(connection.read_head().unwrap().status, 101);
+        assert_eq!(echoed(&mut connection, b"hello"), b"hello");
+    }
+    assert_eq!(gateway.backend("svc/only", "a")["breaker"], "closed");
+}
+
+#[test]
 fn a_tunnel_passes_what_only_one_side_sends() {
     let done = Arc::new(Mutex::new(0));
     let counted = Arc::clone(&done);

@@ -78,19 +78,22 @@ enum Phase {
     FirstByte,
     /// The backend answers.
     Answer,
+    /// Both sides of a WebSocket talk as they like.
+    Tunnel,
     /// The backend has answered, and the client still sends.
     Rest,
     /// The backend has answered.
     Over,
 }
 
-const PHASES: [Phase; 8] = [
+const PHASES: [Phase; 9] = [
     Phase::Head,
     Phase::Inside,
     Phase::Upload,
     Phase::Writing,
     Phase::FirstByte,
     Phase::Answer,
+    Phase::Tunnel,
     Phase::Rest,
     Phase::Over,
 ];
@@ -116,12 +119,23 @@ pub(super) enum Stop {
     Silence,
     /// `deadlines.exchange` is over.
     Exchange,
+    /// `deadlines.websocket_idle` is over.
+    WebsocketIdle,
+    /// `deadlines.websocket_total` is over.
+    WebsocketTotal,
     /// The drain is over.
     Drain,
 }
 
-const STOPS: [Stop; 5] =
-    [Stop::Upload, Stop::FirstByte, Stop::Silence, Stop::Exchange, Stop::Drain];
+const STOPS: [Stop; 7] = [
+    Stop::Upload,
+    Stop::FirstByte,
+    Stop::Silence,
+    Stop::Exchange,
+    Stop::WebsocketIdle,
+    Stop::WebsocketTotal,
+    Stop::Drain,
+];
 
 impl Stop {
     /// Whether it ends the exchange, and not only the attempt of a backend that took too long.
@@ -211,7 +225,7 @@ impl Watch {
         self.limit_exchange(began, total);
         self.silence_limit.store(nanos(idle), Ordering::Relaxed);
         self.is_uploading.store(false, Ordering::Relaxed);
-        self.expect(Phase::Answer);
+        self.expect(Phase::Tunnel);
     }
 
     /// A piece of the client's body has come.
@@ -326,6 +340,8 @@ impl Watch {
         let quiet = match self.phase() {
             // The answer is there: nothing is left that a deadline for all could save.
             Phase::Rest => return (quiet_by, Stop::Upload),
+            Phase::Tunnel if quiet_by < exchange => return (quiet_by, Stop::WebsocketIdle),
+            Phase::Tunnel => return (exchange, Stop::WebsocketTotal),
             Phase::Upload => Stop::Upload,
             Phase::FirstByte => Stop::FirstByte,
             Phase::Answer | Phase::Writing => Stop::Silence,
@@ -347,6 +363,11 @@ impl Watch {
     ) -> Option<Stop> {
         match (self.phase(), why) {
             (Phase::Rest, _) => self.late_rest(now, is_stirred, client).then_some(why),
+            (Phase::Tunnel, Stop::WebsocketIdle) if self.has_bytes() => {
+                // It is the client that takes nothing.
+                self.heard();
+                None
+            }
             (_, Stop::Exchange | Stop::Drain) => Some(why),
             (Phase::Upload | Phase::Writing | Phase::FirstByte, _) => {
                 self.late_request(now, is_stirred)
