@@ -502,7 +502,7 @@ fn a_backend_that_begins_to_answer_and_then_does_nothing_is_the_one_that_is_sile
     for delay in [Duration::ZERO, Duration::from_secs(1)] {
         let url = raw_upstream(move |mut stream| {
             read_head(&mut stream);
-            std::thread::sleep(delay);
+            std::thread::park_timeout(delay);
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
             std::thread::park_timeout(10 * PATIENCE);
         });

@@ -331,7 +331,7 @@ fn connect(
 #[test]
 fn a_client_that_says_nothing_after_its_handshake_is_parted_from() {
     let upstream = Upstream::start(|_, reply| {
-        std::thread::sleep(Duration::from_millis(900));
+        std::thread::park_timeout(Duration::from_millis(900));
         reply.text("slow");
     });
     let folder = tempfile::tempdir().unwrap();
