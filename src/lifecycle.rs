@@ -227,6 +227,12 @@ impl HeldShare {
         Self::none(&self.of)
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Takes more, if the sum of all stays within `total_max`.
     pub fn grow(&mut self, bytes: usize, total_max: usize) -> bool {
         let grown = |held: usize| held.checked_add(bytes).filter(|held| *held <= total_max);
@@ -238,6 +244,9 @@ impl HeldShare {
     /// Gives back all but `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
         let more = self.bytes.saturating_sub(bytes);
+        if more == 0 {
+            return;
+        }
         self.of.0.fetch_sub(more, Ordering::Relaxed);
         self.bytes -= more;
     }

@@ -271,6 +271,15 @@ pub struct ReplayBounds {
     pub total_bytes_max: usize,
 }
 
+impl ReplayBounds {
+    /// As far a body is read, and decoded, to find which model it names. There is a little room also where
+    /// nothing is held to be sent again.
+    #[must_use]
+    pub fn looked_bytes_max(&self) -> usize {
+        self.body_bytes_max.max(64 * 1024)
+    }
+}
+
 /// How long each part of an exchange with a backend may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {

@@ -1,4 +1,4 @@
-//! Bodies that came compressed: looked into within bounds, and never passed on changed.
+//! Bodies that came compressed: looked into, and decoded to be renamed, within bounds.
 
 use std::io::{self, Write};
 
@@ -10,6 +10,14 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// What brotli decodes at a time.
 const BUFFER_BYTES: usize = 64 * 1024;
 
+/// What a decoder takes besides its window.
+const OVERHEAD_BYTES: usize = 256 * 1024;
+
+/// From here on a body is not taken for one that somebody wrote if it decodes to more than
+/// [`RATIO_MAX`] times its size. What deflate can do at most is 1,032.
+const RATIO_FROM_BYTES: usize = 1024 * 1024;
+const RATIO_MAX: usize = 1100;
+
 /// The codings that [`Decoder::new`] knows, for an `Accept-Encoding` header.
 pub const CODINGS: &str = "gzip, deflate, br, zstd";
 
@@ -20,6 +28,8 @@ pub enum CodingFault {
     Malformed,
     /// It decodes to more than is allowed.
     TooLarge,
+    /// It decodes to very much more than it is.
+    TooDense,
 }
 
 /// Decodes a whole body, to at most `bytes_max`.
@@ -31,6 +41,7 @@ pub fn decode(coding: &[u8], body: &[u8], bytes_max: usize) -> Result<Vec<u8>, C
     let decoder = Decoder::new(coding, Vec::new(), bytes_max);
     let mut decoder = decoder.ok_or(CodingFault::Malformed)?;
     decoder.feed(body)?;
+    decoder.finish()?;
     Ok(std::mem::take(decoder.sink()))
 }
 
@@ -38,6 +49,10 @@ pub fn decode(coding: &[u8], body: &[u8], bytes_max: usize) -> Result<Vec<u8>, C
 /// tens of megabytes.
 pub(super) struct Decoder<S: Write> {
     inner: Inner<S>,
+    bytes_max: usize,
+    fed_bytes: usize,
+    /// Of brotli, which takes all of it at once, once known.
+    window_bytes: usize,
 }
 
 enum Inner<S: Write> {
@@ -50,17 +65,29 @@ enum Inner<S: Write> {
 /// A sink that takes so much.
 struct Bounded<S> {
     sink: S,
-    left: usize,
+    taken: usize,
+    bytes_max: usize,
     is_full: bool,
+}
+
+/// The window of a brotli stream, by its first bytes (RFC 7932, section 9.1).
+fn brotli_window(first: u8) -> usize {
+    let bits = match (first & 1, first >> 1 & 7, first >> 4 & 7) {
+        (0, _, _) => 16,
+        (_, 0, 0) => 17,
+        (_, 0, bits) => 8 + usize::from(bits),
+        (_, bits, _) => 17 + usize::from(bits),
+    };
+    1 << bits
 }
 
 impl<S: Write> Write for Bounded<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() > self.left {
+        if bytes.len() > self.bytes_max.saturating_sub(self.taken) {
             self.is_full = true;
             return Err(io::Error::other("decodes to too much"));
         }
-        self.left -= bytes.len();
+        self.taken += bytes.len();
         self.sink.write_all(bytes)?;
         Ok(bytes.len())
     }
@@ -80,7 +107,7 @@ impl<S: Write> Decoder<S> {
     /// One for a `Content-Encoding`, which decodes to at most `bytes_max`. None: a coding that is not
     /// known, or several of them.
     pub(super) fn new(coding: &str, sink: S, bytes_max: usize) -> Option<Self> {
-        let sink = Bounded { sink, left: bytes_max, is_full: false };
+        let sink = Bounded { sink, taken: 0, bytes_max, is_full: false };
         let inner = match coding.trim().to_ascii_lowercase().as_str() {
             "gzip" | "x-gzip" => Inner::Gzip(MultiGzDecoder::new(sink)),
             "deflate" => Inner::Deflate(ZlibDecoder::new(sink)),
@@ -92,7 +119,7 @@ impl<S: Write> Decoder<S> {
             }
             _ => return None,
         };
-        Some(Self { inner })
+        Some(Self { inner, bytes_max, fed_bytes: 0, window_bytes: 0 })
     }
 
     /// Decodes a piece.
@@ -100,6 +127,14 @@ impl<S: Write> Decoder<S> {
     /// # Errors
     /// What is wrong with the body; also when the sink takes no more, which it knows itself.
     pub(super) fn feed(&mut self, piece: &[u8]) -> Result<(), CodingFault> {
+        if let (0, Inner::Brotli(_), Some(first)) = (self.fed_bytes, &self.inner, piece.first()) {
+            self.window_bytes = brotli_window(*first);
+        }
+        self.fed_bytes += piece.len();
+        let allowed = self.fed_bytes.saturating_mul(RATIO_MAX).max(RATIO_FROM_BYTES);
+        let is_dense = allowed < self.bytes_max;
+        let bytes_max = allowed.min(self.bytes_max);
+        self.bounded().bytes_max = bytes_max;
         let written = match &mut self.inner {
             Inner::Gzip(decoder) => decoder.write_all(piece).and_then(|()| decoder.flush()),
             Inner::Deflate(decoder) => decoder.write_all(piece).and_then(|()| decoder.flush()),
@@ -108,9 +143,35 @@ impl<S: Write> Decoder<S> {
         };
         match written {
             Ok(()) => Ok(()),
+            Err(_) if self.bounded().is_full && is_dense => Err(CodingFault::TooDense),
             Err(_) if self.bounded().is_full => Err(CodingFault::TooLarge),
             Err(_) => Err(CodingFault::Malformed),
         }
+    }
+
+    /// The body ends here.
+    ///
+    /// # Errors
+    /// When it is not complete, or something follows it.
+    fn finish(&mut self) -> Result<(), CodingFault> {
+        let finished = match &mut self.inner {
+            Inner::Gzip(decoder) => decoder.try_finish(),
+            Inner::Deflate(decoder) => decoder.try_finish(),
+            Inner::Brotli(decoder) => decoder.close(),
+            Inner::Zstd(decoder) => decoder.flush(),
+        };
+        finished.map_err(|_| CodingFault::Malformed)
+    }
+
+    /// About how much memory it takes.
+    pub(super) fn held_bytes(&self) -> usize {
+        let window = match &self.inner {
+            Inner::Gzip(_) | Inner::Deflate(_) => 0,
+            Inner::Brotli(_) => self.window_bytes,
+            // It takes its window as it fills.
+            Inner::Zstd(decoder) => decoder.get_ref().taken.min(1 << ZSTD_WINDOW_LOG_MAX),
+        };
+        OVERHEAD_BYTES + window
     }
 
     /// What takes the decoded bytes.

@@ -136,6 +136,10 @@ impl Search for Scanner {
         self.found.as_ref()
     }
 
+    fn is_begun(&self) -> bool {
+        self.state != State::Start
+    }
+
     /// What follows can only be white space.
     fn is_done(&self) -> bool {
         self.state == State::Done

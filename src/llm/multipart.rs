@@ -71,6 +71,11 @@ impl Search for Form {
         self.found.as_ref()
     }
 
+    /// Its type says so.
+    fn is_begun(&self) -> bool {
+        true
+    }
+
     /// What follows means nothing.
     fn is_done(&self) -> bool {
         matches!(self.state, State::End | State::Done)

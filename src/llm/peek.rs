@@ -134,6 +134,21 @@ impl Peek {
         self.reader().is_done()
     }
 
+    /// About how much memory decoding takes.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        match &self.body {
+            Body::Plain(_) => 0,
+            Body::Coded(decoder) => decoder.held_bytes(),
+        }
+    }
+
+    /// Whether the body has begun as what it is read as, be it complete or not.
+    #[must_use]
+    pub fn is_begun(&self) -> bool {
+        self.reader().is_begun()
+    }
+
     /// Whether the body is a form.
     #[must_use]
     pub fn is_form(&self) -> bool {

@@ -38,6 +38,9 @@ pub trait Search: Debug + Send + Sync {
     /// What has been found so far.
     fn found(&self) -> Option<&Found>;
 
+    /// Whether the body has begun as one that can be read.
+    fn is_begun(&self) -> bool;
+
     /// Whether the body is complete: nothing that follows counts.
     fn is_done(&self) -> bool;
 

@@ -110,8 +110,10 @@ async fn take_in(
         Err(refusal) => return Ok(Err(refusal)),
     };
     if way.renames && !exchange.body.can_rename() {
-        let bytes_max = exchange.arrived.runtime.snapshot.replay.body_bytes_max;
-        return Ok(Err(Refusal::BodyTooLarge { bytes_max }));
+        if way.targets[0].renames {
+            return Ok(Err(body::why_not_held(session, &exchange.arrived.runtime.snapshot.replay)));
+        }
+        course.may_fall_back = false;
     }
     let admitted = Admitted::new((way, asked), course, client, inflight);
     admitted.pool().count_exchange();

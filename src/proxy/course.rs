@@ -55,8 +55,18 @@ pub(super) struct Asked {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Look {
     keys: &'static [&'static str],
-    /// Whether a body that cannot be looked into is refused.
-    pub(super) is_needed: bool,
+    pub(super) aim: Aim,
+}
+
+/// What a name is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// The way depends on it.
+    Way,
+    /// It may have to be changed, if there is one: a body that is no JSON object and no form has none.
+    Name,
+    /// There is another way without it.
+    Choice,
 }
 
 impl Look {
@@ -132,11 +142,11 @@ fn by_path(head: &RequestHeader, way: &Arc<Way>, path: &[u8], tail: &[u8], query
                 asked = Some(Asked { name, at: Some(at) });
             }
             Some(Front::Exchange(Mention::Body(keys))) => {
-                look = Some(Look { keys, is_needed: false });
+                look = Some(Look { keys, aim: Aim::Name });
             }
             Some(_) => {}
             // An API of the backend's own, such as Ollama's.
-            None => look = Some(Look { keys: MODEL, is_needed: false }),
+            None => look = Some(Look { keys: MODEL, aim: Aim::Name }),
         }
     }
     Course {
@@ -189,7 +199,7 @@ fn at_front_door(
         let leads = to(name, None)?;
         let renames = matches!(&leads, Leads::To(way, _) if way.renames);
         let look = match mention {
-            Mention::Body(keys) if renames => Some(Look { keys, is_needed: false }),
+            Mention::Body(keys) if renames => Some(Look { keys, aim: Aim::Name }),
             _ => None,
         };
         return Ok((leads, look));
@@ -199,14 +209,14 @@ fn at_front_door(
         Mention::Target { name, at } => Ok((to(&name, Some(at))?, None)),
         Mention::Body(keys) => {
             let default = catalog.default_model.as_ref().or(default_service);
-            Ok((Leads::ByBody(default.cloned()), Some(Look { keys, is_needed: true })))
+            Ok((Leads::ByBody(default.cloned()), Some(Look { keys, aim: Aim::Way })))
         }
         Mention::Form | Mention::Nowhere => {
             let kind = head.headers.get(CONTENT_TYPE);
             let is_form =
                 mention == Mention::Form && kind.is_some_and(|kind| llm::is_form(kind.as_bytes()));
-            let look =
-                is_form.then_some(Look { keys: MODEL, is_needed: default_service.is_none() });
+            let aim = if default_service.is_none() { Aim::Way } else { Aim::Choice };
+            let look = is_form.then_some(Look { keys: MODEL, aim });
             match default_service {
                 None if !is_form => Err(Refusal::ModelMissing),
                 _ => Ok((Leads::ByBody(default_service.cloned()), look)),
@@ -276,6 +286,9 @@ pub(super) fn refusal_of_body(fault: PeekFault, decoded_bytes_max: usize) -> Ref
         PeekFault::Coding(llm::CodingFault::TooLarge) => {
             Refusal::BodyTooLarge { bytes_max: decoded_bytes_max }
         }
+        PeekFault::Coding(llm::CodingFault::TooDense) => Refusal::BodyMalformed {
+            reason: "the body decodes to very much more than it is: send it without Content-Encoding",
+        },
         PeekFault::UnknownCoding => Refusal::CodingUnknown,
     }
 }

@@ -33,6 +33,8 @@ pub struct Target {
     pub called: Called,
     /// Its `service/model` as a header.
     pub shown: HeaderValue,
+    /// Whether a request may have to name another model there.
+    pub renames: bool,
 }
 
 /// What a model is called at a pool, where its backends have no name of their own for it.
@@ -160,6 +162,7 @@ impl<'a> Ways<'a> {
         let mut targets = self.targets(&[ModelRef::new(service, model)]);
         for target in &mut targets {
             target.called = Called::AfterBytes(service.len() + 1);
+            target.renames = true;
         }
         Arc::new(self.with_fallbacks(targets, &[whole, model]))
     }
@@ -181,11 +184,7 @@ impl<'a> Ways<'a> {
                 targets.push(target);
             }
         }
-        let own_name = |target: &Target| {
-            target.pool.backends().iter().any(|backend| backend.spec.model.is_some())
-        };
-        let renames =
-            targets.iter().any(|target| target.called != Called::AsAsked || own_name(target));
+        let renames = targets.iter().any(|target| target.renames);
         Way { targets: targets.into(), renames, is_everything: false }
     }
 
@@ -198,7 +197,9 @@ impl<'a> Ways<'a> {
             };
             let shown = utf8_percent_encode(pool.name(), NOT_IN_HEADERS).to_string();
             let shown = HeaderValue::try_from(shown).ok()?;
-            Some(Target { pool, called, shown })
+            let has_own_name = pool.backends().iter().any(|backend| backend.spec.model.is_some());
+            let renames = has_own_name || called != Called::AsAsked;
+            Some(Target { pool, called, shown, renames })
         };
         refs.iter().filter_map(target).collect()
     }

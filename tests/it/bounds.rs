@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{
     BlackHole, Connection, Gateway, Upstream, config, config_of, eventually, get, http2, post,
-    raw_upstream, read_head,
+    raw_upstream, read_head, send,
 };
 
 #[test]
@@ -45,6 +45,12 @@ fn a_later_head_on_a_kept_connection_is_bounded_too() {
 #[test]
 fn a_body_that_is_too_large_is_a_413_whether_it_says_so_or_not() {
     let upstream = Upstream::named("x");
+    // One that is held whatever it says is as large as it is, too.
+    let gateway = Gateway::start(&config("client: {body_bytes_max: 4KiB}", &[&upstream]));
+    let chunk = format!("2710\r\n{}\r\n0\r\n\r\n", "y".repeat(10_000));
+    let request =
+        format!("POST /svc/mdl/x HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}");
+    assert_eq!(send(gateway.address(), request).status, 413);
     let settings = "client: {body_bytes_max: 100KiB}";
     for replay in ["", "replay: {body_bytes_max: 0}"] {
         let gateway = Gateway::start(&config(&format!("{settings}\n{replay}"), &[&upstream]));

@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use crate::harness::{
-    Answer, Gateway, Reply, Seen, Upstream, eventually, get, http2, post, run_program, send,
+    Answer, Connection, Gateway, Reply, Seen, Upstream, eventually, get, http2, post, run_program,
+    send,
 };
 
 /// A model of the service `svc`, over upstreams.
@@ -622,18 +623,98 @@ fn the_copy_of_a_renamed_body_counts_among_what_is_held() {
 }
 
 #[test]
+fn a_name_that_has_to_be_changed_is_changed_or_the_body_is_refused() {
+    let upstream = Upstream::start(|seen, reply| reply.send(200, &[], &seen.body));
+    let top = "replay: {body_bytes_max: 100KiB}\naliases: {other: m}\nretry: {retries_max: 0}";
+    let url = upstream.url();
+    let text = models(top, &[Model("m", &[&upstream])])
+        .replace(&format!("url: \"{url}\""), &format!("url: \"{url}\", model: own"));
+    let gateway = Gateway::start(&text);
+    let to = gateway.address();
+    let path = "/svc/m/v1/chat/completions";
+    let late = format!("{{\"x\":\"{}\",\"model\":\"m\"}}", "x".repeat(200_000));
+    for (path, header) in [(path, "X: y"), (CHAT, "X-Tollgate-Model: other")] {
+        for body in [&late[..], &late.replace("model", "mode\\u006c")] {
+            let answer = post(to, path, &[JSON, header], body);
+            assert_eq!(code(&answer), (413, "body_too_large".to_owned()), "{path}");
+            assert!(answer.text().contains("send it first"), "{}", answer.text());
+            let answer = send(to, chunked(path, &[JSON, header], &[body.as_bytes()]));
+            assert_eq!(answer.status, 413, "{path}");
+        }
+    }
+    let form = |model: &str| {
+        let file = field("name=\"file\"; filename=\"f\"", &"x".repeat(200_000));
+        format!("{file}{}--XX--\r\n", field("name=\"model\"", model))
+    };
+    let speech = "/svc/m/v1/audio/transcriptions";
+    assert_eq!(post(to, speech, &[FORM], form("m")).status, 413);
+    // What is no JSON object has no name in it, of whatever size.
+    let text = "x".repeat(300_000);
+    assert_eq!(post(to, "/svc/m/api/blobs/1", &[], &text).text().len(), text.len());
+    // What some servers read as an object with a name is not passed on with that one.
+    for body in
+        ["{\"model\":\"m\"} x", "{\"a\":NaN,\"model\":\"m\"}", "{\"model\":\"m\"", "{\"model\":7}"]
+    {
+        let answer = post(to, path, &[JSON], body);
+        assert_eq!(code(&answer), (400, "invalid_body".to_owned()), "{body}");
+    }
+    for coding in ["Content-Encoding: gzip", "Content-Encoding: x"] {
+        let answer = post(to, path, &[JSON, coding], "{\"model\":\"m\"}");
+        assert!(matches!(answer.status, 400 | 415), "{coding}: {}", answer.status);
+    }
+    assert_eq!(post(to, path, &[JSON], " \n").text(), " \n");
+    // A name is not changed in what has lost its checksum.
+    let mut zipped = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    zipped.write_all(b"{\"model\":\"m\"}").unwrap();
+    let zipped = zipped.finish().unwrap();
+    let gzip = "Content-Encoding: gzip";
+    assert_eq!(post(to, path, &[JSON, gzip], &zipped).text(), "{\"model\":\"own\"}");
+    for wrong in [&zipped[..zipped.len() - 4], &[&zipped[..], b"more"].concat()] {
+        assert_eq!(code(&post(to, path, &[JSON, gzip], wrong)), (400, "invalid_body".to_owned()));
+    }
+}
+
+#[test]
+fn what_decoding_takes_counts_among_what_is_held() {
+    let upstream = Upstream::named("x");
+    let top = "replay: {total_bytes_max: 20MiB}";
+    let gateway = Gateway::start(&models(top, &[Model("m", &[&upstream])]));
+    let buffered = || {
+        let metrics = get(gateway.address(), "/metrics", &[]).text();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("proxy_buffered_bytes "));
+        line.unwrap().parse::<usize>().unwrap()
+    };
+    // The window of 16 MiB is there with the first byte.
+    let head = format!(
+        "POST {CHAT} HTTP/1.1\r\nHost: g\r\n{JSON}\r\nContent-Encoding: br\r\nContent-Length: 1000\r\n\r\n"
+    );
+    let begun = [head.as_bytes(), &[0x0f, 0x02]].concat();
+    let mut first = Connection::open(gateway.address());
+    first.write(&begun).unwrap();
+    eventually("it counts", || buffered() > 16 << 20);
+    let answer = send(gateway.address(), &begun);
+    assert_eq!(code(&answer), (503, "busy".to_owned()));
+    drop(first);
+    eventually("it is given back", || buffered() == 0);
+    let body = zstd::encode_all(&b"{\"model\":\"m\"}"[..], 3).unwrap();
+    assert_eq!(post(gateway.address(), CHAT, &[JSON, "Content-Encoding: zstd"], body).text(), "x");
+    // What decodes to thousands of times its size was made to do so.
+    let bomb = format!("{{\"a\":\"{}\"}}", "0".repeat(8 << 20));
+    let bomb = zstd::encode_all(bomb.as_bytes(), 3).unwrap();
+    let answer = post(gateway.address(), CHAT, &[JSON, "Content-Encoding: zstd"], bomb);
+    assert_eq!(code(&answer), (400, "invalid_body".to_owned()));
+}
+
+#[test]
 fn a_body_that_cannot_be_passed_on_is_refused_and_not_waited_for() {
     let upstream = Upstream::named("x");
-    let spare = Upstream::named("spare");
-    let top = "fallbacks: {m: spare}";
-    let gateway =
-        Gateway::start(&models(top, &[Model("m", &[&upstream]), Model("spare", &[&spare])]));
-    // It never ends as JSON, and is too long for what Pingora keeps.
-    let endless = format!("{{\"a\":\"{}", "x".repeat(100_000));
-    let request = chunked("/svc/m/v1/chat/completions", &[JSON], &[endless.as_bytes()]);
-    let answer = send(gateway.address(), request);
+    let gateway = Gateway::start(&models("default_service: svc", &[Model("m", &[&upstream])]));
+    // It has no length, is too long for what Pingora keeps, and was read to its end in search of a name.
+    let endless = field("name=\"file\"; filename=\"f\"", &"x".repeat(100_000));
+    let answer = send(gateway.address(), chunked("/v1/files", &[FORM], &[endless.as_bytes()]));
     assert_eq!(code(&answer), (411, "length_required".to_owned()));
     assert_eq!(gateway.backend("svc/m", "a")["breaker"], "closed");
+    assert_eq!(post(gateway.address(), "/v1/files", &[FORM], endless).text(), "x");
 }
 
 #[test]

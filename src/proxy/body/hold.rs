@@ -9,7 +9,7 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::super::Proxy;
-use super::super::course::{Look, refusal_of_body};
+use super::super::course::{Aim, Look, refusal_of_body};
 use super::super::exchange::Exchange;
 use super::super::watch::Stop;
 use super::{
@@ -39,17 +39,16 @@ pub(in super::super) async fn hold(
     let runtime = Arc::clone(&exchange.arrived.runtime);
     let replay = runtime.snapshot.replay;
     let headers = &session.req_header().headers;
-    let peek = look.map(|look| look.peek(headers, replay.body_bytes_max)).transpose();
-    let is_needed = look.is_some_and(|look| look.is_needed);
-    let looking = match peek {
-        Err(fault) if is_needed => return Ok(Err(refusal_of_body(fault, replay.body_bytes_max))),
-        peek => Looking { peek: peek.unwrap_or_default().map(Box::new), is_needed },
+    let share = HeldShare::none(&proxy.lifecycle.held);
+    let looking = match Looking::new(look, headers, &replay, share.another()) {
+        Ok(looking) => looking,
+        Err(refusal) => return Ok(Err(refusal)),
     };
     let length = length(session);
     let mut reader = Reader {
         bytes: BytesMut::new(),
         first: Bytes::new(),
-        share: HeldShare::none(&proxy.lifecycle.held),
+        share,
         total_max: replay.total_bytes_max,
         began: Instant::now(),
         length,
@@ -58,7 +57,6 @@ pub(in super::super) async fn hold(
             Some(_) => 0,
             None => UNSIZED_BYTES_MAX.min(replay.body_bytes_max),
         },
-        look_max: replay.body_bytes_max,
         looking,
         kept_from: None,
     };
@@ -84,6 +82,9 @@ fn is_kept(session: &Session) -> bool {
     session.as_ref().get_retry_buffer().is_some()
 }
 
+/// Of a compressed body, this much is looked at before others have their turn.
+const CODED_BYTES_AT_ONCE: usize = 4 * 1024;
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Whole,
@@ -102,8 +103,6 @@ struct Reader {
     length: Option<usize>,
     /// As much is read for the sake of sending it again.
     read_max: usize,
-    /// As much is read to find something.
-    look_max: usize,
     looking: Looking,
     /// After how many bytes Pingora began to keep what is read.
     kept_from: Option<usize>,
@@ -144,8 +143,12 @@ impl Reader {
             if is_slow(self.length_read() + chunk.len(), self.began, bounds) {
                 return Err(too_slow(exchange));
             }
-            if let Err(fault) = self.looking.feed(&chunk) {
-                return Ok(Err(refusal_of_body(fault, self.look_max)));
+            let bytes_max = bounds.body_bytes_max;
+            if bytes_max > 0 && self.length_read() + chunk.len() > bytes_max {
+                return Ok(Err(Refusal::BodyTooLarge { bytes_max }));
+            }
+            if let Err(refusal) = self.look(&chunk).await {
+                return Ok(Err(refusal));
             }
             let is_counted = is_last_part && self.length.is_some();
             let has_room = is_counted || self.share.grow(chunk.len(), self.total_max);
@@ -163,35 +166,54 @@ impl Reader {
         if self.bytes.is_empty() { self.first.len() } else { self.bytes.len() }
     }
 
+    /// Looks at the next chunk. A compressed one may decode to a thousand times its size, and others wait for
+    /// this thread.
+    async fn look(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
+        if !self.looking.peek.as_deref().is_some_and(Peek::is_coded) {
+            return self.looking.feed(chunk);
+        }
+        for piece in chunk.chunks(CODED_BYTES_AT_ONCE) {
+            self.looking.feed(piece)?;
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
     /// Whether no more is to be read: of a body that is too large to be held, or does not say how large it is.
     fn is_enough(&self) -> Option<Result<End, Refusal>> {
         let is_sized = self.length.is_some_and(|length| length <= self.read_max);
-        let looks = |peek: &Peek| peek.found().is_none() && !peek.is_done();
-        let looks = self.looking.peek.as_deref().is_some_and(looks);
         if is_sized || self.length_read() < self.read_max {
             return None;
         }
-        if looks && self.length_read() < self.look_max {
+        let bytes_max = self.looking.bytes_max;
+        if !self.looking.is_searching() {
+            return Some(Ok(End::More));
+        }
+        if self.length_read() < bytes_max {
             return None;
         }
-        if looks && self.looking.is_needed {
-            return Some(Err(Refusal::ModelTooLate { bytes_max: self.look_max }));
-        }
-        Some(Ok(End::More))
+        Some(match self.looking.aim {
+            Aim::Way | Aim::Name => Err(Refusal::ModelTooLate { bytes_max }),
+            Aim::Choice => Ok(End::More),
+        })
     }
 
     /// There is no more room for bodies.
     fn no_room(&self) -> Result<End, Refusal> {
-        let is_missing = self.looking.is_needed && self.looking.found().is_none();
+        let is_missing = self.looking.aim != Aim::Choice && self.looking.is_searching();
         if is_missing { Err(Refusal::TooManyBodies) } else { Ok(End::More) }
     }
 
     fn whole(&self) -> Result<End, Refusal> {
-        match self.looking.peek.as_deref().map(Peek::finish) {
+        let Some(peek) = self.looking.peek.as_deref() else { return Ok(End::Whole) };
+        let may_pass = match self.looking.aim {
             // An empty body names nothing, and that is all that is wrong with it.
-            Some(Err(fault)) if self.looking.is_needed && self.length_read() > 0 => {
-                Err(refusal_of_body(fault, self.look_max))
-            }
+            Aim::Way => self.length_read() == 0,
+            Aim::Name => !peek.is_begun(),
+            Aim::Choice => true,
+        };
+        match peek.finish() {
+            Err(fault) if !may_pass => Err(refusal_of_body(fault, self.looking.bytes_max)),
             _ => Ok(End::Whole),
         }
     }
@@ -244,7 +266,7 @@ impl Reader {
             let kept_from = self.kept_from.filter(|_| !is_truncated).unwrap_or(read);
             let passed = Passed::new(read, kept_from, self.began);
             let prefix = bytes.slice(..kept_from);
-            Content::Passing { prefix, _share: self.share, passed, looking: self.looking }
+            Content::Passing { prefix, share: self.share, passed, looking: self.looking }
         };
         found
     }

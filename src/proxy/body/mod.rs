@@ -10,6 +10,7 @@
 //! in the place of what it had. So its buffer is switched on for the last 64 KiB only.
 
 mod hold;
+mod look;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,13 +24,14 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 pub(super) use hold::hold;
+use look::Looking;
 
 use super::course::refusal_of_body;
 use super::exchange::Exchange;
 use super::watch::Request;
 use crate::config::{ClientBounds, ReplayBounds};
 use crate::lifecycle::HeldShare;
-use crate::llm::{self, Fault, Found, Peek, PeekFault};
+use crate::llm::{self, Found, PeekFault};
 use crate::refusal::Refusal;
 
 /// What Pingora's buffer holds.
@@ -65,37 +67,7 @@ enum Content {
     Held { bytes: Bytes, share: HeldShare, is_sent: bool },
     /// It passes as it comes, after what was read of it already and Pingora has not kept. It is looked
     /// at for a second name.
-    Passing { prefix: Bytes, _share: HeldShare, passed: Passed, looking: Looking },
-}
-
-/// A look into a body, as long as there is something to see.
-#[derive(Debug)]
-struct Looking {
-    peek: Option<Box<Peek>>,
-    /// Whether the way depends on it: then a body that cannot be looked into is refused.
-    is_needed: bool,
-}
-
-impl Looking {
-    /// Looks at the next piece. What cannot be looked into, and need not be, is looked into no more; but not even a body
-    /// that is only renamed may name two models.
-    fn feed(&mut self, piece: &[u8]) -> Result<(), PeekFault> {
-        let Some(peek) = &mut self.peek else { return Ok(()) };
-        match peek.feed(piece) {
-            Err(fault) if self.is_needed || fault == PeekFault::Body(Fault::Ambiguous) => {
-                Err(fault)
-            }
-            Err(_) => {
-                self.peek = None;
-                Ok(())
-            }
-            Ok(()) => Ok(()),
-        }
-    }
-
-    fn found(&self) -> Option<&Found> {
-        self.peek.as_deref().and_then(Peek::found)
-    }
+    Passing { prefix: Bytes, share: HeldShare, passed: Passed, looking: Looking },
 }
 
 /// Where a body names the model.
@@ -217,6 +189,13 @@ impl Body {
         }
     }
 
+    /// All of it has been looked at.
+    fn looked_at(&mut self) {
+        if let Content::Passing { looking, .. } = &mut self.content {
+            looking.stop();
+        }
+    }
+
     /// What there is of the request for the backend that was connected to.
     pub(super) fn request<'a>(&self, client: &'a ClientBounds) -> Request<'a> {
         match &self.content {
@@ -235,8 +214,7 @@ impl Body {
     /// For the attempt that begins, puts `name` in the place of the name that came; none: leaves that.
     ///
     /// # Errors
-    /// When there is no room for it, or a compressed body, which was looked into before, cannot be decoded
-    /// again.
+    /// When there is no room for it, or a compressed body cannot be decoded: its end was not looked at before.
     pub(super) fn rename(
         &mut self,
         name: Option<&str>,
@@ -256,7 +234,9 @@ impl Body {
                 let decoded;
                 let bytes = if place.is_coded {
                     let body = llm::decode(coding, bytes, replay.body_bytes_max);
-                    decoded = body.map_err(|_| Refusal::Internal)?;
+                    decoded = body.map_err(|fault| {
+                        refusal_of_body(PeekFault::Coding(fault), replay.body_bytes_max)
+                    })?;
                     &decoded[..]
                 } else {
                     &bytes[..]
@@ -330,6 +310,16 @@ pub(super) fn length(session: &Session) -> Option<usize> {
     length.split(',').next()?.trim().parse().ok()
 }
 
+/// Why a body is not here as a whole, though it would have to be.
+pub(super) fn why_not_held(session: &Session, replay: &ReplayBounds) -> Refusal {
+    let bytes_max = replay.body_bytes_max;
+    match length(session) {
+        None => Refusal::LengthRequired,
+        Some(length) if length > bytes_max => Refusal::BodyTooLarge { bytes_max },
+        Some(_) => Refusal::TooManyBodies,
+    }
+}
+
 /// How long the next piece is waited for.
 fn patience(began: Instant, bounds: &ClientBounds) -> Duration {
     bounds.body_timeout.min(bounds.body_deadline.saturating_sub(began.elapsed()))
@@ -380,7 +370,7 @@ pub(super) fn send(
             });
             *is_sent = true;
         }
-        Content::Passing { prefix, passed, looking, .. } => {
+        Content::Passing { prefix, share, passed, looking } => {
             let chunk_bytes = chunk.as_ref().map_or(0, Bytes::len);
             let before = passed.bytes;
             let known = passed.looked_bytes.saturating_sub(before).min(chunk_bytes);
@@ -390,9 +380,9 @@ pub(super) fn send(
             passed.rated_bytes += chunk_bytes;
             let looked = looking.feed(&chunk.as_deref().unwrap_or_default()[known..]);
             put_before(std::mem::take(prefix), before, splice.as_ref(), chunk);
-            if let Err(fault) = looked {
-                exchange.observed.client_fault =
-                    Some(refusal_of_body(fault, runtime.snapshot.replay.body_bytes_max));
+            share.shrink(0);
+            if let Err(refusal) = looked {
+                exchange.observed.client_fault = Some(refusal);
                 return Err(Error::explain(ErrorType::ReadError, "the body is refused").into_down());
             }
             if bounds.body_bytes_max > 0 && passed.bytes > bounds.body_bytes_max {
@@ -416,6 +406,7 @@ pub(super) fn send(
             *chunk = None;
         }
         exchange.watch.uploaded();
+        exchange.body.looked_at();
     } else {
         exchange.watch.uploading();
     }
