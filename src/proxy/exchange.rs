@@ -88,22 +88,23 @@ impl Admitted {
         &self.to().pool
     }
 
-    /// Whether another model is asked when this one cannot serve.
-    pub(super) fn has_fallback(&self) -> bool {
-        self.may_fall_back && self.at + 1 < self.way.targets.len()
+    /// The next model that can serve now, as far as is known.
+    fn next(&self) -> Option<usize> {
+        let can_serve = |at: &usize| self.way.targets[*at].pool.has_other(|_| true);
+        let next = || (self.at + 1..self.way.targets.len()).find(can_serve);
+        self.may_fall_back.then(next).flatten()
     }
 
-    /// Whether one of those can serve now, as far as is known.
+    /// Whether another model can be asked in place of this one.
     pub(super) fn can_fall_back(&self) -> bool {
-        let others = self.way.targets[self.at..].iter().skip(1);
-        self.may_fall_back && others.into_iter().any(|other| other.pool.has_other(|_| true))
+        self.next().is_some()
     }
 
     /// Turns to the next model; whether there is one.
     pub(super) fn fall_back(&mut self) -> bool {
-        let has_fallback = self.has_fallback();
-        self.at += usize::from(has_fallback);
-        has_fallback
+        let next = self.next();
+        self.at = next.unwrap_or(self.at);
+        next.is_some()
     }
 
     /// Whether an answer tells which model gave it: the path does not, or it was not that one.

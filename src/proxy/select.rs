@@ -9,7 +9,7 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::body;
-use super::exchange::{Attempt, Attempts, Exchange};
+use super::exchange::{Admitted, Attempt, Attempts, Exchange};
 use super::watch::Stop;
 use crate::config::{BackendSpec, Deadlines, Protocol};
 use crate::pool::{Backend, Choice, Gate, Permit, Pool};
@@ -134,7 +134,6 @@ enum Found {
 async fn find_in_pool(session: &mut Session, exchange: &mut Exchange, key: &[u8]) -> Result<Found> {
     let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
     let pool = Arc::clone(admitted.pool());
-    let has_fallback = admitted.has_fallback();
     loop {
         let attempts = &exchange.attempts;
         match pool.choose(key, false, |backend| attempts.may_ask(backend)) {
@@ -147,9 +146,12 @@ async fn find_in_pool(session: &mut Session, exchange: &mut Exchange, key: &[u8]
             },
             Choice::None => {}
         }
+        let can_fall_back = || exchange.admitted.as_ref().is_some_and(Admitted::can_fall_back);
+        let is_over = !exchange.attempts.is_round_begun() || can_fall_back();
         let attempts = &mut exchange.attempts;
-        if !attempts.is_round_begun() || has_fallback || !another_round(attempts, &pool) {
-            let refusal = attempts.failure.take().unwrap_or_else(|| nobody_left(attempts, &pool));
+        if is_over || !another_round(attempts, &pool) {
+            let refusal = attempts.failure.take();
+            let refusal = refusal.unwrap_or_else(|| nobody_left(exchange, &pool));
             return Ok(Found::Nobody(refusal));
         }
         pool.check_soon();
@@ -283,13 +285,17 @@ async fn wait_in_line(
     }
 }
 
-fn nobody_left(attempts: &Attempts, pool: &Pool) -> Refusal {
-    if attempts.is_for_tunnel && !pool.backends().iter().any(|backend| backend.takes_tunnels()) {
-        return Refusal::NoWebSocket { pool: pool.name().to_owned() };
+/// The client is told about the model that it asked for.
+fn nobody_left(exchange: &Exchange, pool: &Pool) -> Refusal {
+    let takes_tunnels = || pool.backends().iter().any(|backend| backend.takes_tunnels());
+    let asked = exchange.admitted.as_ref().map_or(pool, |admitted| &admitted.way.targets[0].pool);
+    let asked = asked.name().to_owned();
+    if exchange.attempts.is_for_tunnel && !takes_tunnels() {
+        return Refusal::NoWebSocket { pool: asked };
     }
     pool.check_soon();
     let retry_after = pool.back_within().min(RETRY_AFTER_MAX);
-    Refusal::NoBackend { pool: pool.name().to_owned(), retry_after }
+    Refusal::NoBackend { pool: asked, retry_after }
 }
 
 fn gone<T>() -> Result<T> {

@@ -340,6 +340,41 @@ fn another_model_is_asked_when_one_cannot_serve() {
 }
 
 #[test]
+fn a_model_that_cannot_serve_either_is_not_asked() {
+    let (limited, mut down) = (
+        Upstream::start(|_, reply| reply.send(429, &[("X-Own", "yes")], b"{}")),
+        Upstream::named("down"),
+    );
+    down.kill();
+    let spare = Upstream::named("spare");
+    let top = "retry: {retries_max: 2, delay: 1ms}\nhealth_check: {unhealthy_after: 1}\n\
+               breaker: {enabled: false}\nfallbacks: {limited: down, \"other\": [down, spare]}";
+    let pools = [
+        Model("limited", &[&limited]),
+        Model("down", &[&down]),
+        Model("other", &[&limited]),
+        Model("spare", &[&spare]),
+    ];
+    let gateway = Gateway::start(&models(top, &pools));
+    gateway.wait_backend("svc/down", "a", "unhealthy");
+    let to = gateway.address();
+    // It is tried as often as without fallbacks, and its own answer is the answer.
+    let answer = post(to, CHAT, &[JSON], "{\"model\":\"limited\"}");
+    assert_eq!((answer.status, answer.header("x-own").as_str()), (429, "yes"));
+    assert_eq!(limited.seen().len(), 3);
+    // The next one that can serve is.
+    let answer = post(to, CHAT, &[JSON], "{\"model\":\"other\"}");
+    assert_eq!(
+        (answer.text().as_str(), answer.header("x-tollgate-model").as_str()),
+        ("spare", "svc/spare")
+    );
+    // Nobody is there: the client is told about the model that it asked for.
+    drop((limited, spare));
+    let answer = post(to, CHAT, &[JSON], "{\"model\":\"other\"}");
+    assert!(answer.status == 503 && answer.text().contains("svc/other"), "{}", answer.text());
+}
+
+#[test]
 fn no_other_model_is_asked_for_what_the_first_has_answered() {
     let refuses = Upstream::start(|_, reply| reply.send(400, &[], b"{}"));
     let breaks = Upstream::start(|_, reply| {
