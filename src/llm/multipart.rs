@@ -26,6 +26,8 @@ pub struct Form {
     state: State,
     /// What came before and is not decided upon yet: less than a delimiter, or a part's head.
     pending: Vec<u8>,
+    /// How much of that holds no end of a head.
+    searched: usize,
     /// Where in the body `pending` begins.
     offset: usize,
     parts: usize,
@@ -35,12 +37,14 @@ pub struct Form {
 
 #[derive(Debug)]
 enum State {
-    /// At the first byte: a delimiter without its line break, or a preamble.
+    /// At the first byte: a delimiter, also without its line break. Servers disagree about what may stand before it,
+    /// and nobody sends anything.
     Start,
-    Preamble,
     /// Behind a delimiter: a line break or the `--` of the end.
     Delimiter,
     Head,
+    /// At the first byte of a part.
+    First(Option<(Vec<u8>, usize)>),
     /// In a part; of the field that is looked for, the value so far and where it begins.
     Body(Option<(Vec<u8>, usize)>),
     /// Behind the last delimiter: a line break or nothing.
@@ -50,20 +54,16 @@ enum State {
 
 impl Search for Form {
     fn feed(&mut self, piece: &[u8]) -> Result<(), Fault> {
-        let pending = std::mem::take(&mut self.pending);
-        let joined;
-        let bytes = if pending.is_empty() {
-            piece
+        if self.pending.is_empty() {
+            let at = self.steps(piece)?;
+            self.pending.extend_from_slice(&piece[at..]);
         } else {
-            joined = [&pending[..], piece].concat();
-            &joined
-        };
-        let mut at = 0;
-        while let Some(next) = self.step(bytes, at)? {
-            at = next;
+            let mut bytes = std::mem::take(&mut self.pending);
+            bytes.extend_from_slice(piece);
+            let at = self.steps(&bytes)?;
+            bytes.drain(..at);
+            self.pending = bytes;
         }
-        self.pending = bytes[at..].to_vec();
-        self.offset += at;
         Ok(())
     }
 
@@ -97,7 +97,9 @@ impl Form {
         let (Some((_, boundary)), None) = (boundaries.next(), boundaries.next()) else {
             return Err(Fault::Malformed);
         };
-        if boundary.is_empty() || boundary.len() > BOUNDARY_BYTES_MAX {
+        // What a backslash in it stands for, parsers disagree about.
+        let is_odd = text.contains('\\');
+        if is_odd || boundary.is_empty() || boundary.len() > BOUNDARY_BYTES_MAX {
             return Err(Fault::Malformed);
         }
         Ok(Self {
@@ -105,11 +107,23 @@ impl Form {
             delimiter: [b"\r\n--", boundary.as_bytes()].concat(),
             state: State::Start,
             pending: Vec::new(),
+            searched: 0,
             offset: 0,
             parts: 0,
             is_seen: false,
             found: None,
         })
+    }
+
+    /// Reads as far as is decided; where it has come to.
+    fn steps(&mut self, bytes: &[u8]) -> Result<usize, Fault> {
+        let mut at = 0;
+        while let Some(next) = self.step(bytes, at)? {
+            at = next;
+            self.searched = 0;
+        }
+        self.offset += at;
+        Ok(at)
     }
 
     /// Reads on from `at`; where it has come to, or none when it takes more bytes.
@@ -126,13 +140,16 @@ impl Form {
             }
             State::Done => Ok((!rest.is_empty()).then_some(bytes.len())),
             State::Start => {
-                let first = &self.delimiter[2..];
+                let line_break = if rest.starts_with(b"\r") { 0 } else { 2 };
+                let first = &self.delimiter[line_break..];
                 if rest.len() < first.len() {
                     return Ok(None);
                 }
-                let is_delimiter = rest.starts_with(first);
-                self.state = if is_delimiter { State::Delimiter } else { State::Preamble };
-                Ok(Some(at + if is_delimiter { first.len() } else { 0 }))
+                if !rest.starts_with(first) {
+                    return Err(Fault::Malformed);
+                }
+                self.state = State::Delimiter;
+                Ok(Some(at + first.len()))
             }
             State::Delimiter => {
                 // Transport padding (RFC 2046) is sent by nobody, and parsers disagree about it.
@@ -145,14 +162,27 @@ impl Form {
                 Ok(Some(at + 2))
             }
             State::Head => {
-                let Some(end) = head_end(rest) else {
+                let Some(end) = head_end(rest, self.searched) else {
+                    self.searched = rest.len();
                     let is_too_long = rest.len() > HEAD_BYTES_MAX;
                     return if is_too_long { Err(Fault::Malformed) } else { Ok(None) };
                 };
                 self.head(&rest[..end], at + end)?;
                 Ok(Some(at + end))
             }
-            State::Preamble | State::Body(_) => self.content(bytes, at),
+            State::First(value) => {
+                let first = &self.delimiter[2..];
+                if rest.starts_with(first) {
+                    // To some it ends a part without content, to others it is content.
+                    return Err(Fault::Malformed);
+                }
+                if first.starts_with(rest) {
+                    return Ok(None);
+                }
+                self.state = State::Body(value.take());
+                Ok(Some(at))
+            }
+            State::Body(_) => self.content(bytes, at),
         }
     }
 
@@ -207,23 +237,36 @@ impl Form {
         if names.next().is_some() {
             return Err(Fault::Ambiguous);
         }
+        if !is_plain(disposition) {
+            return Err(Fault::Ambiguous);
+        }
         let is_file = parameters(disposition).any(|(key, _)| key.starts_with("filename"));
         let is_it = name.is_some_and(|(_, name)| name.eq_ignore_ascii_case(self.name));
         if is_it && (self.is_seen || is_file) {
             return Err(Fault::Ambiguous);
         }
         self.is_seen |= is_it;
-        self.state = State::Body(is_it.then(|| (Vec::new(), self.offset + start)));
+        self.state = State::First(is_it.then(|| (Vec::new(), self.offset + start)));
         Ok(())
     }
 }
 
-/// Where a part's content begins: behind the empty line, which stands at once where there is no head.
-fn head_end(bytes: &[u8]) -> Option<usize> {
+/// Where a part's content begins: behind the empty line, which stands at once where there is no head. There is
+/// none in the first `searched` bytes.
+fn head_end(bytes: &[u8], searched: usize) -> Option<usize> {
     if bytes.starts_with(b"\r\n") {
         return Some(2);
     }
-    memmem::find(bytes, b"\r\n\r\n").map(|end| end + 4)
+    let from = searched.saturating_sub(3);
+    memmem::find(&bytes[from..], b"\r\n\r\n").map(|end| from + end + 4)
+}
+
+/// Whether all read the name alike: what a backslash stands for, parsers disagree about. In the name of a file, which
+/// comes last, it does no harm.
+fn is_plain(disposition: &str) -> bool {
+    let Some((before, after)) = disposition.split_once('\\') else { return true };
+    let has = |text: &str, part| text.to_ascii_lowercase().contains(part);
+    has(before, "filename") && !has(after, "name=") && !has(after, "name*=")
 }
 
 /// The parameters behind the first semicolon: names in lower case, values without quotes.
@@ -294,7 +337,9 @@ mod tests {
         for body in [
             format!("{file}{model}--XyZ--\r\n"),
             format!("{model}{file}--XyZ--"),
-            format!("a preamble\r\n{file}{model}--XyZ--\r\nan epilogue"),
+            format!("\r\n{file}{model}--XyZ--\r\nan epilogue"),
+            format!("{}{model}--XyZ--", part("name=\"a\"", "")),
+            format!("{}{model}--XyZ--", part("name=\"f\"; filename=\"C:\\a.wav\"", "--XyY")),
             format!("{file}{}--XyZ--\r\n", part("NAME=model", "whisper-1")),
         ] {
             let found = found([body.as_bytes()]).unwrap().unwrap();
@@ -324,6 +369,14 @@ mod tests {
             (format!("{}{end}", part("x=y;\r\n name=\"model\"", "b")), Fault::Malformed),
             (format!("{}{end}", part("x=y\nA: b", "b")), Fault::Malformed),
             (format!("{model}--XyZ--x\r\n"), Fault::Malformed),
+            (format!("a preamble\r\n{model}{end}"), Fault::Malformed),
+            (format!("pre\n{}\r\n{model}{end}", model.replace("\r\n", "\n")), Fault::Malformed),
+            (format!("{}{end}", part("name=\"x\"", &format!("{model}--XyZ"))), Fault::Malformed),
+            (format!("{}{end}", part("name=\"mo\\del\"", "b")), Fault::Ambiguous),
+            (
+                format!("{}{end}", part("filename=\"a\\\"; name=\"model\"; x=\"", "b")),
+                Fault::Ambiguous,
+            ),
         ] {
             assert_eq!(found([body.as_bytes()]), Err(fault), "{body}");
         }
@@ -332,6 +385,7 @@ mod tests {
             "multipart/form-data; boundary=",
             "m; boundary=a; boundary=b",
             "m; boundary=a; boundary*=utf-8''b",
+            "m; boundary=\"a\\b\"",
         ] {
             assert_eq!(Form::new(kind.as_bytes(), "model").err(), Some(Fault::Malformed), "{kind}");
         }
