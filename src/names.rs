@@ -53,12 +53,21 @@ impl<T> Names<T> {
             self.exact.entry(name.to_owned()).or_insert(value);
             return;
         };
-        if self.patterns.iter().any(|(known, _)| *known == pattern) {
+        if self.has(name) {
             return;
         }
         let more = |(known, _): &(Pattern, T)| known.literal() >= pattern.literal();
         let at = self.patterns.partition_point(more);
         self.patterns.insert(at, (pattern, value));
+    }
+
+    /// Whether something stands behind this name or pattern itself.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        match Pattern::parse(name) {
+            None => self.exact.contains_key(name),
+            Some(pattern) => self.patterns.iter().any(|(known, _)| *known == pattern),
+        }
     }
 
     /// What stands behind exactly this name.
@@ -105,6 +114,9 @@ mod tests {
             assert_eq!(names.find(name), Some(&value), "{name}");
         }
         assert_eq!(names.exact("gpt-4"), None);
+        assert!(
+            names.has("gpt-4*") && names.has("gpt-4o") && !names.has("gpt-4") && !names.has("x*")
+        );
     }
 
     #[test]

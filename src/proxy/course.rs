@@ -95,9 +95,12 @@ impl Look {
 /// Why there is none.
 pub(super) fn find(runtime: &Runtime, head: &RequestHeader) -> Result<Course, Refusal> {
     let (path, query) = split_target(head);
-    let miss = if path.starts_with(b"/v1/") {
+    let is_v1 = path.starts_with(b"/v1/");
+    // Azure's paths, also where a service is called `openai`.
+    let is_azure = path.starts_with(b"/openai/v1/") || path.starts_with(b"/openai/deployments/");
+    let miss = if is_v1 || is_azure {
         routing::check_unambiguous(path).map_err(|miss| refusal_of(miss, path))?;
-        if let Some(way) = &runtime.catalog.everything {
+        if let Some(way) = runtime.catalog.everything.as_ref().filter(|_| is_v1) {
             return Ok(Course {
                 target: [path, query].concat().into_boxed_slice(),
                 prefix: Box::default(),
@@ -159,8 +162,8 @@ fn by_path(head: &RequestHeader, way: &Arc<Way>, path: &[u8], tail: &[u8], query
     }
 }
 
-/// Whether a request asks a model for an answer, and nothing is kept or removed: then any model will do that
-/// may stand in for it.
+/// Whether a request asks a model for an answer: then any model will do that may stand in for it. Not so where
+/// something is kept or removed, or what was kept is asked for by a path that names no model.
 fn answers_only(method: &Method, path: &[u8], front: Option<&Front<'_>>) -> bool {
     let asks = match front {
         Some(Front::Exchange(Mention::Body(_))) | None => *method == Method::POST,
@@ -169,7 +172,7 @@ fn answers_only(method: &Method, path: &[u8], front: Option<&Front<'_>>) -> bool
         }
         _ => false,
     };
-    asks && !path.windows(12).any(|window| window == b"/fine_tuning")
+    asks && routing::answers_only(path)
 }
 
 fn at_front_door(
@@ -196,7 +199,11 @@ fn at_front_door(
             return Err(Refusal::ModelAmbiguous);
         }
         let name = std::str::from_utf8(name.as_bytes()).unwrap_or_default();
-        let leads = to(name, None)?;
+        let at = match &mention {
+            Mention::Target { at, .. } => Some(at.clone()),
+            _ => None,
+        };
+        let leads = to(name, at)?;
         let renames = matches!(&leads, Leads::To(way, _) if way.renames);
         let look = match mention {
             Mention::Body(keys) if renames => Some(Look { keys, aim: Aim::Name }),

@@ -63,6 +63,23 @@ pub fn plain_path(path: &[u8]) -> &[u8] {
     path.strip_prefix(b"/openai").filter(|rest| rest.starts_with(b"/v1/")).unwrap_or(path)
 }
 
+/// What a backend keeps something of, or removes something by, besides giving an answer: first segments behind the
+/// version, or Ollama's behind `api`.
+const KEEPS: [&str; 8] =
+    ["fine_tuning", "videos", "blobs", "copy", "create", "delete", "pull", "push"];
+
+/// Whether a request by POST to this raw path asks for an answer only, as far as the path tells.
+#[must_use]
+pub fn answers_only(path: &[u8]) -> bool {
+    let plain = decoded(path);
+    let mut segments = plain.split('/').filter(|segment| !segment.is_empty());
+    let is_prefix = |segment: &str| {
+        segment == "api" || segment == "openai" || VERSIONS.contains(&segment.as_bytes())
+    };
+    let first = segments.find(|segment| !is_prefix(segment));
+    !first.is_some_and(|first| KEEPS.contains(&first))
+}
+
 /// Tells what a request is for by its raw path, as [`plain_path`] gives it, and its raw query with the
 /// question mark. None: the path is none of an LLM API.
 #[must_use]
@@ -148,13 +165,15 @@ fn in_query<'p>(path: &[u8], query: &[u8]) -> Front<'p> {
     let mut start = path.len() + 1;
     for pair in query.get(1..).unwrap_or_default().split(|byte| *byte == b'&') {
         let end = start + pair.len();
-        let equals = pair.iter().position(|byte| *byte == b'=').unwrap_or(pair.len());
-        if matches!(decoded(&pair[..equals]).as_ref(), "model" | "deployment") {
+        let equals = pair.iter().position(|byte| *byte == b'=');
+        if let Some(equals) = equals
+            && matches!(decoded(&pair[..equals]).as_ref(), "model" | "deployment")
+        {
             if mention != Mention::Nowhere {
                 return Front::Ambiguous;
             }
-            let at = (start + equals + 1).min(end)..end;
-            let value = &pair[pair.len() - at.len()..];
+            let at = start + equals + 1..end;
+            let value = &pair[equals + 1..];
             // In a query a plus stands for a space; no name has either.
             mention = Mention::Target { name: decoded(value).into_owned(), at };
         }
@@ -260,6 +279,7 @@ mod tests {
             (Method::POST, "/v1/uploads/u1/parts"),
             (Method::POST, "/v1/fine_tuning/jobs/j1/cancel"),
             (Method::GET, "/v1/realtime"),
+            (Method::GET, "/v1/realtime?model"),
         ] {
             assert_eq!(of(&method, path), nowhere, "{method} {path}");
         }
@@ -272,6 +292,16 @@ mod tests {
         assert_eq!(of(&Method::GET, "/v1beta/models"), Some(Front::List));
         assert_eq!(of(&Method::GET, "/v1/models/a%2Fb:c"), Some(Front::One("a/b:c".into())));
         assert_eq!(of(&Method::GET, "/v1/models/a/b"), Some(Front::One("a/b".into())));
+    }
+
+    #[test]
+    fn what_keeps_something_is_told_from_what_answers() {
+        for path in ["/v1/videos", "/v1/fine%5Ftuning/jobs", "/api/pull", "//api/blobs/sha256:1"] {
+            assert!(!answers_only(path.as_bytes()), "{path}");
+        }
+        for path in ["/v1/chat/completions", "/api/chat", "/openai/v1/responses", "/generate", ""] {
+            assert!(answers_only(path.as_bytes()), "{path}");
+        }
     }
 
     #[test]

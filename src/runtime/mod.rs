@@ -87,10 +87,7 @@ impl Runtime {
             (None, previous) => previous.and_then(|previous| previous.tls.clone()),
         };
         let ways = Ways::new(&snapshot, &pools);
-        let of_path = |(service, model, _): (&str, &str, _)| {
-            (service.to_owned(), model.to_owned(), ways.of_path(service, model))
-        };
-        let router = Router::new(snapshot.pools().map(of_path));
+        let router = Router::new(ways.of_paths(&snapshot));
         let catalog = ways.catalog(&snapshot);
         Ok(Self { since: SystemTime::now(), tls, router, catalog, pools, names, prober, snapshot })
     }

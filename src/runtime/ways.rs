@@ -116,9 +116,27 @@ impl<'a> Ways<'a> {
         Self { pools, fallbacks }
     }
 
-    /// The way of a service's model, by the path that names both.
-    pub(super) fn of_path(&self, service: &str, model: &str) -> Arc<Way> {
-        self.way(&[ModelRef::new(service, model)], &[model])
+    /// The ways by the path that names service and model. There is none where one upstream takes everything.
+    pub(super) fn of_paths(&self, snapshot: &Snapshot) -> Vec<(String, String, Arc<Way>)> {
+        let mut ways = Vec::new();
+        if snapshot.naming.everything.is_some() {
+            return ways;
+        }
+        for (service, models) in &snapshot.services {
+            let mut models_by_name = Names::default();
+            let mut add = |name: &str, model: &str| {
+                let way = self.way(&[ModelRef::new(service, model)], &[name, model]);
+                ways.push((service.clone(), name.to_owned(), way));
+            };
+            for model in models.models.keys() {
+                models_by_name.add(model, model);
+                add(model, model);
+            }
+            for (name, model) in only_by_pattern(snapshot, &models_by_name) {
+                add(name, model);
+            }
+        }
+        ways
     }
 
     pub(super) fn catalog(&self, snapshot: &Snapshot) -> Catalog {
@@ -126,11 +144,13 @@ impl<'a> Ways<'a> {
         let mut catalog = Catalog { lists: naming.listed, ..Catalog::default() };
         let default_service = naming.default_service.as_ref();
         let default_name = default_service.map(|one| one.service.as_str());
+        let mut refs_by_name = Names::default();
         for (model, refs) in by_model(&snapshot.services, default_name) {
             if Pattern::parse(model).is_none() {
                 catalog.listed.push((model.to_owned(), refs[0].service.clone()));
             }
             catalog.names.add(model, self.way(&refs, &[model]));
+            refs_by_name.add(model, refs);
         }
         // A model's own name goes before one that is put together.
         for (service, model, _) in snapshot.pools() {
@@ -143,6 +163,10 @@ impl<'a> Ways<'a> {
                 catalog.listed.push((alias.clone(), first.service.clone()));
             }
             catalog.names.add(alias, self.way(refs, &[alias, &first.model]));
+            refs_by_name.add(alias, refs.clone());
+        }
+        for (name, refs) in only_by_pattern(snapshot, &refs_by_name) {
+            catalog.names.add(name, self.way(refs, &[name, &refs[0].model]));
         }
         let default_model = &naming.default_model;
         catalog.default_model =
@@ -203,4 +227,14 @@ impl<'a> Ways<'a> {
         };
         refs.iter().filter_map(target).collect()
     }
+}
+
+/// Names that have fallbacks of their own, and are those of a model only by a wildcard.
+fn only_by_pattern<'a, T>(
+    snapshot: &'a Snapshot,
+    names: &'a Names<T>,
+) -> impl Iterator<Item = (&'a str, &'a T)> {
+    let keys = snapshot.naming.fallbacks.iter().map(|(name, _)| name.as_str());
+    let is_only = |name: &&str| Pattern::parse(name).is_none() && !names.has(name);
+    keys.filter(is_only).filter_map(|name| Some((name, names.pattern(name)?)))
 }

@@ -340,6 +340,42 @@ fn another_model_is_asked_when_one_cannot_serve() {
 }
 
 #[test]
+fn a_name_that_a_wildcard_stands_for_can_have_fallbacks_of_its_own() {
+    let mut down = Upstream::named("down");
+    let (one, two) = (Upstream::named("one"), Upstream::named("two"));
+    let top =
+        "fallbacks: {gpt-4o: one, \"gpt-4*\": two, claude-x: one}\naliases: {\"claude*\": gpt-4-a}";
+    let pools = [Model("gpt-4*", &[&down]), Model("one", &[&one]), Model("two", &[&two])];
+    let gateway = Gateway::start(&models(top, &pools));
+    down.kill();
+    for (name, answer) in
+        [("gpt-4o", "one"), ("gpt-4-turbo", "two"), ("claude-x", "one"), ("claude", "two")]
+    {
+        let body = format!("{{\"model\":\"{name}\"}}");
+        assert_eq!(post(gateway.address(), CHAT, &[JSON], body).text(), answer, "{name}");
+    }
+    for (name, answer) in [("gpt-4o", "one"), ("gpt-4-turbo", "two")] {
+        let path = format!("/svc/{name}/v1/chat/completions");
+        assert_eq!(post(gateway.address(), &path, &[JSON], "{}").text(), answer, "{name}");
+    }
+}
+
+#[test]
+fn azures_paths_lead_to_the_front_door_also_where_a_service_has_their_name() {
+    let (any, model) = (Upstream::named("any"), Upstream::named("model"));
+    let text =
+        services("", &[("openai", &[Model("*", &[&any])]), ("svc", &[Model("m", &[&model])])]);
+    let gateway = Gateway::start(&text);
+    let to = gateway.address();
+    assert_eq!(
+        post(to, "/openai/v1/chat/completions", &[JSON], "{\"model\":\"m\"}").text(),
+        "model"
+    );
+    assert_eq!(post(to, "/openai/deployments/m/chat/completions", &[JSON], "{}").text(), "model");
+    assert_eq!(post(to, "/openai/gpt-5/v1/chat/completions", &[JSON], "{}").text(), "any");
+}
+
+#[test]
 fn a_model_that_cannot_serve_either_is_not_asked() {
     let (limited, mut down) = (
         Upstream::start(|_, reply| reply.send(429, &[("X-Own", "yes")], b"{}")),
@@ -555,7 +591,11 @@ fn an_upstream_url_alone_is_a_configuration() {
         get(to, "/api/health/status", &[]).json()["data"]["upstream"]["all"][0]["status"]
             == "healthy"
     });
-    assert_eq!(get(to, "/v2/x", &[]).status, 404);
+    let seen = upstream.seen().len();
+    for path in ["/v2/x", "/upstream/all/admin", "/metrics/x"] {
+        assert_eq!(get(to, path, &[]).status, 404, "{path}");
+    }
+    assert_eq!(upstream.seen().len(), seen, "only what is under /v1 goes there");
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn aliases(
     for (alias, target) in file.aliases.iter().flatten() {
         let at = path.key(alias);
         check_name(alias, &at, problems);
-        if models.names.exact(alias).is_some() {
+        if models.names.has(alias) {
             problems.key(&at, "a model has this name already");
         }
         aliases.push((alias.clone(), models.find_or_tell(target, &at, problems)));
