@@ -27,6 +27,8 @@ pub struct Lifecycle {
     exchanges: Arc<Gauge>,
     /// What is held of request bodies.
     pub held: Arc<HeldBytes>,
+    /// What accepts connections.
+    pub listeners: Arc<Gauge>,
     /// Open connections of clients. With HTTP/2, the end of an answer may still be in one's buffers
     /// when its exchange is over.
     pub connections: Arc<Gauge>,
@@ -42,6 +44,7 @@ impl Default for Lifecycle {
             cut: watch::Sender::new(false),
             exchanges: Arc::default(),
             held: Arc::default(),
+            listeners: Arc::default(),
             connections: Arc::default(),
         }
     }

@@ -305,7 +305,8 @@ fn gone<T>() -> Result<T> {
 
 /// An address as the bytes that a client sticks by.
 enum AddressBytes {
-    None,
+    /// Behind a Unix socket there may be many clients: each request is one of its own.
+    Unknown([u8; 8]),
     V4([u8; 4]),
     V6([u8; 16]),
 }
@@ -313,7 +314,7 @@ enum AddressBytes {
 impl AddressBytes {
     fn of(address: Option<IpAddr>) -> Self {
         match address {
-            None => Self::None,
+            None => Self::Unknown(fastrand::u64(..).to_ne_bytes()),
             Some(IpAddr::V4(address)) => Self::V4(address.octets()),
             Some(IpAddr::V6(address)) => Self::V6(address.octets()),
         }
@@ -321,7 +322,7 @@ impl AddressBytes {
 
     fn as_slice(&self) -> &[u8] {
         match self {
-            Self::None => &[],
+            Self::Unknown(bytes) => bytes,
             Self::V4(bytes) => bytes,
             Self::V6(bytes) => bytes,
         }

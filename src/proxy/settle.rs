@@ -6,6 +6,7 @@ use pingora_core::{Error, ErrorSource, ErrorType};
 use pingora_proxy::{FailToProxy, Session};
 
 use super::exchange::{Events, Exchange};
+use super::watch::Stop;
 use super::{respond, retry};
 use crate::pool::Outcome;
 use crate::refusal::Refusal;
@@ -88,6 +89,7 @@ pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>)
     let status = session.response_written().map_or(0, |head| head.status.as_u16());
     let refusal = exchange.observed.refusal.as_ref();
     let level = match (refusal, error) {
+        _ if exchange.watch.stopped() == Some(Stop::Exchange) => log::Level::Warn,
         (_, Some(error)) if session.was_upgraded() && is_plain_end(exchange, error) => {
             log::Level::Debug
         }
@@ -101,7 +103,9 @@ pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>)
     let attempt = exchange.attempts.current.as_ref();
     // That no backend is left is all there is to say; each attempt has its own line.
     let is_told = matches!(refusal, Some(Refusal::NoBackend { .. }));
-    let stop = exchange.watch.stopped().filter(|_| session.was_upgraded());
+    let is_unsaid = session.was_upgraded()
+        || error.is_some_and(|error| error.esource == ErrorSource::Downstream);
+    let stop = exchange.watch.stopped().filter(|_| is_unsaid);
     let stop = stop.and_then(|stop| retry::overdue(&exchange.stop_refusal(stop)));
     let why = stop.or_else(|| error.filter(|_| !is_told).map(brief));
     let first_byte =

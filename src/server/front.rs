@@ -4,8 +4,8 @@
 //! fewer, and a client that sends nothing would be waited for without end.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use super::connections::Connections;
 use crate::config::{ClientBounds, Listen, ListenAt};
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Counted, Lifecycle};
 use crate::proxy::{ClientSide, Proxy, raw_refusal, watched};
 use crate::refusal::Refusal;
 use crate::runtime::Current;
@@ -56,6 +56,8 @@ pub(super) struct Front {
     connections: Option<Arc<Connections>>,
     /// The addresses that TLS is spoken on.
     secure: Vec<SocketAddr>,
+    /// As long as connections are accepted.
+    listening: Mutex<Option<Counted>>,
 }
 
 /// The proxy, told how to read a connection.
@@ -94,6 +96,7 @@ impl Front {
             http2: version(http2_options(idle_timeout)),
             current: Arc::clone(current),
             closing: lifecycle.closing_signal(),
+            listening: Mutex::new(Some(lifecycle.listeners.enter())),
             lifecycle,
             connections,
             secure: secure.collect(),
@@ -257,6 +260,7 @@ impl ServerApp for Front {
     }
 
     async fn cleanup(&self) {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.lifecycle.parted().await;
         self.http1.proxy.http_cleanup().await;
     }

@@ -48,6 +48,9 @@ const ATTEMPTS_MAX: usize = 4096;
 /// costs that request.
 const PART_WITHIN: Duration = Duration::from_secs(5);
 
+/// A connection that was accepted at last is counted when its task runs for the first time.
+const BEGIN_WITHIN: Duration = Duration::from_millis(500);
+
 /// Longest wait, after the drain, for connections to send their last bytes and to part; only a client
 /// that has stopped to answer takes that long.
 const FLUSH_SECONDS_MAX: u64 = 5;
@@ -221,7 +224,12 @@ async fn last_exchanges(lifecycle: &Lifecycle, shutdown_timeout: Duration) {
     let flush = Duration::from_secs(FLUSH_SECONDS_MAX);
     let last = async {
         if lifecycle.is_leaving() {
-            let _ = tokio::time::timeout(PART_WITHIN, lifecycle.connections.wait_empty()).await;
+            let parted = async {
+                lifecycle.listeners.wait_empty().await;
+                tokio::time::sleep(BEGIN_WITHIN).await;
+                lifecycle.connections.wait_empty().await;
+            };
+            let _ = tokio::time::timeout(PART_WITHIN, parted).await;
         }
         lifecycle.part();
         let is_cut = *lifecycle.cut_signal().borrow();

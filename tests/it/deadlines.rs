@@ -497,6 +497,22 @@ fn a_backend_that_answers_and_takes_no_more_of_the_body_is_heard_to_the_end() {
 }
 
 #[test]
+fn the_deadline_for_all_ends_an_exchange_whose_client_takes_nothing() {
+    let upstream = Upstream::start(|_, reply| {
+        reply.begin("text/event-stream");
+        let piece = format!("data: {}\n\n", "x".repeat(100_000));
+        while reply.chunk(piece.as_bytes()) {}
+    });
+    let settings = "deadlines: {exchange: 1s}\nclient: {write_timeout: 1h}";
+    let mut gateway = Gateway::start(&config(settings, &[&upstream]));
+    let mut connection = Connection::open(gateway.address());
+    connection.write(b"GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    eventually("it is at work", || gateway.inflight() == 1);
+    eventually("it is over", || gateway.inflight() == 0);
+    gateway.wait_log("deadline exchange of 1 s is over");
+}
+
+#[test]
 fn a_backend_that_begins_to_answer_and_then_does_nothing_is_the_one_that_is_silent() {
     // Before anything is stuck, and when the body is stuck already.
     for delay in [Duration::ZERO, Duration::from_secs(1)] {

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 
@@ -61,6 +62,21 @@ fn forwarded_headers_are_believed_from_a_unix_socket_only_where_that_is_said() {
 }
 
 #[test]
+fn clients_behind_a_unix_socket_do_not_all_stick_to_one_backend() {
+    let (one, two) = (Upstream::named("one"), Upstream::named("two"));
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("t.sock");
+    let listen = format!("[\"127.0.0.1:0\", \"unix:{}\"]", socket.display());
+    let two_backends = format!("{}\"}}, {{id: b, url: \"{}", one.url(), two.url());
+    let _gateway = gateway(folder, &listen, "balance: sticky", &two_backends);
+    eventually("it listens", || socket.exists());
+    let answers: Vec<String> = (0..60).map(|_| ask(&socket, "")).collect();
+    for name in ["one", "two"] {
+        assert!(answers.iter().any(|answer| answer.ends_with(name)), "{name}: {answers:?}");
+    }
+}
+
+#[test]
 fn a_unix_socket_is_handed_over_in_an_upgrade() {
     let upstream = Upstream::named("x");
     let folder = tempfile::tempdir().unwrap();
@@ -68,11 +84,25 @@ fn a_unix_socket_is_handed_over_in_an_upgrade() {
     let listen = format!("[\"127.0.0.1:0\", \"unix:{}\"]", socket.display());
     let mut gateway = gateway(folder, &listen, "", &upstream.url());
     eventually("it listens", || socket.exists());
-    gateway.signal(Signal::SIGUSR2);
-    gateway.wait_successor();
-    for _ in 0..20 {
-        assert!(ask(&socket, "").ends_with('x'));
-    }
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asks = || {
+            let mut answers = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                assert!(ask(&socket, "").ends_with('x'));
+                answers += 1;
+            }
+            answers
+        };
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(asks)).collect();
+        gateway.signal(Signal::SIGUSR2);
+        gateway.wait_successor();
+        let before = upstream.seen().len();
+        eventually("the new process answers", || upstream.seen().len() > before + 200);
+        is_over.store(true, Ordering::Relaxed);
+        let answers: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+        assert!(answers > 200, "{answers}");
+    });
     gateway.adopt_successor();
 }
 

@@ -142,6 +142,11 @@ impl Stop {
     pub(super) fn is_final(self) -> bool {
         !matches!(self, Self::FirstByte | Self::Silence)
     }
+
+    /// Whether it ends the exchange whatever the client still has to take.
+    fn ends_writing(self) -> bool {
+        matches!(self, Self::Exchange | Self::WebsocketTotal | Self::Drain)
+    }
 }
 
 impl Watch {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use tokio::sync::watch::Receiver;
 
-use super::socket::{Peek, has_closed, peek};
+use super::socket::{Peek, has_closed, peek, takes_more};
 use super::{Phase, Stop, WATCH, Watch};
 use crate::proxy::respond::{LINGER, raw_refusal};
 use crate::refusal::Refusal;
@@ -222,6 +222,13 @@ impl Poller<'_> {
             return self.part(now);
         }
         self.watch.stop(why);
+        let is_stuck = |socket: &RawFd| !takes_more(*socket).unwrap_or(true);
+        if why.ends_writing()
+            && let Some(socket) = self.client.socket.filter(is_stuck)
+        {
+            // Pingora would wait for the client to take what it was sent.
+            let _ = shutdown(socket, Shutdown::Both);
+        }
         Ring::GoOn
     }
 
