@@ -40,8 +40,8 @@ enum Command {
 }
 
 const AFTER_HELP: &str = "\
-Without -c the configuration is the first of: $TOLLGATE_CONFIG, $BACKENDS_CONFIG_PATH,
-./tollgate.yaml, ./config/backends.json, /etc/tollgate/tollgate.yaml.
+Without -c the configuration is the first of: $TOLLGATE_CONFIG, $BACKENDS_CONFIG_PATH, $UPSTREAM_URL,
+./tollgate.yaml, ./config/backends.json, /etc/tollgate/tollgate.yaml. Variables also come from ./.env.
 Exit codes: 0 fine, 1 failed, 2 wrong usage, 78 bad configuration.";
 
 #[derive(Args)]
@@ -117,7 +117,7 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
     let pools = snapshot.pools().count();
     let backends: usize = snapshot.pools().map(|(_, _, pool)| pool.backends.len()).sum();
     let origin = source.path().display().to_string();
-    let defaults = defaults_note(&source, &snapshot);
+    let defaults = defaults_note(&snapshot);
     let warnings = config::warnings(&snapshot);
     let gateway = Gateway::bind(snapshot)
         .context("choose another address with \"listen\", \"admin.listen\" or PORT")?;
@@ -155,7 +155,7 @@ fn check(given: Option<&Path>, against: Option<&Path>) -> ExitCode {
                 source.path().display(),
                 snapshot.services.len(),
                 snapshot.pools().count(),
-                defaults_note(&source, &snapshot),
+                defaults_note(&snapshot),
             );
             for warning in config::warnings(&snapshot) {
                 println!("warning: {warning}");
@@ -175,10 +175,9 @@ fn check(given: Option<&Path>, against: Option<&Path>) -> ExitCode {
 }
 
 /// Says so where the defaults are not those of the documentation.
-fn defaults_note(source: &Source, snapshot: &Snapshot) -> &'static str {
+fn defaults_note(snapshot: &Snapshot) -> &'static str {
     match snapshot.defaults_of {
         DefaultsOf::Tollgate => "",
-        DefaultsOf::BackendsJson if *source == Source::Upstream => "",
         DefaultsOf::BackendsJson => "; with the defaults of a backends.json",
     }
 }

@@ -11,6 +11,21 @@ use crate::llm::{CODINGS, Dialect};
 /// Longest piece of a client's own text that a message repeats, in characters.
 const ECHO_CHARS_MAX: usize = 120;
 
+/// What the paths of LLM APIs begin with behind their version.
+const API_PATHS: [&str; 9] = [
+    "audio",
+    "chat",
+    "completions",
+    "embeddings",
+    "images",
+    "messages",
+    "models",
+    "realtime",
+    "responses",
+];
+
+const BASE_URL_HINT: &str = "; the base URL for an SDK ends in /v1 (for Anthropic's, before it)";
+
 /// Why an exchange is refused. A message names what the client asked for, never a backend's
 /// address or key: those are for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -331,7 +346,11 @@ impl Refusal {
                     echo(path)
                 )
             }
-            Self::NoService { service } => format!("there is no service \"{}\"", echo(service)),
+            Self::NoService { service } => {
+                let is_api = API_PATHS.contains(&service.as_str());
+                let hint = if is_api { BASE_URL_HINT } else { "" };
+                format!("there is no service \"{}\"{hint}", echo(service))
+            }
             Self::NoModel { service, model } => {
                 format!("service \"{}\" has no model for \"{}\"", echo(service), echo(model))
             }
@@ -397,6 +416,8 @@ mod tests {
 
     #[test]
     fn a_long_or_hostile_name_is_cut_and_cleaned() {
+        let refusal = Refusal::NoService { service: "chat".into() };
+        assert!(refusal.message().contains("ends in /v1"), "{}", refusal.message());
         let refusal = Refusal::NoService { service: format!("a\u{1b}[31m\n{}", "x".repeat(9999)) };
         let message = refusal.message();
         assert!(message.len() < 200 && !message.contains(['\u{1b}', '\n']), "{message}");

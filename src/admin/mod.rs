@@ -131,8 +131,18 @@ fn health() -> Response<Bytes> {
 
 /// Whether a browser asks; others are told how the gateway is.
 fn wants_html(request: &PageRequest<'_>) -> bool {
-    let accepted = request.headers.get_all(ACCEPT).iter();
-    accepted.filter_map(|value| value.to_str().ok()).any(|value| value.contains("text/html"))
+    let accepted = request.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut weights = [0.0, 0.0];
+    for range in accepted.flat_map(|value| value.split(',')) {
+        let (kind, parameters) = range.split_once(';').unwrap_or((range, ""));
+        let weight = parameters.split(';').find_map(|it| it.trim().strip_prefix("q="));
+        let weight = weight.map_or(1.0, |weight| weight.trim().parse::<f32>().unwrap_or(0.0));
+        let kinds = ["text/html", "application/json"];
+        if let Some(at) = kinds.iter().position(|it| kind.trim().eq_ignore_ascii_case(it)) {
+            weights[at] = weight;
+        }
+    }
+    weights[0] > 0.0 && weights[0] >= weights[1]
 }
 
 fn service_status(

@@ -46,6 +46,10 @@ pub fn differences(before: &Snapshot, next: &Snapshot) -> Vec<String> {
     lines.0
 }
 
+fn own((key, value): (&str, &str)) -> (String, String) {
+    (key.to_owned(), value.to_owned())
+}
+
 #[derive(Default)]
 struct Lines(Vec<String>);
 
@@ -55,8 +59,22 @@ impl Lines {
     }
 
     fn compare<T: Debug + PartialEq>(&mut self, at: &str, before: &T, next: &T) {
-        if before != next {
+        if before == next {
+            return;
+        }
+        let parts = |of: &T| -> Vec<(String, String)> {
+            let text = format!("{of:#?}");
+            let part = |line: &str| line.trim().trim_end_matches(',').split_once(": ").map(own);
+            text.lines().filter_map(part).collect()
+        };
+        let (known, new) = (parts(before), parts(next));
+        let has_same_keys = known.iter().map(|it| &it.0).eq(new.iter().map(|it| &it.0));
+        if known.is_empty() || !has_same_keys {
             self.add(at, &format!("{before:?} -> {next:?}"));
+            return;
+        }
+        for ((key, old), (_, new)) in known.iter().zip(&new).filter(|(old, new)| old != new) {
+            self.add(&format!("{at}.{key}"), &format!("{old} -> {new}"));
         }
     }
 
@@ -170,7 +188,7 @@ mod tests {
         ] {
             assert!(lines.iter().any(|line| line == expected), "{expected} in\n{text}");
         }
-        assert!(text.contains("services.s.models.m.retry: RetrySpec"), "{text}");
+        assert!(text.contains("services.s.models.m.retry.retries_max: 2 -> 5"), "{text}");
         assert!(!text.contains("sk-"), "{text}");
         assert!(differences(&before, &before).is_empty());
     }

@@ -22,6 +22,17 @@ pub fn warnings(snapshot: &Snapshot) -> Vec<String> {
             }
         }
     }
+    if snapshot.tls.is_some()
+        && !snapshot.listen.iter().chain(&snapshot.admin_listen).any(|it| it.tls)
+    {
+        lines.push("tls is not used: no listen address is an https one".to_owned());
+    }
+    let replay = snapshot.replay;
+    if replay.body_bytes_max > replay.total_bytes_max {
+        lines.push(
+            "replay.body_bytes_max is larger than replay.total_bytes_max, which holds".to_owned(),
+        );
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let certificates = snapshot.tls.iter().flat_map(|tls| tls.certificates.iter().enumerate());
     for (index, certificate) in certificates {

@@ -12,7 +12,7 @@ mod upgrade;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ExecutionPhase, RunArgs, Server};
 use pingora_core::services::background::background_service;
@@ -26,6 +26,7 @@ use crate::config::{ConfigError, Listen, Snapshot};
 use crate::lifecycle::Lifecycle;
 use crate::proxy::{Proxy, Serves};
 use crate::runtime::{Current, Reloads, Runtime};
+use crate::telemetry;
 
 use background::Background;
 use front::Front;
@@ -85,6 +86,7 @@ impl Gateway {
     /// # Errors
     /// When an address is taken or cannot be used; the message names it.
     pub fn bind(snapshot: Snapshot) -> Result<Self> {
+        check_authorities()?;
         let mut take_over = TakeOver::of_process()?;
         let mut inherited = Inherited::find(std::mem::take(&mut take_over.sockets))?;
         let traffic = inherited.traffic(&snapshot.listen)?;
@@ -195,6 +197,15 @@ fn server_configuration(snapshot: &Snapshot) -> ServerConf {
 
 /// Ends the process when nothing is in flight and connections have sent what they hold:
 /// Pingora would sleep its whole grace period.
+/// Pingora reads the system's certificates at its first connection, and panics where that fails.
+fn check_authorities() -> Result<()> {
+    let mut roots = pingora_core::tls::RootCertStore::empty();
+    pingora_core::tls::load_platform_certs_incl_env_into_store(&mut roots).map_err(|error| {
+        let why = telemetry::brief(&error);
+        anyhow!("cannot read the system's certificates (SSL_CERT_FILE, SSL_CERT_DIR): {why}")
+    })
+}
+
 fn end_when_flushed(
     mut phases: broadcast::Receiver<ExecutionPhase>,
     lifecycle: Arc<Lifecycle>,

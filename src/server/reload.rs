@@ -27,6 +27,8 @@ struct Failed {
 /// Takes up configurations, one at a time.
 pub(super) struct Reloader {
     current: Arc<Current>,
+    /// What the process was started with.
+    started: Snapshot,
     /// Woken when there is a new runtime.
     changed: Arc<Notify>,
     read: Reload,
@@ -40,7 +42,8 @@ impl Reloader {
         read: Reload,
         reloads: Arc<Reloads>,
     ) -> Self {
-        Self { current, changed, read, reloads }
+        let started = current.load().snapshot.clone();
+        Self { current, started, changed, read, reloads }
     }
 
     /// Reloads whenever there is a reason to, without end.
@@ -142,7 +145,7 @@ impl Reloader {
         let report = ReloadReport {
             models: next.pools().count(),
             backends: next.pools().map(|(_, _, pool)| pool.backends.len()).sum(),
-            needs_restart: needs_restart(&before.snapshot, &next),
+            needs_restart: needs_restart(&self.started, &next),
         };
         let level = next.log_level;
         let warnings = config::warnings(&next);

@@ -581,7 +581,10 @@ fn an_upstream_url_alone_is_a_configuration() {
     assert_eq!(get(to, "/v1/models", &[]).text(), "");
     assert_eq!(upstream.last().target(), "/v1/models");
     assert_eq!(get(to, "/", &["Accept: */*"]).json()["service"], "tollgate");
-    let page = get(to, "/", &["Accept: text/html,application/xhtml+xml"]);
+    for json in ["Accept: application/json, text/html;q=0.1", "Accept: text/html;q=0"] {
+        assert_eq!(get(to, "/", &[json]).json()["service"], "tollgate");
+    }
+    let page = get(to, "/", &["Accept: Text/HTML,application/xhtml+xml"]);
     assert!(page.header("content-type").starts_with("text/html"));
     let status = get(to, "/api/health/status", &[]).json();
     assert!(
@@ -625,11 +628,14 @@ fn with_an_upstream_url_the_other_variables_hold() {
     let (code, out, _) = run("http://user:pass@h/base");
     assert_eq!(
         (code, out.as_str()),
-        (Some(0), "UPSTREAM_URL: fine (services: 1, models: 1, backends: 1)\n")
+        (
+            Some(0),
+            "UPSTREAM_URL: fine (services: 1, models: 1, backends: 1; with the defaults of a backends.json)\n"
+        )
     );
     let (code, _, err) = run("ftp://h");
     assert_eq!(code, Some(78));
-    assert!(err.contains("UPSTREAM_URL: the scheme must be http or https"), "{err}");
+    assert!(err.contains("UPSTREAM_URL: \"ftp\" is no scheme for a backend"), "{err}");
 }
 
 #[test]

@@ -361,11 +361,14 @@ fn the_admin_address_reloads_and_shows_how_it_went() {
         .unwrap();
     let reloaded = post(admin, "/admin/reload", &[key], "").json();
     assert_eq!(reloaded["needs_restart"], serde_json::json!(["listen"]));
+    // As long as it is not what the process was started with, whatever else changes.
+    let reloaded = post(admin, "/admin/reload", &[key], "").json();
+    assert_eq!(reloaded["needs_restart"], serde_json::json!(["listen"]), "{reloaded}");
     std::fs::write(&file, "services: {svc: {modles: {}}}").unwrap();
     let failed = post(admin, "/admin/reload", &[key], "");
     assert_eq!((failed.status, &failed.json()["status"]), (422, &"failed".into()));
     let state = get(admin, "/api/health/status", &[]).json()["configuration"].clone();
-    assert_eq!((&state["generation"], &state["reloads_failed"]), (&3.into(), &1.into()));
+    assert_eq!((&state["generation"], &state["reloads_failed"]), (&4.into(), &1.into()));
     assert!(state["last_reload"]["problems"][0].as_str().unwrap().contains("modles"), "{state}");
     assert_eq!(get(gateway.address(), "/svc/mdl/x", &[key]).status, 200);
 }

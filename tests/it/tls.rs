@@ -305,6 +305,21 @@ fn wrong_certificates_are_named_with_their_place() {
     assert!(!lines.contains("PRIVATE KEY"), "{lines}");
 }
 
+#[test]
+fn a_system_whose_authorities_cannot_be_read_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("roots.pem");
+    std::fs::write(&file, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+        .unwrap();
+    let variables =
+        [("UPSTREAM_URL", "http://127.0.0.1:1"), ("SSL_CERT_FILE", file.to_str().unwrap())];
+    let output = run_program(folder.path(), &variables, &["serve"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("cannot read the system's certificates (SSL_CERT_FILE"), "{told}");
+    assert!(!told.contains("panicked"), "{told}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
 /// A connection with TLS, its handshake done, that offers `alpn`.
 fn connect(
     gateway: &Gateway,

@@ -112,6 +112,12 @@ fn aliases(
         if models.names.has(alias) {
             problems.key(&at, "a model has this name already");
         }
+        if models.find(target).is_none()
+            && file.aliases.iter().flatten().any(|(it, _)| it == target)
+        {
+            problems.value(&at, "an alias stands for a model, not for another alias");
+            continue;
+        }
         aliases.push((alias.clone(), models.find_or_tell(target, &at, problems)));
     }
     // Not before: an alias of an alias would depend on their order.
@@ -140,6 +146,9 @@ fn fallbacks(
         let mut refs = Vec::new();
         for (index, target) in targets.items.iter().enumerate() {
             let at = item_path(targets, &at, index);
+            if target == name {
+                problems.value(&at, "a model is no fallback of itself");
+            }
             for one in models.find_or_tell(target, &at, problems) {
                 if !refs.contains(&one) {
                     refs.push(one);
@@ -155,6 +164,8 @@ fn fallbacks(
 pub(super) fn check_name(name: &str, at: &KeyPath, problems: &mut Problems) {
     if name.matches('*').count() > 1 {
         problems.key(at, "a name has one * at most");
+    } else if name.contains(char::is_control) {
+        problems.key(at, "a name cannot hold control characters");
     } else if name.is_empty() || name.trim_matches('/') != name {
         problems.key(at, "a model's name cannot be empty or begin or end with a slash");
     } else if name.split('/').any(|part| matches!(part, "" | "." | "..")) {

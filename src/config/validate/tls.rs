@@ -6,7 +6,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
 use super::super::file::{FileBackendTls, FileClientAuth, FileTls};
 use super::super::problem::{KeyPath, Problems};
@@ -116,6 +116,13 @@ fn certificate(
         key.map_err(|_| problems.value(&key_at, told)).ok()
     });
     let (chain, key) = (chain?, key?);
+    let (_, leaf) = X509Certificate::from_der(&chain[0])
+        .map_err(|_| problems.value(&cert_at, "the certificate cannot be read"))
+        .ok()?;
+    if leaf.version() != X509Version::V3 {
+        problems.value(&cert_at, "is no X.509 v3 certificate; make one with a subjectAltName");
+        return None;
+    }
     let checked = CertifiedKey::from_der(chain.clone(), key.clone_key(), &default_provider());
     if let Err(error) = checked {
         let message = match error {
@@ -125,13 +132,7 @@ fn certificate(
         problems.value(&key_at, message);
         return None;
     }
-    let (names, not_after) = match X509Certificate::from_der(&chain[0]) {
-        Ok((_, leaf)) => (names(&leaf), leaf.validity().not_after.timestamp()),
-        Err(_) => {
-            problems.value(&cert_at, "the certificate cannot be read");
-            return None;
-        }
-    };
+    let (names, not_after) = (names(&leaf), leaf.validity().not_after.timestamp());
     Some(Certificate {
         chain: chain.iter().map(|der| der.to_vec()).collect(),
         key: SecretBytes::new(key.secret_der().to_vec()),

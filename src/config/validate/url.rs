@@ -16,6 +16,9 @@ pub(super) struct ParsedUrl {
     pub(super) basic: Option<String>,
 }
 
+/// How a URL is written.
+const AS: &str = "http://host:port, https://host or unix:/path";
+
 /// Parses `http://host[:port][/base]` or `https://...`. An error never repeats the text: it may
 /// hold a password.
 pub(super) fn parse(text: &str) -> Result<ParsedUrl, String> {
@@ -24,11 +27,12 @@ pub(super) fn parse(text: &str) -> Result<ParsedUrl, String> {
         return unix(rest);
     }
     let url = ::url::Url::parse(text)
-        .map_err(|error| format!("not a URL ({error}); write it as http://host:port"))?;
+        .map_err(|error| format!("not a URL ({error}); write it as {AS}"))?;
     let tls = match url.scheme() {
         "http" => false,
         "https" => true,
-        other => return Err(format!("the scheme must be http or https, not {other:?}")),
+        // Of `host:port` too the part before the colon is taken for a scheme.
+        other => return Err(format!("{other:?} is no scheme for a backend; write it as {AS}")),
     };
     if url.query().is_some() || url.fragment().is_some() {
         return Err("cannot hold a query or fragment; requests bring their own".to_owned());
