@@ -24,8 +24,6 @@ const API_PATHS: [&str; 9] = [
     "responses",
 ];
 
-const BASE_URL_HINT: &str = "; the base URL for an SDK ends in /v1 (for Anthropic's, before it)";
-
 /// Why an exchange is refused. A message names what the client asked for, never a backend's
 /// address or key: those are for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -346,11 +344,7 @@ impl Refusal {
                     echo(path)
                 )
             }
-            Self::NoService { service } => {
-                let is_api = API_PATHS.contains(&service.as_str());
-                let hint = if is_api { BASE_URL_HINT } else { "" };
-                format!("there is no service \"{}\"{hint}", echo(service))
-            }
+            Self::NoService { service } => no_service(service),
             Self::NoModel { service, model } => {
                 format!("service \"{}\" has no model for \"{}\"", echo(service), echo(model))
             }
@@ -395,6 +389,12 @@ fn echo(text: &str) -> String {
     let cut: String =
         text.chars().filter(|character| !character.is_control()).take(ECHO_CHARS_MAX).collect();
     if cut.len() < text.len() { format!("{cut}...") } else { cut }
+}
+
+fn no_service(service: &str) -> String {
+    let is_api = API_PATHS.contains(&service);
+    let hint = if is_api { "; an SDK's base URL ends in /v1, Anthropic's before it" } else { "" };
+    format!("there is no service \"{}\"{hint}", echo(service))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use memchr::memchr;
 
-use super::search::{Fault, Found, Search};
+use super::search::{Fault, Found, Gap, Search};
 
 /// Deepest nesting. Python's own parser takes about 1,000 levels; tools and schemas have tens.
 const DEPTH_MAX: usize = 512;
@@ -36,6 +36,13 @@ pub struct Scanner {
     key: Raw<KEY_BYTES_MAX>,
     text: Raw<VALUE_BYTES_MAX>,
     found: Option<Found>,
+    /// Where the byte stands that is read now.
+    position: usize,
+    /// Behind the brace of the object that the member belongs in, once that is there; whether it has members.
+    inside: Option<usize>,
+    has_members: bool,
+    /// Where the member is null.
+    null: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +132,10 @@ impl Search for Scanner {
                 }
                 State::Word(left) => self.word(piece[at], left).map(|()| at + 1)?,
                 State::Number(number) => self.number(piece, at, number)?,
-                state => self.structure(state, piece[at]).map(|()| at + 1)?,
+                state => {
+                    self.position = self.offset + at;
+                    self.structure(state, piece[at]).map(|()| at + 1)?
+                }
             };
         }
         self.offset += piece.len();
@@ -134,6 +144,16 @@ impl Search for Scanner {
 
     fn found(&self) -> Option<&Found> {
         self.found.as_ref()
+    }
+
+    fn gap(&self) -> Option<Gap> {
+        if let Some(null) = self.null {
+            return Some(Gap { at: null..null + 4, before: Vec::new(), after: b"" });
+        }
+        let inside = self.inside.filter(|_| self.found.is_none())?;
+        let before = format!("\"{}\":", self.path.last()?).into_bytes();
+        let after: &[u8] = if self.has_members { b"," } else { b"" };
+        Some(Gap { at: inside..inside, before, after })
     }
 
     fn is_begun(&self) -> bool {
@@ -162,6 +182,10 @@ impl Scanner {
             key: Raw::default(),
             text: Raw::default(),
             found: None,
+            position: 0,
+            inside: None,
+            has_members: false,
+            null: None,
         }
     }
 
@@ -208,7 +232,11 @@ impl Scanner {
     fn key_ends(&mut self) -> Result<(), Fault> {
         self.state = State::Colon;
         self.value = Wanted::No;
-        if !self.is_on_way() || self.key.is_cut {
+        if !self.is_on_way() {
+            return Ok(());
+        }
+        self.has_members |= self.entered + 1 == self.path.len();
+        if self.key.is_cut {
             return Ok(());
         }
         let Some(wanted) = self.path.get(self.entered) else { return Ok(()) };
@@ -335,7 +363,12 @@ impl Scanner {
             b'[' => return self.open(false),
             b't' => self.state = State::Word(b"rue"),
             b'f' => self.state = State::Word(b"alse"),
-            b'n' => self.state = State::Word(b"ull"),
+            b'n' => {
+                if self.value == Wanted::Goal {
+                    self.null = Some(self.position);
+                }
+                self.state = State::Word(b"ull");
+            }
             b'-' => self.state = State::Number(Number::Minus),
             b'0' => self.state = State::Number(Number::Zero),
             b'1'..=b'9' => self.state = State::Number(Number::Integer),
@@ -359,6 +392,9 @@ impl Scanner {
             self.objects[word] &= !bit;
         }
         self.depth += 1;
+        if is_object && self.is_on_way() && self.entered + 1 == self.path.len() {
+            self.inside.get_or_insert(self.position + 1);
+        }
         self.state = if is_object { State::FirstKey } else { State::FirstValue };
         Ok(())
     }
@@ -484,6 +520,36 @@ mod tests {
     fn a_string_of_ten_megabytes_is_passed_over() {
         let body = format!(r#"{{"input":"{}","model":"m"}}"#, r#"a\"b\\"#.repeat(10_000_000 / 6));
         assert_eq!(model(&body), Ok(Some("m".to_owned())));
+    }
+
+    #[test]
+    fn a_name_can_be_put_where_none_is() {
+        for (body, path, whole) in [
+            ("{}", &["model"][..], r#"{"model":"m"}"#),
+            (" { \"a\":{\"model\":1}}", &["model"], " {\"model\":\"m\", \"a\":{\"model\":1}}"),
+            (r#"{"a":1,"model": null }"#, &["model"], r#"{"a":1,"model": "m" }"#),
+            (
+                r#"{"session":{"a":[{}]}}"#,
+                &["session", "model"],
+                r#"{"session":{"model":"m","a":[{}]}}"#,
+            ),
+        ] {
+            for piece in [1, 3, body.len()] {
+                let mut scanner = Scanner::new(path);
+                body.as_bytes().chunks(piece).for_each(|piece| scanner.feed(piece).unwrap());
+                let Gap { at, before, after } = scanner.gap().unwrap();
+                let filled = [&before[..], b"\"m\"", after].concat();
+                let text =
+                    [&body.as_bytes()[..at.start], &filled, &body.as_bytes()[at.end..]].concat();
+                assert_eq!(String::from_utf8(text).unwrap(), whole);
+            }
+        }
+        for body in [r#"{"a":1}"#, r#"{"model":"x"}"#] {
+            let mut scanner =
+                Scanner::new(if body.contains('x') { &["model"] } else { &["s", "model"] });
+            scanner.feed(body.as_bytes()).unwrap();
+            assert_eq!(scanner.gap(), None, "{body}");
+        }
     }
 
     #[test]

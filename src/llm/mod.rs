@@ -16,6 +16,6 @@ pub use json::Scanner;
 pub use multipart::Form;
 pub use pause::pause;
 pub use peek::{Peek, PeekFault, is_form};
-pub use search::{Fault, Found, Search};
+pub use search::{Fault, Found, Gap, Search};
 pub use splice::spliced;
 pub use stream::{EndMarker, Tail};

@@ -3,7 +3,7 @@
 
 use memchr::memmem;
 
-use super::search::{Fault, Found, Search};
+use super::search::{Fault, Found, Gap, Search};
 
 /// Longest boundary (RFC 2046, section 5.1.1).
 const BOUNDARY_BYTES_MAX: usize = 70;
@@ -30,6 +30,8 @@ pub struct Form {
     searched: usize,
     /// Where in the body `pending` begins.
     offset: usize,
+    /// Where its first delimiter stands.
+    start: Option<usize>,
     parts: usize,
     is_seen: bool,
     found: Option<Found>,
@@ -71,6 +73,14 @@ impl Search for Form {
         self.found.as_ref()
     }
 
+    fn gap(&self) -> Option<Gap> {
+        let start = self.start.filter(|_| !self.is_seen && self.parts > 0)?;
+        let name = self.name;
+        let head = format!("\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n");
+        let before = [&self.delimiter[2..], head.as_bytes()].concat();
+        Some(Gap { at: start..start, before, after: b"\r\n" })
+    }
+
     /// Its type says so.
     fn is_begun(&self) -> bool {
         true
@@ -109,6 +119,7 @@ impl Form {
             pending: Vec::new(),
             searched: 0,
             offset: 0,
+            start: None,
             parts: 0,
             is_seen: false,
             found: None,
@@ -148,6 +159,7 @@ impl Form {
                 if !rest.starts_with(first) {
                     return Err(Fault::Malformed);
                 }
+                self.start = Some(self.offset + at + 2 - line_break);
                 self.state = State::Delimiter;
                 Ok(Some(at + first.len()))
             }

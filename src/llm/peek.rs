@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use super::coding::{CodingFault, Decoder};
 use super::json::Scanner;
 use super::multipart::Form;
-use super::search::{Fault, Found, Search};
+use super::search::{Fault, Found, Gap, Search};
 
 /// Looks for a name in a body that comes piece by piece.
 #[derive(Debug)]
@@ -126,6 +126,12 @@ impl Peek {
     #[must_use]
     pub fn found(&self) -> Option<&Found> {
         self.reader().found()
+    }
+
+    /// Where the name could stand that a complete body lacks, in the decoded body.
+    #[must_use]
+    pub fn gap(&self) -> Option<Gap> {
+        self.reader().gap()
     }
 
     /// Whether all is known that can be: nothing that follows counts.

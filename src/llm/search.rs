@@ -27,6 +27,17 @@ pub struct Found {
     pub at: Range<usize>,
 }
 
+/// Where a text could stand that a body lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// What is there: nothing, or a JSON null.
+    pub at: Range<usize>,
+    /// What goes before the text.
+    pub before: Vec<u8>,
+    /// What goes behind it.
+    pub after: &'static [u8],
+}
+
 /// Reads a body piece by piece as it comes.
 pub trait Search: Debug + Send + Sync {
     /// Reads the next piece.
@@ -37,6 +48,9 @@ pub trait Search: Debug + Send + Sync {
 
     /// What has been found so far.
     fn found(&self) -> Option<&Found>;
+
+    /// Where the text could stand, if a complete body lacks it and has a place for it.
+    fn gap(&self) -> Option<Gap>;
 
     /// Whether the body has begun as one that can be read.
     fn is_begun(&self) -> bool;

@@ -246,7 +246,21 @@ fn what_names_no_model_goes_where_a_header_or_a_default_says() {
     ] {
         assert_eq!((answer.status, answer.text().as_str()), (200, expected));
     }
-    assert_eq!(one.seen()[0].body, b"{\"input\":\"x\"}");
+    // The backend is told which model it is.
+    assert_eq!(one.seen()[0].body, b"{\"model\":\"m1\",\"input\":\"x\"}");
+    let zipped = zstd::encode_all(&b" {}"[..], 3).unwrap();
+    for (body, headers, sent) in [
+        (&b"{\"model\":null,\"a\":1}"[..], &[JSON][..], "{\"model\":\"m1\",\"a\":1}"),
+        (b"{\"a\":1,\"model\":\"\"}", &[JSON], "{\"a\":1,\"model\":\"m1\"}"),
+        (&zipped, &[JSON, "Content-Encoding: zstd"], " {\"model\":\"m1\"}"),
+        (form.as_bytes(), &[FORM], &format!("{}{form}", field("name=\"model\"", "m1"))),
+        (b"", &[JSON], ""),
+    ] {
+        assert_eq!(post(to, "/v1/audio/transcriptions", headers, body).text(), "one");
+        let seen = one.last();
+        assert_eq!(String::from_utf8_lossy(&seen.body), sent);
+        assert_eq!(seen.header("content-length"), sent.len().to_string());
+    }
     assert_eq!(code(&get(to, "/v1/files", &["X-Tollgate-Model: no"])).0, 404);
 }
 

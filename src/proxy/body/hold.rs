@@ -240,6 +240,19 @@ impl Reader {
         }
     }
 
+    /// Where the name is, or could be put.
+    fn place(&self, is_whole: bool) -> Option<Place> {
+        let peek = self.looking.peek.as_deref()?;
+        let (is_form, is_coded) = (peek.is_form(), peek.is_coded());
+        if let Some(Found { text, at }) = peek.found() {
+            let (name, at) = (text.clone(), at.clone());
+            return Some(Place { name, at, around: (Vec::new(), b""), is_form, is_coded });
+        }
+        let gap = peek.gap().filter(|_| is_whole && self.looking.aim == Aim::Way)?;
+        let around = (gap.before, gap.after);
+        Some(Place { name: String::new(), at: gap.at, around, is_form, is_coded })
+    }
+
     /// What was read becomes the exchange's body.
     fn finish(
         mut self,
@@ -251,13 +264,7 @@ impl Reader {
         let bytes = self.take();
         self.share.shrink(bytes.len());
         let found = self.looking.found().cloned();
-        exchange.body.place =
-            self.looking.peek.as_ref().zip(found.as_ref()).map(|(peek, found)| Place {
-                name: found.text.clone(),
-                at: found.at.clone(),
-                is_form: peek.is_form(),
-                is_coded: peek.is_coded(),
-            });
+        exchange.body.place = self.place(is_whole);
         exchange.body.content = if is_whole {
             Content::Held { bytes, share: self.share, is_sent: false }
         } else {

@@ -73,10 +73,12 @@ enum Content {
 /// Where a body names the model.
 #[derive(Clone, Debug)]
 struct Place {
-    /// The name that came.
+    /// The name that came; empty if none did.
     name: String,
     /// Its bytes, decoded if the body is compressed.
     at: Range<usize>,
+    /// What goes before and behind one that is put where none was.
+    around: (Vec<u8>, &'static [u8]),
     is_form: bool,
     is_coded: bool,
 }
@@ -226,7 +228,9 @@ impl Body {
         if place.name == name {
             return Ok(Resized::No);
         }
-        let raw = Bytes::from(Found::replacement(name, place.is_form));
+        let (before, after) = &place.around;
+        let raw = [before, &Found::replacement(name, place.is_form)[..], after].concat();
+        let raw = Bytes::from(raw);
         let at = place.at.clone();
         match &mut self.content {
             Content::Empty => Ok(Resized::No),
