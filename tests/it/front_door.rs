@@ -801,6 +801,29 @@ fn what_decoding_takes_counts_among_what_is_held() {
 }
 
 #[test]
+fn what_was_read_ahead_of_a_body_is_held_until_it_is_sent() {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = std::sync::Mutex::new(released);
+    let upstream = Upstream::start(move |seen, reply| {
+        let _ = released.lock().unwrap().recv();
+        reply.text(&seen.body_bytes.to_string());
+    });
+    let top = "default_service: svc\nreplay: {body_bytes_max: 100KiB}";
+    let gateway = Gateway::start(&models(top, &[Model("m", &[&upstream])]));
+    let to = gateway.address();
+    let form =
+        format!("{}--XX--\r\n", field("name=\"file\"; filename=\"f\"", &"x".repeat(500_000)));
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| post(to, "/v1/files", &[FORM], &form));
+        eventually("the backend has it", || upstream.seen().len() == 1);
+        let metrics = get(to, "/metrics", &[]).text();
+        assert!(metrics.contains("\nproxy_buffered_bytes 0\n"), "{metrics}");
+        release.send(()).unwrap();
+        assert_eq!(asked.join().unwrap().text(), form.len().to_string());
+    });
+}
+
+#[test]
 fn a_body_that_cannot_be_passed_on_is_refused_and_not_waited_for() {
     let upstream = Upstream::named("x");
     let gateway = Gateway::start(&models("default_service: svc", &[Model("m", &[&upstream])]));
