@@ -165,8 +165,7 @@ fn how_a_tunnel_ends_says_nothing_about_its_backend() {
     let folder = tempfile::tempdir().unwrap();
     let ca = authority.write(folder.path());
     let pair = authority.sign(&["localhost"]);
-    let front =
-        TlsFront::start(&pair, None, &[], url.trim_start_matches("http://").parse().unwrap());
+    let front = TlsFront::abrupt(&pair, url.trim_start_matches("http://").parse().unwrap());
     let url = format!("https://localhost:{}", front.address().port());
     let text = config("log: {level: debug}\nbreaker: {consecutive_failures: 1}", &url);
     let tls = format!("tls: {{ca_file: \"{}\"}}, api_key", ca.display());

@@ -100,13 +100,21 @@ impl TlsFront {
         alpn: &[&str],
         to: SocketAddr,
     ) -> Self {
+        Self::begin(Arc::new(pair.server_config(client_ca, alpn)), to, true)
+    }
+
+    /// One that closes as many servers do: without saying so in TLS.
+    pub(crate) fn abrupt(pair: &Pair, to: SocketAddr) -> Self {
+        Self::begin(Arc::new(pair.server_config(None, &[])), to, false)
+    }
+
+    fn begin(config: Arc<rustls::ServerConfig>, to: SocketAddr, says_goodbye: bool) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
-        let acceptor =
-            tokio_rustls::TlsAcceptor::from(Arc::new(pair.server_config(client_ca, alpn)));
+        let acceptor = tokio_rustls::TlsAcceptor::from(config);
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
@@ -119,7 +127,16 @@ impl TlsFront {
                     let Ok(mut outer) = acceptor.accept(stream).await else { return };
                     counted.fetch_add(1, Ordering::SeqCst);
                     let Ok(mut inner) = TcpStream::connect(to).await else { return };
-                    let _ = tokio::io::copy_bidirectional(&mut outer, &mut inner).await;
+                    if says_goodbye {
+                        let _ = tokio::io::copy_bidirectional(&mut outer, &mut inner).await;
+                        return;
+                    }
+                    let (mut from_client, mut to_client) = tokio::io::split(outer);
+                    let (mut from_server, mut to_server) = inner.split();
+                    let _ = tokio::select! {
+                        end = tokio::io::copy(&mut from_client, &mut to_server) => end,
+                        end = tokio::io::copy(&mut from_server, &mut to_client) => end,
+                    };
                 });
             }
         });
