@@ -164,6 +164,30 @@ fn least_inflight_passes_over_a_busy_backend() {
 }
 
 #[test]
+fn groups_are_asked_in_the_order_of_their_numbers() {
+    let mut upstreams = [Upstream::named("0"), Upstream::named("3"), Upstream::named("7")];
+    let [zero, three, seven] = &upstreams;
+    // Not in the order of the file, and numbers in between are nobody's.
+    let backends = [(seven, "priority: 7"), (zero, "weight: 1"), (three, "priority: 3")];
+    let gateway = gateway("round_robin", &backends);
+    let serves = || get(gateway.address(), "/svc/mdl/x", &[]).text();
+    for (at, id) in [(0, "b"), (1, "c"), (2, "a")] {
+        for _ in 0..10 {
+            assert_eq!(serves(), ["0", "3", "7"][at]);
+        }
+        upstreams[at].kill();
+        gateway.wait_backend("svc/mdl", id, "unhealthy");
+    }
+    assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 503);
+    upstreams[1].restart();
+    gateway.wait_backend("svc/mdl", "c", "healthy");
+    assert_eq!(serves(), "3");
+    upstreams[0].restart();
+    gateway.wait_backend("svc/mdl", "b", "healthy");
+    assert_eq!(serves(), "0");
+}
+
+#[test]
 fn a_drained_backend_gets_nothing_and_a_later_group_only_when_no_other_can_serve() {
     let drained = Upstream::named("drained");
     let mut main = Upstream::named("main");

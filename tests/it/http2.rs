@@ -277,6 +277,9 @@ fn the_version_is_agreed_on_over_tls() {
         let answer = post(gateway.address(), "/svc/mdl/echo", &[], "x");
         let text = Some(answer.text()).filter(|_| answer.status == 200);
         assert_eq!(text.as_deref(), expected, "{protocol}: {}", answer.text());
+        // The checks speak as exchanges do.
+        let state = if expected.is_some() { "healthy" } else { "unhealthy" };
+        gateway.wait_backend("svc/mdl", "a", state);
     }
     assert!(both.connections() > 0);
 }
