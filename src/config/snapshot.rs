@@ -114,6 +114,12 @@ impl ModelRef {
         Self { service: service.to_owned(), model: model.to_owned(), name: None }
     }
 
+    /// What it is called there, as far as is known.
+    #[must_use]
+    pub fn called(&self) -> &str {
+        self.name.as_deref().unwrap_or(&self.model)
+    }
+
     /// One that the client called by another name than its own.
     #[must_use]
     pub fn renamed(mut self) -> Self {

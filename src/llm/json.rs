@@ -14,6 +14,9 @@ const DEPTH_MAX: usize = 512;
 /// Longest key that can be one of those looked for, raw: each letter as a `\u0000` escape.
 const KEY_BYTES_MAX: usize = 64;
 
+/// The first byte of the mark that UTF-8 may begin with.
+const BYTE_ORDER_MARK: u8 = 0xef;
+
 /// Longest value that is taken, raw. Model names have at most some hundred bytes.
 const VALUE_BYTES_MAX: usize = 1024;
 
@@ -328,6 +331,11 @@ impl Scanner {
         match (state, byte) {
             (_, b' ' | b'\t' | b'\n' | b'\r') => Ok(()),
             (State::Start, b'{') => self.open(true),
+            (State::Start, BYTE_ORDER_MARK) => {
+                // Some servers pass over it: it is the beginning of a document that cannot be read.
+                self.state = State::Next;
+                Err(Fault::Malformed)
+            }
             (State::FirstKey | State::Key, b'"') => {
                 self.key.clear();
                 self.state = State::String { is_key: true, is_escaped: false };

@@ -115,7 +115,8 @@ async fn take_in(
         }
         course.may_fall_back = false;
     }
-    let admitted = Admitted::new((way, asked), course, client, inflight);
+    let is_for_tunnel = body::is_tunnel_request(session);
+    let admitted = Admitted::new((way, asked), course, is_for_tunnel, client, inflight);
     admitted.pool().count_exchange();
     exchange.admitted = Some(admitted);
     if let Some(deadlines) = exchange.deadlines() {

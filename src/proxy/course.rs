@@ -56,6 +56,8 @@ pub(super) struct Asked {
 pub(super) struct Look {
     keys: &'static [&'static str],
     pub(super) aim: Aim,
+    /// Whether a name is put where none is.
+    pub(super) fills: bool,
 }
 
 /// What a name is looked for.
@@ -63,13 +65,25 @@ pub(super) struct Look {
 pub(super) enum Aim {
     /// The way depends on it.
     Way,
-    /// It may have to be changed, if there is one: a body that is no JSON object and no form has none.
+    /// It has to be changed, if there is one: a body that is no JSON object and no form has none.
     Name,
+    /// It has to be changed if another model is asked in place of the first.
+    Fallback,
     /// There is another way without it.
     Choice,
 }
 
 impl Look {
+    fn new(keys: &'static [&'static str], aim: Aim) -> Self {
+        Self { keys, aim, fills: false }
+    }
+
+    /// For a request whose way is known; none where no name has to be changed.
+    fn along(way: &Way, keys: &'static [&'static str]) -> Option<Self> {
+        let aim = if way.targets[0].renames { Aim::Name } else { Aim::Fallback };
+        way.renames.then(|| Self::new(keys, aim))
+    }
+
     /// Begins to look.
     pub(super) fn peek(
         &self,
@@ -86,6 +100,13 @@ impl Look {
             return Err(PeekFault::UnknownCoding);
         }
         Peek::new(self.keys, kind, coding, decoded_bytes_max)
+    }
+}
+
+impl Aim {
+    /// Whether a body is refused in which a name can be neither seen nor ruled out.
+    pub(super) fn is_strict(self) -> bool {
+        matches!(self, Self::Way | Self::Name)
     }
 }
 
@@ -139,18 +160,14 @@ fn by_path(head: &RequestHeader, way: &Arc<Way>, path: &[u8], tail: &[u8], query
     let mut asked = None;
     let front = routing::front(&head.method, tail, query);
     let may_fall_back = answers_only(&head.method, tail, front.as_ref());
-    if way.renames {
-        match front {
-            Some(Front::Exchange(Mention::Target { name, at })) => {
-                asked = Some(Asked { name, at: Some(at) });
-            }
-            Some(Front::Exchange(Mention::Body(keys))) => {
-                look = Some(Look { keys, aim: Aim::Name });
-            }
-            Some(_) => {}
-            // An API of the backend's own, such as Ollama's.
-            None => look = Some(Look { keys: MODEL, aim: Aim::Name }),
+    match front {
+        Some(Front::Exchange(Mention::Target { name, at })) if way.renames => {
+            asked = Some(Asked { name, at: Some(at) });
         }
+        Some(Front::Exchange(Mention::Body(keys))) => look = Look::along(way, keys),
+        Some(_) => {}
+        // An API of the backend's own, such as Ollama's.
+        None => look = Look::along(way, MODEL),
     }
     Course {
         target: [tail, query].concat().into_boxed_slice(),
@@ -204,9 +221,8 @@ fn at_front_door(
             _ => None,
         };
         let leads = to(name, at)?;
-        let renames = matches!(&leads, Leads::To(way, _) if way.renames);
-        let look = match mention {
-            Mention::Body(keys) if renames => Some(Look { keys, aim: Aim::Name }),
+        let look = match (&leads, mention) {
+            (Leads::To(way, _), Mention::Body(keys)) => Look::along(way, keys),
             _ => None,
         };
         return Ok((leads, look));
@@ -216,14 +232,15 @@ fn at_front_door(
         Mention::Target { name, at } => Ok((to(&name, Some(at))?, None)),
         Mention::Body(keys) => {
             let default = catalog.default_model.as_ref().or(default_service);
-            Ok((Leads::ByBody(default.cloned()), Some(Look { keys, aim: Aim::Way })))
+            let look = Look { fills: catalog.default_model.is_some(), ..Look::new(keys, Aim::Way) };
+            Ok((Leads::ByBody(default.cloned()), Some(look)))
         }
         Mention::Form | Mention::Nowhere => {
             let kind = head.headers.get(CONTENT_TYPE);
             let is_form =
                 mention == Mention::Form && kind.is_some_and(|kind| llm::is_form(kind.as_bytes()));
             let aim = if default_service.is_none() { Aim::Way } else { Aim::Choice };
-            let look = is_form.then_some(Look { keys: MODEL, aim });
+            let look = is_form.then(|| Look::new(MODEL, aim));
             match default_service {
                 None if !is_form => Err(Refusal::ModelMissing),
                 _ => Ok((Leads::ByBody(default_service.cloned()), look)),

@@ -62,6 +62,8 @@ pub(super) struct Admitted {
     pub(super) is_front: bool,
     /// Whether another model may be asked in its place.
     pub(super) may_fall_back: bool,
+    /// Whether it is for a WebSocket.
+    pub(super) is_for_tunnel: bool,
     pub(super) _inflight: Counted,
 }
 
@@ -70,12 +72,23 @@ impl Admitted {
     pub(super) fn new(
         (way, asked): (Arc<Way>, Option<Asked>),
         course: Course,
+        is_for_tunnel: bool,
         client: Client,
         inflight: Counted,
     ) -> Self {
         let Course { target, prefix, is_front, may_fall_back, .. } = course;
-        let _inflight = inflight;
-        Self { way, at: 0, asked, client, target, prefix, is_front, may_fall_back, _inflight }
+        Self {
+            way,
+            at: 0,
+            asked,
+            client,
+            target,
+            prefix,
+            is_front,
+            may_fall_back,
+            is_for_tunnel,
+            _inflight: inflight,
+        }
     }
 
     /// Where it is sent now.
@@ -90,7 +103,8 @@ impl Admitted {
 
     /// The next model that can serve now, as far as is known.
     fn next(&self) -> Option<usize> {
-        let can_serve = |at: &usize| self.way.targets[*at].pool.has_other(|_| true);
+        let takes = |backend: &Backend| !self.is_for_tunnel || backend.takes_tunnels();
+        let can_serve = |at: &usize| self.way.targets[*at].pool.has_other(takes);
         let next = || (self.at + 1..self.way.targets.len()).find(can_serve);
         self.may_fall_back.then(next).flatten()
     }

@@ -37,7 +37,8 @@ pub(super) async fn select(
     exchange: &mut Exchange,
 ) -> Result<Box<HttpPeer>> {
     exchange.body.pause();
-    exchange.attempts.is_for_tunnel = body::is_tunnel_request(session);
+    exchange.attempts.is_for_tunnel =
+        exchange.admitted.as_ref().is_some_and(|admitted| admitted.is_for_tunnel);
     let permit = match find(session, exchange).await? {
         Ok(permit) => permit,
         Err(refusal) => {
@@ -287,15 +288,15 @@ async fn wait_in_line(
 
 /// The client is told about the model that it asked for.
 fn nobody_left(exchange: &Exchange, pool: &Pool) -> Refusal {
-    let takes_tunnels = || pool.backends().iter().any(|backend| backend.takes_tunnels());
     let asked = exchange.admitted.as_ref().map_or(pool, |admitted| &admitted.way.targets[0].pool);
-    let asked = asked.name().to_owned();
+    let takes_tunnels = || asked.backends().iter().any(|backend| backend.takes_tunnels());
+    let asked_name = asked.name().to_owned();
     if exchange.attempts.is_for_tunnel && !takes_tunnels() {
-        return Refusal::NoWebSocket { pool: asked };
+        return Refusal::NoWebSocket { pool: asked_name };
     }
     pool.check_soon();
     let retry_after = pool.back_within().min(RETRY_AFTER_MAX);
-    Refusal::NoBackend { pool: asked, retry_after }
+    Refusal::NoBackend { pool: asked_name, retry_after }
 }
 
 fn gone<T>() -> Result<T> {

@@ -132,8 +132,12 @@ impl<'a> Ways<'a> {
                 models_by_name.add(model, model);
                 add(model, model);
             }
-            for (name, model) in only_by_pattern(snapshot, &models_by_name) {
-                add(name, model);
+            let whole = format!("{service}/");
+            for key in plain_keys(snapshot) {
+                let name = key.strip_prefix(&whole).unwrap_or(key);
+                if let Some(model) = only_by_pattern(&models_by_name, name) {
+                    add(name, model);
+                }
             }
         }
         ways
@@ -144,33 +148,40 @@ impl<'a> Ways<'a> {
         let mut catalog = Catalog { lists: naming.listed, ..Catalog::default() };
         let default_service = naming.default_service.as_ref();
         let default_name = default_service.map(|one| one.service.as_str());
-        let mut refs_by_name = Names::default();
+        let mut named = Named { ways: self, all: Names::default(), own: Names::default() };
         for (model, refs) in by_model(&snapshot.services, default_name) {
             if Pattern::parse(model).is_none() {
                 catalog.listed.push((model.to_owned(), refs[0].service.clone()));
             }
-            catalog.names.add(model, self.way(&refs, &[model]));
-            refs_by_name.add(model, refs);
+            named.add(model, self.targets(&refs), &[model]);
         }
         // A model's own name goes before one that is put together.
         for (service, model, _) in snapshot.pools() {
             let whole = format!("{service}/{model}");
-            catalog.names.add(&whole, self.whole(service, model, &whole));
+            named.add(&whole, self.whole(service, model), &[&whole, model]);
         }
         for (alias, refs) in &naming.aliases {
             let Some(first) = refs.first() else { continue };
             if Pattern::parse(alias).is_none() {
                 catalog.listed.push((alias.clone(), first.service.clone()));
             }
-            catalog.names.add(alias, self.way(refs, &[alias, &first.model]));
-            refs_by_name.add(alias, refs.clone());
+            named.add(alias, self.targets(refs), &[alias, first.called(), &first.model]);
         }
-        for (name, refs) in only_by_pattern(snapshot, &refs_by_name) {
-            catalog.names.add(name, self.way(refs, &[name, &refs[0].model]));
+        for key in plain_keys(snapshot) {
+            named.add_one_of_pattern(key, &[key]);
+            for service in snapshot.services.keys() {
+                let whole = format!("{service}/{key}");
+                named.add_one_of_pattern(&whole, &[&whole, key]);
+                if let Some(name) = key.strip_prefix(&format!("{service}/")) {
+                    named.add_one_of_pattern(name, &[name]);
+                }
+            }
         }
+        catalog.names = named.all;
         let default_model = &naming.default_model;
-        catalog.default_model =
-            default_model.first().map(|first| self.way(default_model, &[&first.model]));
+        catalog.default_model = default_model
+            .first()
+            .map(|first| self.way(default_model, &[first.called(), &first.model]));
         catalog.default_service =
             default_service.map(|one| self.way(std::slice::from_ref(one), &[&one.model]));
         let everything = naming.everything.as_ref();
@@ -181,28 +192,32 @@ impl<'a> Ways<'a> {
         catalog
     }
 
-    /// The way of a model that is called `service/model`.
-    fn whole(&self, service: &str, model: &str, whole: &str) -> Arc<Way> {
+    /// The pool of a model that is called `service/model`.
+    fn whole(&self, service: &str, model: &str) -> Vec<Target> {
         let mut targets = self.targets(&[ModelRef::new(service, model)]);
         for target in &mut targets {
             target.called = Called::AfterBytes(service.len() + 1);
             target.renames = true;
         }
-        Arc::new(self.with_fallbacks(targets, &[whole, model]))
+        targets
     }
 
     fn way(&self, refs: &[ModelRef], names: &[&str]) -> Arc<Way> {
         Arc::new(self.with_fallbacks(self.targets(refs), names))
     }
 
-    /// Adds the fallbacks of the first of `names` that has any.
+    /// Adds the fallbacks of the first of `names` that has any, by itself or with its service.
     fn with_fallbacks(&self, mut targets: Vec<Target>, names: &[&str]) -> Way {
-        let first = targets.first().map(|target| target.pool.name().to_owned());
-        let exact = first.as_deref().into_iter().chain(names.iter().copied());
-        let fallbacks = exact
-            .clone()
+        let pool = targets.first().map(|target| target.pool.name().to_owned()).unwrap_or_default();
+        let service = pool.split_once('/').map_or("", |(service, _)| service);
+        let mut keys = vec![pool.clone()];
+        for name in names {
+            keys.extend([format!("{service}/{name}"), (*name).to_owned()]);
+        }
+        let fallbacks = keys
+            .iter()
             .find_map(|name| self.fallbacks.exact(name))
-            .or_else(|| exact.clone().find_map(|name| self.fallbacks.pattern(name)));
+            .or_else(|| keys.iter().find_map(|name| self.fallbacks.pattern(name)));
         for target in self.targets(fallbacks.copied().unwrap_or_default()) {
             if targets.iter().all(|known| known.pool.name() != target.pool.name()) {
                 targets.push(target);
@@ -229,12 +244,38 @@ impl<'a> Ways<'a> {
     }
 }
 
-/// Names that have fallbacks of their own, and are those of a model only by a wildcard.
-fn only_by_pattern<'a, T>(
-    snapshot: &'a Snapshot,
-    names: &'a Names<T>,
-) -> impl Iterator<Item = (&'a str, &'a T)> {
+/// The names of a [`Catalog`] while it is built.
+struct Named<'a> {
+    ways: &'a Ways<'a>,
+    all: Names<Arc<Way>>,
+    /// Without fallbacks; and the other names that those are looked for by.
+    own: Names<(Vec<Target>, Vec<String>)>,
+}
+
+impl Named<'_> {
+    fn add(&mut self, name: &str, targets: Vec<Target>, names: &[&str]) {
+        self.all.add(name, Arc::new(self.ways.with_fallbacks(targets.clone(), names)));
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        self.own.add(name, (targets, names));
+    }
+
+    /// Adds a name that stands behind a wildcard only, because it has fallbacks of its own.
+    fn add_one_of_pattern(&mut self, name: &str, names: &[&str]) {
+        if let Some((targets, others)) = only_by_pattern(&self.own, name) {
+            let names = names.iter().copied().chain(others.iter().map(String::as_str));
+            let names: Vec<&str> = names.collect();
+            self.all.add(name, Arc::new(self.ways.with_fallbacks(targets.clone(), &names)));
+        }
+    }
+}
+
+/// Names without a wildcard that have fallbacks of their own.
+fn plain_keys(snapshot: &Snapshot) -> impl Iterator<Item = &str> {
     let keys = snapshot.naming.fallbacks.iter().map(|(name, _)| name.as_str());
-    let is_only = |name: &&str| Pattern::parse(name).is_none() && !names.has(name);
-    keys.filter(is_only).filter_map(|name| Some((name, names.pattern(name)?)))
+    keys.filter(|name| Pattern::parse(name).is_none())
+}
+
+/// What stands behind a name by a wildcard only.
+fn only_by_pattern<'n, T>(names: &'n Names<T>, name: &str) -> Option<&'n T> {
+    if names.has(name) { None } else { names.pattern(name) }
 }

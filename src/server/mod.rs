@@ -195,8 +195,6 @@ fn server_configuration(snapshot: &Snapshot) -> ServerConf {
     }
 }
 
-/// Ends the process when nothing is in flight and connections have sent what they hold:
-/// Pingora would sleep its whole grace period.
 /// Pingora reads the system's certificates at its first connection, and panics where that fails.
 fn check_authorities() -> Result<()> {
     let mut roots = pingora_core::tls::RootCertStore::empty();
@@ -206,6 +204,8 @@ fn check_authorities() -> Result<()> {
     })
 }
 
+/// Ends the process when nothing is in flight and connections have sent what they hold:
+/// Pingora would sleep its whole grace period.
 fn end_when_flushed(
     mut phases: broadcast::Receiver<ExecutionPhase>,
     lifecycle: Arc<Lifecycle>,

@@ -262,6 +262,17 @@ fn what_names_no_model_goes_where_a_header_or_a_default_says() {
         assert_eq!(seen.header("content-length"), sent.len().to_string());
     }
     assert_eq!(code(&get(to, "/v1/files", &["X-Tollgate-Model: no"])).0, 404);
+    // Also into one that is not held; a default service names no model.
+    let large = format!("{{\"a\":\"{}\"}}", "x".repeat(60_000));
+    let answer = send(to, chunked("/v1/moderations", &[JSON], &[large.as_bytes()]));
+    assert_eq!(answer.text(), "one");
+    assert_eq!(one.last().body, large.replacen('{', "{\"model\":\"m1\",", 1).as_bytes());
+    let url = one.url();
+    let text = services("default_service: svc", &[("svc", &[Model("m1", &[&one])])])
+        .replace(&format!("url: \"{url}\""), &format!("url: \"{url}\", model: own"));
+    let gateway = Gateway::start(&text);
+    assert_eq!(post(gateway.address(), "/v1/moderations", &[JSON], "{}").text(), "one");
+    assert_eq!(one.last().body, b"{}");
 }
 
 #[test]
@@ -372,6 +383,61 @@ fn a_name_that_a_wildcard_stands_for_can_have_fallbacks_of_its_own() {
         let path = format!("/svc/{name}/v1/chat/completions");
         assert_eq!(post(gateway.address(), &path, &[JSON], "{}").text(), answer, "{name}");
     }
+}
+
+#[test]
+fn fallbacks_by_service_and_name_reach_the_service_that_they_name() {
+    let mut google = Upstream::start(|seen, reply| reply.send(200, &[], &seen.body));
+    let (other, spare) = (Upstream::named("other"), Upstream::named("spare"));
+    let top = "fallbacks: {google/gpt-4o: m2}\naliases: {fast: google/gpt-4o}\ndefault_model: google/gpt-4o";
+    let text = services(
+        top,
+        &[
+            ("google", &[Model("gpt-*", &[&google])]),
+            ("other", &[Model("*", &[&other]), Model("m2", &[&spare])]),
+        ],
+    );
+    let gateway = Gateway::start(&text);
+    let ask = |path: &str, model: &str| post(gateway.address(), path, &[JSON], model).text();
+    let named = |model: &str| format!("{{\"model\":\"{model}\"}}");
+    let path = "/google/gpt-4o/v1/chat/completions";
+    assert_eq!(ask(CHAT, &named("google/gpt-4o")), named("gpt-4o"));
+    assert_eq!(ask(CHAT, &named("google/gpt-5")), named("gpt-5"));
+    google.kill();
+    for body in [&named("google/gpt-4o"), &named("gpt-4o"), &named("fast"), "{}"] {
+        assert_eq!(ask(CHAT, body), "spare", "{body}");
+    }
+    assert_eq!(ask(path, "{}"), "spare");
+    assert_ne!(ask(CHAT, &named("google/gpt-5")), "spare");
+}
+
+#[test]
+fn a_body_that_only_a_fallback_would_have_changed_is_refused_by_nobody() {
+    let (first, spare) =
+        (Upstream::start(|seen, reply| reply.send(200, &[], &seen.body)), Upstream::named("spare"));
+    let top = "fallbacks: {\"*\": m2}\nreplay: {body_bytes_max: 64KiB}";
+    let gateway = Gateway::start(&models(top, &[Model("m1", &[&first]), Model("m2", &[&spare])]));
+    let to = gateway.address();
+    let header = "X-Tollgate-Model: m1";
+    let late = format!("{{\"x\":\"{}\",\"model\":\"m1\"}}", "x".repeat(100_000));
+    let zipped = zstd::encode_all(&late.as_bytes()[..40_000], 3).unwrap();
+    let large = "x".repeat(100_000);
+    let cases: [(&str, &[&str], &[u8]); 5] = [
+        (CHAT, &[JSON, header], late.as_bytes()),
+        ("/svc/m1/generate", &[JSON], late.as_bytes()),
+        ("/svc/m1/generate", &[JSON, "Content-Encoding: x"], b"{}"),
+        ("/svc/m1/v1/chat/completions", &[JSON, "Content-Encoding: zstd"], &zipped),
+        ("/svc/m1/batch", &[], b"{\"a\":1}\n{\"a\":2}\n"),
+    ];
+    for (path, headers, body) in cases {
+        let answer = post(to, path, headers, body);
+        assert_eq!((answer.status, &answer.body[..]), (200, body), "{path}");
+    }
+    assert_eq!(post(to, "/svc/m1/blobs", &[], &large).text().len(), large.len());
+    // The other one is not asked for what may name the first.
+    drop(first);
+    assert_eq!(post(to, "/svc/m1/generate", &[JSON], &late).status, 503);
+    assert_eq!(post(to, "/svc/m1/generate", &[JSON], "{\"model\":\"m1\"}").text(), "spare");
 }
 
 #[test]

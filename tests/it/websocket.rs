@@ -211,6 +211,15 @@ fn backends_that_speak_http2_only_are_not_asked_for_a_websocket() {
         assert_eq!(echoed(&mut connection, b"hello"), b"hello");
     }
     assert_eq!(gateway.backend("svc/only", "a")["breaker"], "closed");
+    // Nor is it what is wrong with a model that is down.
+    let gateway = Gateway::start(
+        &text
+            .replace(&one, "http://127.0.0.1:1")
+            .replace("services", "fallbacks: {both: only}\nservices"),
+    );
+    let mut connection = Connection::open(gateway.address());
+    connection.write(request("/v1/realtime?model=both", "").as_bytes()).unwrap();
+    assert_eq!(connection.read(false).unwrap().status, 503);
 }
 
 #[test]

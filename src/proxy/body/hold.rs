@@ -186,21 +186,19 @@ impl Reader {
             return None;
         }
         let bytes_max = self.looking.bytes_max;
-        if !self.looking.is_searching() {
+        if !self.looking.is_searching() || self.looking.aim == Aim::Fallback {
             return Some(Ok(End::More));
         }
         if self.length_read() < bytes_max {
             return None;
         }
-        Some(match self.looking.aim {
-            Aim::Way | Aim::Name => Err(Refusal::ModelTooLate { bytes_max }),
-            Aim::Choice => Ok(End::More),
-        })
+        let is_strict = self.looking.aim.is_strict();
+        Some(if is_strict { Err(Refusal::ModelTooLate { bytes_max }) } else { Ok(End::More) })
     }
 
     /// There is no more room for bodies.
     fn no_room(&self) -> Result<End, Refusal> {
-        let is_missing = self.looking.aim != Aim::Choice && self.looking.is_searching();
+        let is_missing = self.looking.aim.is_strict() && self.looking.is_searching();
         if is_missing { Err(Refusal::TooManyBodies) } else { Ok(End::More) }
     }
 
@@ -210,7 +208,7 @@ impl Reader {
             // An empty body names nothing, and that is all that is wrong with it.
             Aim::Way => self.length_read() == 0,
             Aim::Name => !peek.is_begun(),
-            Aim::Choice => true,
+            Aim::Fallback | Aim::Choice => true,
         };
         match peek.finish() {
             Err(fault) if !may_pass => Err(refusal_of_body(fault, self.looking.bytes_max)),
@@ -241,14 +239,15 @@ impl Reader {
     }
 
     /// Where the name is, or could be put.
-    fn place(&self, is_whole: bool) -> Option<Place> {
+    fn place(&self) -> Option<Place> {
         let peek = self.looking.peek.as_deref()?;
         let (is_form, is_coded) = (peek.is_form(), peek.is_coded());
         if let Some(Found { text, at }) = peek.found() {
             let (name, at) = (text.clone(), at.clone());
             return Some(Place { name, at, around: (Vec::new(), b""), is_form, is_coded });
         }
-        let gap = peek.gap().filter(|_| is_whole && self.looking.aim == Aim::Way)?;
+        // Of a complete body, which what was read of it then is.
+        let gap = peek.gap().filter(|_| peek.is_done() && self.looking.fills)?;
         let around = (gap.before, gap.after);
         Some(Place { name: String::new(), at: gap.at, around, is_form, is_coded })
     }
@@ -264,7 +263,11 @@ impl Reader {
         let bytes = self.take();
         self.share.shrink(bytes.len());
         let found = self.looking.found().cloned();
-        exchange.body.place = self.place(is_whole);
+        exchange.body.place = self.place();
+        let is_blank =
+            is_whole && self.looking.peek.as_deref().is_some_and(|peek| !peek.is_begun());
+        exchange.body.is_unclear =
+            self.looking.is_unclear || self.looking.is_searching() && !is_blank;
         exchange.body.content = if is_whole {
             Content::Held { bytes, share: self.share, is_sent: false }
         } else {

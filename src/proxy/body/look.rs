@@ -16,6 +16,10 @@ const CHOICE_BYTES_MAX: usize = 1024 * 1024;
 pub(super) struct Looking {
     pub(super) peek: Option<Box<Peek>>,
     pub(super) aim: Aim,
+    /// Whether a name is put where none is.
+    pub(super) fills: bool,
+    /// Whether there may be a name that was not seen.
+    pub(super) is_unclear: bool,
     /// Bytes that are looked at, decoded if need be.
     pub(super) bytes_max: usize,
     /// What decoding takes.
@@ -37,13 +41,19 @@ impl Looking {
         let aim = look.map_or(Aim::Choice, |look| look.aim);
         let bytes_max = match aim {
             Aim::Choice => replay.looked_bytes_max().min(CHOICE_BYTES_MAX),
-            Aim::Way | Aim::Name => replay.looked_bytes_max(),
+            Aim::Way | Aim::Name | Aim::Fallback => replay.looked_bytes_max(),
         };
-        let peek = match look.map(|look| look.peek(headers, bytes_max)).transpose() {
-            Err(fault) if aim != Aim::Choice => return Err(refusal_of_body(fault, bytes_max)),
-            peek => peek.unwrap_or_default().map(Box::new),
-        };
-        Ok(Self { peek, aim, bytes_max, share, total_max: replay.total_bytes_max })
+        let peek = look.map(|look| look.peek(headers, bytes_max)).transpose();
+        if let Err(fault) = peek
+            && aim.is_strict()
+        {
+            return Err(refusal_of_body(fault, bytes_max));
+        }
+        let is_unclear = peek.is_err();
+        let peek = peek.unwrap_or_default().map(Box::new);
+        let fills = look.is_some_and(|look| look.fills);
+        let total_max = replay.total_bytes_max;
+        Ok(Self { peek, aim, fills, is_unclear, bytes_max, share, total_max })
     }
 
     /// Looks at the next piece. What cannot be looked into, and need not be, is looked into no more; but no body
@@ -54,22 +64,25 @@ impl Looking {
     pub(super) fn feed(&mut self, piece: &[u8]) -> Result<(), Refusal> {
         let Some(peek) = &mut self.peek else { return Ok(()) };
         if let Err(fault) = peek.feed(piece) {
+            let has_none = fault == PeekFault::Body(Fault::Malformed) && !peek.is_begun();
             let may_pass = match self.aim {
                 Aim::Way => false,
-                Aim::Name => fault == PeekFault::Body(Fault::Malformed) && !peek.is_begun(),
-                Aim::Choice => fault != PeekFault::Body(Fault::Ambiguous),
+                Aim::Name => has_none,
+                Aim::Fallback | Aim::Choice => fault != PeekFault::Body(Fault::Ambiguous),
             };
             if !may_pass {
                 return Err(refusal_of_body(fault, self.bytes_max));
             }
+            self.is_unclear |= !has_none;
             self.stop();
             return Ok(());
         }
         let more = peek.held_bytes().saturating_sub(self.share.bytes());
         if more > 0 && !self.share.grow(more, self.total_max) {
-            if self.aim != Aim::Choice {
+            if self.aim.is_strict() {
                 return Err(Refusal::TooManyBodies);
             }
+            self.is_unclear = true;
             self.stop();
         }
         Ok(())

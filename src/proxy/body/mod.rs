@@ -53,6 +53,8 @@ pub(super) struct Body {
     content: Content,
     /// Where it names the model, if that was looked for.
     place: Option<Place>,
+    /// Whether it was looked for, and may be where it was not seen.
+    is_unclear: bool,
     /// What goes to the backend of the current attempt in that place.
     splice: Option<Splice>,
 }
@@ -210,7 +212,8 @@ impl Body {
     /// Whether the name in it can be changed, if it names a model at all.
     pub(super) fn can_rename(&self) -> bool {
         let is_coded = self.place.as_ref().is_some_and(|place| place.is_coded);
-        !(is_coded && matches!(self.content, Content::Passing { .. }))
+        let is_stuck = is_coded && matches!(self.content, Content::Passing { .. });
+        !is_stuck && !self.is_unclear
     }
 
     /// For the attempt that begins, puts `name` in the place of the name that came; none: leaves that.
@@ -429,6 +432,7 @@ fn put_before(prefix: Bytes, before: usize, splice: Option<&Splice>, chunk: &mut
     }
     if let (Some(Splice::At(at, raw)), Some(whole)) = (splice, &chunk)
         && at.start >= begins
+        && at.start < begins + whole.len()
         && at.end <= begins + whole.len()
     {
         let at = at.start - begins..at.end - begins;

@@ -145,7 +145,7 @@ impl Stop {
 
     /// Whether it ends the exchange whatever the client still has to take.
     fn ends_writing(self) -> bool {
-        matches!(self, Self::Exchange | Self::WebsocketTotal | Self::Drain)
+        matches!(self, Self::Exchange | Self::WebsocketTotal)
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use tokio::sync::watch::Receiver;
 
-use super::socket::{Peek, has_closed, peek, takes_more};
+use super::socket::{Peek, has_closed, peek};
 use super::{Phase, Stop, WATCH, Watch};
 use crate::proxy::respond::{LINGER, raw_refusal};
 use crate::refusal::Refusal;
@@ -19,6 +19,9 @@ type CutSignal = Receiver<bool>;
 
 /// How often it is looked whether the client is still there, while Pingora does not.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// How long a client may take to read the end of what it was sent, when its exchange is over by a deadline for all.
+const FLUSH: Duration = Duration::from_secs(5);
 
 /// After this time an exchange is a long one: from then on it is told when the drain is over.
 /// Shorter ones are spared the registration.
@@ -65,6 +68,7 @@ async fn poll_watched<F: Future>(
         armed: None,
         told: Told::NotYet,
         is_stirred: false,
+        cut_by: None,
         parting_since: None,
     };
     std::future::poll_fn(|context| {
@@ -103,6 +107,8 @@ struct Poller<'a> {
     told: Told,
     /// Whether the exchange was polled for another reason than the timer since a deadline was over.
     is_stirred: bool,
+    /// When the client must have taken what it was sent.
+    cut_by: Option<Instant>,
     /// Since when nothing more is told to the client, and what it still sends is thrown away.
     parting_since: Option<Instant>,
 }
@@ -155,7 +161,8 @@ impl Poller<'_> {
                 let look = Instant::now() + LOOK;
                 Some(self.armed.map_or(look, |armed| armed.min(look)))
             }
-            _ => watch.instant(watch.next().0).filter(|_| watch.stopped().is_none()),
+            _ if watch.stopped().is_some() => self.cut_by,
+            _ => watch.instant(watch.next().0),
         };
         // The first that is armed for, so that a short exchange sets the timer once.
         if matches!(self.told, Told::NotYet) {
@@ -186,6 +193,11 @@ impl Poller<'_> {
                     std::future::pending::<()>().await;
                 }
             }));
+        }
+        if self.cut_by.is_some_and(|by| now >= by) {
+            // Pingora would wait for the client for as long as it may take to read.
+            self.cut_by = None;
+            let _ = self.client.socket.map(|socket| shutdown(socket, Shutdown::Both));
         }
         match watch.phase() {
             _ if self.parting_since.is_some() => return self.part(now),
@@ -222,12 +234,8 @@ impl Poller<'_> {
             return self.part(now);
         }
         self.watch.stop(why);
-        let is_stuck = |socket: &RawFd| !takes_more(*socket).unwrap_or(true);
-        if why.ends_writing()
-            && let Some(socket) = self.client.socket.filter(is_stuck)
-        {
-            // Pingora would wait for the client to take what it was sent.
-            let _ = shutdown(socket, Shutdown::Both);
+        if why.ends_writing() {
+            self.cut_by = Some(now + FLUSH);
         }
         Ring::GoOn
     }

@@ -108,7 +108,7 @@ impl TlsFront {
         Self::begin(Arc::new(pair.server_config(None, &[])), to, false)
     }
 
-    fn begin(config: Arc<rustls::ServerConfig>, to: SocketAddr, says_goodbye: bool) -> Self {
+    fn begin(config: Arc<ServerConfig>, to: SocketAddr, says_goodbye: bool) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
