@@ -5,7 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
-use tollgate::llm::{Fault, Found, Peek, Scanner, Search, spliced};
+use tollgate::llm::{Fault, Found, Gap, Peek, Scanner, Search, spliced};
 
 /// Strings of ten megabytes are made of short ones: `R` in the input stands for many of what follows.
 const REPEATED: usize = 100_000;
@@ -30,6 +30,19 @@ fn rename(body: &[u8], mut whole: serde_json::Map<String, Value>, found: &Found,
     assert_eq!(serde_json::from_slice::<Value>(&renamed).ok(), Some(Value::Object(whole)));
 }
 
+/// Puts a name into a body that has none.
+fn fill(mut whole: serde_json::Map<String, Value>, name: &str) {
+    whole.remove("model");
+    let body = Value::Object(whole.clone()).to_string().into_bytes();
+    let mut scanner = Scanner::new(&["model"]);
+    scanner.feed(&body).expect("it is JSON");
+    let Gap { at, before, after } = scanner.gap().expect("it has none");
+    let text = [&before[..], &Found::replacement(name, false), after].concat();
+    let filled: Value = serde_json::from_slice(&spliced(&body, at, &text)).expect("it is JSON");
+    whole.insert("model".to_owned(), Value::from(name));
+    assert_eq!(filled, Value::Object(whole));
+}
+
 /// A body that is made of members, with a model in it.
 fn made(members: Vec<(String, String)>, model: String, other: &str) {
     let at = members.len() / 2;
@@ -39,6 +52,7 @@ fn made(members: Vec<(String, String)>, model: String, other: &str) {
         .map(|(key, text)| (key, Value::from(text)))
         .collect();
     whole.shift_insert(at.min(whole.len()), "model".to_owned(), Value::from(model.clone()));
+    fill(whole.clone(), other);
     let body = Value::Object(whole.clone()).to_string().into_bytes();
     match scanned(std::iter::once(&body[..])) {
         Ok(Some(found)) => {
@@ -67,7 +81,8 @@ fuzz_target!(|input: (Vec<u8>, u8, String, bool, Vec<(String, String)>, String)|
         ("", Some("deflate")),
     ] {
         let coding = coding.map(str::as_bytes);
-        let mut peek = Peek::new(&["model"], kind.as_bytes(), coding, 1 << 20).expect("it is known");
+        let mut peek =
+            Peek::new(&["model"], kind.as_bytes(), coding, 1 << 20).expect("it is known");
         let _ = body.chunks(usize::from(piece).max(1)).try_for_each(|piece| peek.feed(piece));
     }
     // What the parser does not take is for the backend to refuse; it is deeper than ours, or its strings are
