@@ -82,6 +82,13 @@ impl<T> Names<T> {
         self.patterns.iter().find(|(pattern, _)| pattern.matches(name)).map(|(_, value)| value)
     }
 
+    /// What stands behind the most exact pattern that stands for one of these names.
+    #[must_use]
+    pub fn pattern_of_any(&self, names: &[String]) -> Option<&T> {
+        let matches = |pattern: &Pattern| names.iter().any(|name| pattern.matches(name));
+        self.patterns.iter().find(|(pattern, _)| matches(pattern)).map(|(_, value)| value)
+    }
+
     /// What stands behind this name: exactly, else by the most exact pattern.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&T> {

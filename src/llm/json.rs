@@ -14,8 +14,8 @@ const DEPTH_MAX: usize = 512;
 /// Longest key that can be one of those looked for, raw: each letter as a `\u0000` escape.
 const KEY_BYTES_MAX: usize = 64;
 
-/// The first byte of the mark that UTF-8 may begin with.
-const BYTE_ORDER_MARK: u8 = 0xef;
+/// What UTF-8 may begin with.
+const BYTE_ORDER_MARK: &[u8; 3] = b"\xef\xbb\xbf";
 
 /// Longest value that is taken, raw. Model names have at most some hundred bytes.
 const VALUE_BYTES_MAX: usize = 1024;
@@ -39,6 +39,8 @@ pub struct Scanner {
     key: Raw<KEY_BYTES_MAX>,
     text: Raw<VALUE_BYTES_MAX>,
     found: Option<Found>,
+    /// Bytes of a byte order mark.
+    mark: usize,
     /// Where the byte stands that is read now.
     position: usize,
     /// Behind the brace of the object that the member belongs in, once that is there; whether it has members.
@@ -160,7 +162,7 @@ impl Search for Scanner {
     }
 
     fn is_begun(&self) -> bool {
-        self.state != State::Start
+        self.state != State::Start || self.mark == BYTE_ORDER_MARK.len()
     }
 
     /// What follows can only be white space.
@@ -185,6 +187,7 @@ impl Scanner {
             key: Raw::default(),
             text: Raw::default(),
             found: None,
+            mark: 0,
             position: 0,
             inside: None,
             has_members: false,
@@ -329,13 +332,14 @@ impl Scanner {
     /// Reads a byte between keys and values.
     fn structure(&mut self, state: State, byte: u8) -> Result<(), Fault> {
         match (state, byte) {
+            (State::Start, _) if self.position < 3 && byte == BYTE_ORDER_MARK[self.position] => {
+                self.mark += 1;
+                // Some servers pass over it: it is the beginning of a document that cannot be read.
+                if self.mark == 3 { Err(Fault::Malformed) } else { Ok(()) }
+            }
+            (State::Start, _) if self.mark > 0 => Err(Fault::Malformed),
             (_, b' ' | b'\t' | b'\n' | b'\r') => Ok(()),
             (State::Start, b'{') => self.open(true),
-            (State::Start, BYTE_ORDER_MARK) => {
-                // Some servers pass over it: it is the beginning of a document that cannot be read.
-                self.state = State::Next;
-                Err(Fault::Malformed)
-            }
             (State::FirstKey | State::Key, b'"') => {
                 self.key.clear();
                 self.state = State::String { is_key: true, is_escaped: false };
@@ -528,6 +532,26 @@ mod tests {
     fn a_string_of_ten_megabytes_is_passed_over() {
         let body = format!(r#"{{"input":"{}","model":"m"}}"#, r#"a\"b\\"#.repeat(10_000_000 / 6));
         assert_eq!(model(&body), Ok(Some("m".to_owned())));
+    }
+
+    #[test]
+    fn a_byte_order_mark_begins_what_cannot_be_read() {
+        for (body, is_begun) in [
+            ("\u{feff}{}", true),
+            ("\u{ff0c}\"hello\"", false),
+            ("\u{fefe}{}", false),
+            (" \u{feff}{}", false),
+        ] {
+            for piece in [1, 2, body.len()] {
+                let mut scanner = Scanner::new(&["model"]);
+                let fault = body.as_bytes().chunks(piece).find_map(|it| scanner.feed(it).err());
+                assert_eq!(
+                    (fault, scanner.is_begun()),
+                    (Some(Fault::Malformed), is_begun),
+                    "{body}"
+                );
+            }
+        }
     }
 
     #[test]

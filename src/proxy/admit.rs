@@ -109,14 +109,13 @@ async fn take_in(
         Ok(way) => way,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    if way.renames && !exchange.body.can_rename() {
-        if way.targets[0].renames {
-            return Ok(Err(body::why_not_held(session, &exchange.arrived.runtime.snapshot.replay)));
-        }
-        course.may_fall_back = false;
+    let can_rename = exchange.body.can_rename();
+    if way.targets[0].renames && !can_rename {
+        return Ok(Err(body::why_not_held(session, &exchange.arrived.runtime.snapshot.replay)));
     }
-    let is_for_tunnel = body::is_tunnel_request(session);
-    let admitted = Admitted::new((way, asked), course, is_for_tunnel, client, inflight);
+    let mut admitted = Admitted::new((way, asked), course, client, inflight);
+    admitted.can_rename = can_rename;
+    admitted.is_for_tunnel = body::is_tunnel_request(session);
     admitted.pool().count_exchange();
     exchange.admitted = Some(admitted);
     if let Some(deadlines) = exchange.deadlines() {

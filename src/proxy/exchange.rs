@@ -62,17 +62,18 @@ pub(super) struct Admitted {
     pub(super) is_front: bool,
     /// Whether another model may be asked in its place.
     pub(super) may_fall_back: bool,
+    /// Whether a name in its body can be changed.
+    pub(super) can_rename: bool,
     /// Whether it is for a WebSocket.
     pub(super) is_for_tunnel: bool,
     pub(super) _inflight: Counted,
 }
 
 impl Admitted {
-    /// To the first target of a way.
+    /// To the first target of a way, with a body in which a name can be changed.
     pub(super) fn new(
         (way, asked): (Arc<Way>, Option<Asked>),
         course: Course,
-        is_for_tunnel: bool,
         client: Client,
         inflight: Counted,
     ) -> Self {
@@ -86,7 +87,8 @@ impl Admitted {
             prefix,
             is_front,
             may_fall_back,
-            is_for_tunnel,
+            can_rename: true,
+            is_for_tunnel: false,
             _inflight: inflight,
         }
     }
@@ -104,7 +106,10 @@ impl Admitted {
     /// The next model that can serve now, as far as is known.
     fn next(&self) -> Option<usize> {
         let takes = |backend: &Backend| !self.is_for_tunnel || backend.takes_tunnels();
-        let can_serve = |at: &usize| self.way.targets[*at].pool.has_other(takes);
+        let can_serve = |at: &usize| {
+            let target = &self.way.targets[*at];
+            (self.can_rename || !target.renames) && target.pool.has_other(takes)
+        };
         let next = || (self.at + 1..self.way.targets.len()).find(can_serve);
         self.may_fall_back.then(next).flatten()
     }

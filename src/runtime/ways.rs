@@ -214,10 +214,8 @@ impl<'a> Ways<'a> {
         for name in names {
             keys.extend([format!("{service}/{name}"), (*name).to_owned()]);
         }
-        let fallbacks = keys
-            .iter()
-            .find_map(|name| self.fallbacks.exact(name))
-            .or_else(|| keys.iter().find_map(|name| self.fallbacks.pattern(name)));
+        let exact = keys.iter().find_map(|name| self.fallbacks.exact(name));
+        let fallbacks = exact.or_else(|| self.fallbacks.pattern_of_any(&keys));
         for target in self.targets(fallbacks.copied().unwrap_or_default()) {
             if targets.iter().all(|known| known.pool.name() != target.pool.name()) {
                 targets.push(target);

@@ -497,6 +497,20 @@ fn a_backend_that_answers_and_takes_no_more_of_the_body_is_heard_to_the_end() {
 }
 
 #[test]
+fn a_client_that_waits_for_its_answer_is_told_of_the_deadline_for_all() {
+    let silent = crate::harness::Http2Upstream::start();
+    let text = config_of(
+        &format!("{UNCHECKED}\ndeadlines: {{exchange: 1s, first_byte: 8s, silence: 8s}}"),
+        &[&silent.url()],
+    );
+    // The connection is shared, so that the exchange hears of its end only with Pingora's own timeout.
+    let gateway = Gateway::start(&text.replace("id: a,", "id: a, protocol: http2,"));
+    let answer = get(gateway.address(), "/svc/mdl/hang", &[]);
+    assert_eq!(answer.status, 504, "{}", answer.text());
+    assert!(answer.text().contains("exchange: 1 s"), "{}", answer.text());
+}
+
+#[test]
 fn the_deadline_for_all_ends_an_exchange_whose_client_takes_nothing() {
     let upstream = Upstream::start(|_, reply| {
         reply.begin("text/event-stream");

@@ -273,6 +273,15 @@ fn what_names_no_model_goes_where_a_header_or_a_default_says() {
     let gateway = Gateway::start(&text);
     assert_eq!(post(gateway.address(), "/v1/moderations", &[JSON], "{}").text(), "one");
     assert_eq!(one.last().body, b"{}");
+    // An upload of any kind and size goes there as it is.
+    let file = "x".repeat(1_500_000);
+    let file = format!("{}--XX--\r\n", field("name=\"file\"; filename=\"f\"", &file));
+    let request = chunked("/v1/files", &[FORM], &[file.as_bytes()]);
+    assert_eq!(send(gateway.address(), request).text(), "one");
+    let odd = "--XX\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n--XX--\r\n";
+    for headers in [&[FORM][..], &[FORM, "Content-Encoding: x"]] {
+        assert_eq!(post(gateway.address(), "/v1/files", headers, odd).text(), "one");
+    }
 }
 
 #[test]
@@ -368,8 +377,7 @@ fn another_model_is_asked_when_one_cannot_serve() {
 fn a_name_that_a_wildcard_stands_for_can_have_fallbacks_of_its_own() {
     let mut down = Upstream::named("down");
     let (one, two) = (Upstream::named("one"), Upstream::named("two"));
-    let top =
-        "fallbacks: {gpt-4o: one, \"gpt-4*\": two, claude-x: one}\naliases: {\"claude*\": gpt-4-a}";
+    let top = "fallbacks: {\"*\": one, gpt-4o: one, \"gpt-4*\": two, claude-x: one}\naliases: {\"claude*\": gpt-4-a}";
     let pools = [Model("gpt-4*", &[&down]), Model("one", &[&one]), Model("two", &[&two])];
     let gateway = Gateway::start(&models(top, &pools));
     down.kill();
@@ -434,6 +442,16 @@ fn a_body_that_only_a_fallback_would_have_changed_is_refused_by_nobody() {
         assert_eq!((answer.status, &answer.body[..]), (200, body), "{path}");
     }
     assert_eq!(post(to, "/svc/m1/blobs", &[], &large).text().len(), large.len());
+    // A second service with the model needs no other name.
+    let top = "fallbacks: {m: x}\nhealth_check: {interval: 1h, unhealthy_after: 100}";
+    let text = services(
+        top,
+        &[("a", &[Model("m", &[&spare]), Model("x", &[&spare])]), ("b", &[Model("m", &[&first])])],
+    );
+    let text = text.replacen(&spare.url(), "http://127.0.0.1:1", 1);
+    let second = Gateway::start(&text);
+    let twice = "{\"a\":1}{\"b\":2}";
+    assert_eq!(post(second.address(), CHAT, &[JSON, "X-Tollgate-Model: m"], twice).text(), twice);
     // The other one is not asked for what may name the first.
     drop(first);
     assert_eq!(post(to, "/svc/m1/generate", &[JSON], &late).status, 503);

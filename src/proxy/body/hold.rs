@@ -238,6 +238,13 @@ impl Reader {
         }
     }
 
+    /// Whether there may be a name that would have to be changed.
+    fn is_unclear(&self, is_whole: bool) -> bool {
+        let looking = &self.looking;
+        let is_blank = is_whole && looking.peek.as_deref().is_some_and(|peek| !peek.is_begun());
+        looking.aim != Aim::Choice && (looking.is_unclear || looking.is_searching() && !is_blank)
+    }
+
     /// Where the name is, or could be put.
     fn place(&self) -> Option<Place> {
         let peek = self.looking.peek.as_deref()?;
@@ -264,10 +271,7 @@ impl Reader {
         self.share.shrink(bytes.len());
         let found = self.looking.found().cloned();
         exchange.body.place = self.place();
-        let is_blank =
-            is_whole && self.looking.peek.as_deref().is_some_and(|peek| !peek.is_begun());
-        exchange.body.is_unclear =
-            self.looking.is_unclear || self.looking.is_searching() && !is_blank;
+        exchange.body.is_unclear = self.is_unclear(is_whole);
         exchange.body.content = if is_whole {
             Content::Held { bytes, share: self.share, is_sent: false }
         } else {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use tokio::sync::watch::Receiver;
 
-use super::socket::{Peek, has_closed, peek};
+use super::socket::{Peek, has_closed, peek, takes_more};
 use super::{Phase, Stop, WATCH, Watch};
 use crate::proxy::respond::{LINGER, raw_refusal};
 use crate::refusal::Refusal;
@@ -195,9 +195,7 @@ impl Poller<'_> {
             }));
         }
         if self.cut_by.is_some_and(|by| now >= by) {
-            // Pingora would wait for the client for as long as it may take to read.
-            self.cut_by = None;
-            let _ = self.client.socket.map(|socket| shutdown(socket, Shutdown::Both));
+            self.cut_by = self.cut(now);
         }
         match watch.phase() {
             _ if self.parting_since.is_some() => return self.part(now),
@@ -238,6 +236,17 @@ impl Poller<'_> {
             self.cut_by = Some(now + FLUSH);
         }
         Ring::GoOn
+    }
+
+    /// Parts from a client that takes nothing: Pingora would wait for as long as it may take to read. Whether it
+    /// still waits for its answer is looked at again.
+    fn cut(&self, now: Instant) -> Option<Instant> {
+        let socket = self.client.socket?;
+        if takes_more(socket).unwrap_or(true) {
+            return Some(now + FLUSH);
+        }
+        let _ = shutdown(socket, Shutdown::Both);
+        None
     }
 
     /// Tells the client. There is no session yet to do it by.
