@@ -298,7 +298,8 @@ fn a_backend_that_takes_nothing_of_a_body_is_too_slow_and_not_the_client() {
 fn a_backend_that_begins_late_to_take_a_body_costs_its_client_nothing() {
     let url = raw_upstream(|mut stream| {
         let head = read_head(&mut stream);
-        std::thread::park_timeout(Duration::from_millis(1500));
+        // Longer than a client may take; with what follows, longer than an answer may.
+        std::thread::park_timeout(Duration::from_secs(4));
         let end = head.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
         let mut left = 64 * 1024 * 1024 - (head.len() - end);
         let mut buffer = vec![0; 1024 * 1024];
@@ -309,8 +310,8 @@ fn a_backend_that_begins_late_to_take_a_body_costs_its_client_nothing() {
         std::thread::park_timeout(Duration::from_millis(1200));
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nall").unwrap();
     });
-    let settings = "client: {body_timeout: 300ms, body_deadline: 1s}\nretry: {retries_max: 1}\n\
-        deadlines: {silence: 20s, first_byte: 2s}";
+    let settings = "client: {body_timeout: 1s, body_deadline: 3s}\nretry: {retries_max: 1}\n\
+        deadlines: {silence: 20s, first_byte: 4500ms}";
     for replay in ["replay: {body_bytes_max: 0}", "replay: {body_bytes_max: 64MiB}"] {
         let settings = format!("{UNCHECKED}\n{settings}\n{replay}");
         let gateway = Gateway::start(&config_of(&settings, &[&url]));
