@@ -79,13 +79,13 @@ impl<T> Names<T> {
     /// What stands behind the most exact pattern that stands for this name.
     #[must_use]
     pub fn pattern(&self, name: &str) -> Option<&T> {
-        self.patterns.iter().find(|(pattern, _)| pattern.matches(name)).map(|(_, value)| value)
+        self.pattern_of_any(&[name])
     }
 
     /// What stands behind the most exact pattern that stands for one of these names.
     #[must_use]
-    pub fn pattern_of_any(&self, names: &[String]) -> Option<&T> {
-        let matches = |pattern: &Pattern| names.iter().any(|name| pattern.matches(name));
+    pub fn pattern_of_any(&self, names: &[impl AsRef<str>]) -> Option<&T> {
+        let matches = |pattern: &Pattern| names.iter().any(|name| pattern.matches(name.as_ref()));
         self.patterns.iter().find(|(pattern, _)| matches(pattern)).map(|(_, value)| value)
     }
 

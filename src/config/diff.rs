@@ -5,18 +5,31 @@ use std::fmt::Debug;
 use super::listen::Listen;
 use super::snapshot::{BackendSpec, PoolSpec, Snapshot};
 
-/// Keys whose change has no effect until the process starts anew.
-#[must_use]
-pub fn needs_restart(before: &Snapshot, next: &Snapshot) -> Vec<&'static str> {
-    let keys = [
-        ("listen", before.listen != next.listen),
-        ("admin.listen", before.admin_listen != next.admin_listen),
-        ("threads", before.threads != next.threads),
-        ("upstream.idle_connections", before.idle_connections != next.idle_connections),
-        ("client.idle_timeout", before.client.idle_timeout != next.client.idle_timeout),
-        ("shutdown_timeout", before.shutdown_timeout != next.shutdown_timeout),
-    ];
-    keys.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+/// What a process keeps from its start to its end, by key.
+#[derive(Clone, Debug)]
+pub struct Fixed([(&'static str, String); 6]);
+
+impl Fixed {
+    /// Of a configuration.
+    #[must_use]
+    pub fn of(snapshot: &Snapshot) -> Self {
+        Self([
+            ("listen", format!("{:?}", snapshot.listen)),
+            ("admin.listen", format!("{:?}", snapshot.admin_listen)),
+            ("threads", format!("{:?}", snapshot.threads)),
+            ("upstream.idle_connections", format!("{:?}", snapshot.idle_connections)),
+            ("client.idle_timeout", format!("{:?}", snapshot.client.idle_timeout)),
+            ("shutdown_timeout", format!("{:?}", snapshot.shutdown_timeout)),
+        ])
+    }
+
+    /// Keys whose change has no effect until the process starts anew.
+    #[must_use]
+    pub fn needs_restart(&self, next: &Snapshot) -> Vec<&'static str> {
+        let next = Self::of(next);
+        let changed = self.0.iter().zip(&next.0).filter(|(before, next)| before != next);
+        changed.map(|((key, _), _)| *key).collect()
+    }
 }
 
 /// A line for every difference, with its key path. Secrets show as changed, never themselves.
@@ -37,7 +50,7 @@ pub fn differences(before: &Snapshot, next: &Snapshot) -> Vec<String> {
             lines.add(&at, &format!("removed, backends: {}", pool.backends.len()));
         }
     }
-    let restart = needs_restart(before, next);
+    let restart = Fixed::of(before).needs_restart(next);
     for line in &mut lines.0 {
         if restart.iter().any(|key| line.split_once(':').is_some_and(|(at, _)| at == *key)) {
             line.push_str(" (takes a restart)");
@@ -46,8 +59,26 @@ pub fn differences(before: &Snapshot, next: &Snapshot) -> Vec<String> {
     lines.0
 }
 
-fn own((key, value): (&str, &str)) -> (String, String) {
-    (key.to_owned(), value.to_owned())
+/// The fields of a structure, as they are shown; none where it is none.
+fn fields(of: &impl Debug) -> Vec<(String, String)> {
+    const INDENT: &str = "    ";
+    let mut fields: Vec<(String, String)> = Vec::new();
+    for line in format!("{of:#?}").lines() {
+        let Some(line) = line.strip_prefix(INDENT) else { continue };
+        let inner = line.trim().trim_end_matches(',');
+        match (line.starts_with([' ', ']', '}', ')']), line.split_once(": "), fields.last_mut()) {
+            (false, Some((key, value)), _) => {
+                fields.push((key.to_owned(), value.trim_end_matches(',').to_owned()));
+            }
+            (_, _, Some((_, value))) => {
+                let is_edge =
+                    value.ends_with(['[', '(', '{']) || inner.starts_with([']', ')', '}']);
+                *value = format!("{value}{}{inner}", if is_edge { "" } else { ", " });
+            }
+            _ => {}
+        }
+    }
+    fields
 }
 
 #[derive(Default)]
@@ -62,12 +93,7 @@ impl Lines {
         if before == next {
             return;
         }
-        let parts = |of: &T| -> Vec<(String, String)> {
-            let text = format!("{of:#?}");
-            let part = |line: &str| line.trim().trim_end_matches(',').split_once(": ").map(own);
-            text.lines().filter_map(part).collect()
-        };
-        let (known, new) = (parts(before), parts(next));
+        let (known, new) = (fields(before), fields(next));
         let has_same_keys = known.iter().map(|it| &it.0).eq(new.iter().map(|it| &it.0));
         if known.is_empty() || !has_same_keys {
             self.add(at, &format!("{before:?} -> {next:?}"));
@@ -170,7 +196,7 @@ mod tests {
              gone: {backends: [{id: a, url: \"http://h\"}]}}}}}",
         );
         let next = snapshot(
-            "{listen: 1.2.3.4:5, api_key: sk-new, retry: {retries_max: 5}, services: {s: {models: {m: {backends: \
+            "{listen: 1.2.3.4:5, api_key: sk-new, retry: {retries_max: 5, statuses: [503]}, services: {s: {models: {m: {backends: \
              [{id: a, url: \"http://h\", api_key: sk-b, weight: 2}, {id: c, url: \"http://h:1\"}]}, \
              new: {backends: [{id: a, url: \"http://h\"}]}}}}}",
         );
@@ -189,6 +215,11 @@ mod tests {
             assert!(lines.iter().any(|line| line == expected), "{expected} in\n{text}");
         }
         assert!(text.contains("services.s.models.m.retry.retries_max: 2 -> 5"), "{text}");
+        assert!(
+            text.contains("services.s.models.m.retry.statuses: [429, 502, 503, 504] -> [503]"),
+            "{text}"
+        );
+        assert!(!text.contains("RetrySpec"), "{text}");
         assert!(!text.contains("sk-"), "{text}");
         assert!(differences(&before, &before).is_empty());
     }

@@ -25,7 +25,7 @@ mod warnings;
 
 use std::path::Path;
 
-pub use diff::{differences, needs_restart};
+pub use diff::{Fixed, differences};
 pub use environment::Environment;
 pub use listen::{Listen, ListenAt};
 pub use problem::ConfigError;

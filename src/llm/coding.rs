@@ -70,15 +70,17 @@ struct Bounded<S> {
     is_full: bool,
 }
 
-/// The window of a brotli stream, by its first bytes (RFC 7932, section 9.1).
-fn brotli_window(first: u8) -> usize {
+/// The window of a brotli stream, by its first byte (RFC 7932, section 9.1). None: no such stream begins so, but
+/// one that the decoder would take a gigabyte for ("large window").
+fn brotli_window(first: u8) -> Option<usize> {
     let bits = match (first & 1, first >> 1 & 7, first >> 4 & 7) {
         (0, _, _) => 16,
         (_, 0, 0) => 17,
+        (_, 0, 1) => return None,
         (_, 0, bits) => 8 + usize::from(bits),
         (_, bits, _) => 17 + usize::from(bits),
     };
-    1 << bits
+    Some(1 << bits)
 }
 
 impl<S: Write> Write for Bounded<S> {
@@ -128,7 +130,7 @@ impl<S: Write> Decoder<S> {
     /// What is wrong with the body; also when the sink takes no more, which it knows itself.
     pub(super) fn feed(&mut self, piece: &[u8]) -> Result<(), CodingFault> {
         if let (0, Inner::Brotli(_), Some(first)) = (self.fed_bytes, &self.inner, piece.first()) {
-            self.window_bytes = brotli_window(*first);
+            self.window_bytes = brotli_window(*first).ok_or(CodingFault::Malformed)?;
         }
         self.fed_bytes += piece.len();
         let allowed = self.fed_bytes.saturating_mul(RATIO_MAX).max(RATIO_FROM_BYTES);

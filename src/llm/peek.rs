@@ -243,6 +243,17 @@ mod tests {
     }
 
     #[test]
+    fn a_window_larger_than_the_format_has_is_refused_with_its_first_byte() {
+        // Of 2^30 bytes, in the form that decoders know and RFC 7932 does not.
+        assert_eq!(model("br", &[0x11, 0x1e], 1), Err(PeekFault::Coding(CodingFault::Malformed)));
+        let mut peek = Peek::new(&["model"], b"", Some(b"br"), 1 << 20).unwrap();
+        assert_eq!(peek.feed(&[0x11]), Err(PeekFault::Coding(CodingFault::Malformed)));
+        let mut peek = Peek::new(&["model"], b"", Some(b"br"), 1 << 20).unwrap();
+        peek.feed(&[0x0f]).unwrap();
+        assert!(peek.held_bytes() > 16 << 20, "{}", peek.held_bytes());
+    }
+
+    #[test]
     fn what_decodes_to_too_much_is_given_up() {
         let bomb = format!("{{\"a\":\"{}\"}}", "0".repeat(4 << 20));
         for coding in ["gzip", "deflate", "br", "zstd"] {

@@ -19,7 +19,7 @@ use pingora_load_balancing::health_check::HealthCheck;
 use super::backend::{Backend, CONNECT_DEADLINE};
 use super::resolve::Address;
 use crate::config::{BackendSpec, HealthSpec};
-use crate::telemetry::brief;
+use crate::telemetry::advice;
 
 /// Most of an answer's body that is read, so that the connection ends cleanly for the backend.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -145,7 +145,7 @@ fn is_connect_failure(error: &ErrorType) -> bool {
 
 /// Why a check failed, in words that say what to do about it.
 fn why(backend: &Backend, error: &Error) -> String {
-    let ErrorType::HTTPStatus(status) = error.root_etype() else { return brief(error) };
+    let ErrorType::HTTPStatus(status) = error.root_etype() else { return advice(error) };
     let probe = &backend.spec.probe;
     let expected: Vec<String> = probe.expect_status.iter().map(ToString::to_string).collect();
     let expected = expected.join(" or ");

@@ -13,7 +13,7 @@ use super::{body, receive};
 use crate::llm;
 use crate::pool::{CONNECT_DEADLINE, Outcome};
 use crate::refusal::Refusal;
-use crate::telemetry::brief;
+use crate::telemetry::advice;
 
 /// A kept connection that breaks within this time of being used was dead before. One that breaks
 /// later may have carried the request to a backend that is at work on it, or died of it.
@@ -269,7 +269,7 @@ fn log_attempt(exchange: &Exchange, error: &Error) {
     let Some(attempt) = &exchange.attempts.current else { return };
     let backend = attempt.backend();
     let why = failure(exchange, error).and_then(|refusal| overdue(&refusal));
-    let why = why.unwrap_or_else(|| brief(error));
+    let why = why.unwrap_or_else(|| advice(error));
     log::warn!(
         "backend {} of {} ({} at {}) failed: {why}; request {}",
         backend.spec.id,

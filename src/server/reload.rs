@@ -7,7 +7,7 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{Reload, background, supervisor};
-use crate::config::{self, SeenFile, Snapshot, needs_restart};
+use crate::config::{self, Fixed, SeenFile, Snapshot};
 use crate::runtime::{Current, ReloadReport, Reloaded, Reloads, Runtime};
 
 /// How often the files are looked at. Looking sees every way of changing a file, also on network
@@ -28,7 +28,7 @@ struct Failed {
 pub(super) struct Reloader {
     current: Arc<Current>,
     /// What the process was started with.
-    started: Snapshot,
+    started: Fixed,
     /// Woken when there is a new runtime.
     changed: Arc<Notify>,
     read: Reload,
@@ -42,7 +42,7 @@ impl Reloader {
         read: Reload,
         reloads: Arc<Reloads>,
     ) -> Self {
-        let started = current.load().snapshot.clone();
+        let started = Fixed::of(&current.load().snapshot);
         Self { current, started, changed, read, reloads }
     }
 
@@ -145,7 +145,7 @@ impl Reloader {
         let report = ReloadReport {
             models: next.pools().count(),
             backends: next.pools().map(|(_, _, pool)| pool.backends.len()).sum(),
-            needs_restart: needs_restart(&self.started, &next),
+            needs_restart: self.started.needs_restart(&next),
         };
         let level = next.log_level;
         let warnings = config::warnings(&next);

@@ -197,6 +197,31 @@ fn a_request_shorter_than_an_http_2_preface_is_answered() {
 }
 
 #[test]
+fn an_http_2_client_that_takes_nothing_of_its_answer_is_let_go() {
+    let upstream = Upstream::start(move |_, reply| {
+        reply.begin("application/octet-stream");
+        let piece = vec![b'x'; 64 * 1024];
+        while reply.chunk(&piece) {}
+    });
+    let settings = "client: {write_timeout: 500ms}\ndeadlines: {exchange: 1h}";
+    let gateway = Gateway::start(&config(settings, &[&upstream]));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut client = crate::harness::http2(gateway.address()).await;
+        let request = http::Request::get("http://g/svc/mdl/x").body(()).unwrap();
+        let (answer, _stream) = client.send_request(request, true).unwrap();
+        // Its window is full, and stays so.
+        let _answer = answer.await.unwrap();
+        let noticed = async {
+            while gateway.inflight() > 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(crate::harness::PATIENCE, noticed).await.expect("it is let go");
+    });
+}
+
+#[test]
 fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
     let (gone, is_gone) = std::sync::mpsc::channel();
     let gone = std::sync::Mutex::new(gone);
