@@ -13,6 +13,7 @@ mod environment;
 mod file;
 mod interpolate;
 mod listen;
+mod naming;
 mod overrides;
 mod problem;
 mod seen;
@@ -28,13 +29,14 @@ use std::path::Path;
 pub use diff::{Fixed, differences};
 pub use environment::Environment;
 pub use listen::{Listen, ListenAt};
+pub use naming::{Listed, ModelRef, Naming, by_model};
 pub use problem::ConfigError;
 pub use seen::SeenFile;
 pub use snapshot::{
     BackendSpec, BackendTls, BackendUrl, Balance, BreakerSpec, Certificate, ClientAuth,
     ClientBounds, ClientKeys, CorsOrigins, Credential, Deadlines, DefaultsOf, HealthSpec, Host,
-    Listed, ListenerTls, ModelRef, Naming, PoolSpec, ProbeSpec, Protocol, QueueSpec, ReplayBounds,
-    RetrySpec, Service, Snapshot, TlsVersion, by_model,
+    ListenerTls, PoolSpec, ProbeSpec, Protocol, QueueSpec, ReplayBounds, RetrySpec, Service,
+    Snapshot, TlsVersion,
 };
 pub use source::{Source, find_source};
 pub use warnings::warnings;

@@ -7,8 +7,9 @@ use indexmap::IndexMap;
 use super::defaults;
 use super::environment::Environment;
 use super::file::{FileBackend, FileConfig, FileHealthCheck, FileModel, FileService, Statuses};
+use super::naming::ModelRef;
 use super::problem::{ConfigError, Place, Problem, Problems};
-use super::snapshot::{ModelRef, Snapshot};
+use super::snapshot::Snapshot;
 use super::source::UPSTREAM_URL;
 use super::{overrides, report, validate};
 

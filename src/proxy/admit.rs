@@ -115,7 +115,7 @@ async fn take_in(
     }
     let mut admitted = Admitted::new((way, asked), course, client, inflight);
     admitted.can_rename = can_rename;
-    admitted.is_for_tunnel = body::is_tunnel_request(session);
+    exchange.attempts.is_for_tunnel = body::is_tunnel_request(session);
     admitted.pool().count_exchange();
     exchange.admitted = Some(admitted);
     if let Some(deadlines) = exchange.deadlines() {

@@ -64,8 +64,6 @@ pub(super) struct Admitted {
     pub(super) may_fall_back: bool,
     /// Whether a name in its body can be changed.
     pub(super) can_rename: bool,
-    /// Whether it is for a WebSocket.
-    pub(super) is_for_tunnel: bool,
     pub(super) _inflight: Counted,
 }
 
@@ -88,7 +86,6 @@ impl Admitted {
             is_front,
             may_fall_back,
             can_rename: true,
-            is_for_tunnel: false,
             _inflight: inflight,
         }
     }
@@ -104,8 +101,8 @@ impl Admitted {
     }
 
     /// The next model that can serve now, as far as is known.
-    fn next(&self) -> Option<usize> {
-        let takes = |backend: &Backend| !self.is_for_tunnel || backend.takes_tunnels();
+    fn next(&self, is_for_tunnel: bool) -> Option<usize> {
+        let takes = |backend: &Backend| !is_for_tunnel || backend.takes_tunnels();
         let can_serve = |at: &usize| {
             let target = &self.way.targets[*at];
             (self.can_rename || !target.renames) && target.pool.has_other(takes)
@@ -115,13 +112,13 @@ impl Admitted {
     }
 
     /// Whether another model can be asked in place of this one.
-    pub(super) fn can_fall_back(&self) -> bool {
-        self.next().is_some()
+    pub(super) fn can_fall_back(&self, is_for_tunnel: bool) -> bool {
+        self.next(is_for_tunnel).is_some()
     }
 
     /// Turns to the next model; whether there is one.
-    pub(super) fn fall_back(&mut self) -> bool {
-        let next = self.next();
+    pub(super) fn fall_back(&mut self, is_for_tunnel: bool) -> bool {
+        let next = self.next(is_for_tunnel);
         self.at = next.unwrap_or(self.at);
         next.is_some()
     }

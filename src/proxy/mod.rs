@@ -140,7 +140,7 @@ impl ProxyHttp for Proxy {
         end_of_stream: bool,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        body::send(exchange, chunk, end_of_stream, session.was_upgraded())
+        body::send(exchange, chunk, end_of_stream, session.was_upgraded()).await
     }
 
     async fn upstream_response_filter(

@@ -222,7 +222,7 @@ fn may_retry(
         exchange.attempts.is_granted = true;
         // A longer one was granted because another backend is asked meanwhile.
         exchange.attempts.pause = asked.filter(|asked| *asked <= spec.retry_after_max);
-    } else if is_possible && admitted.can_fall_back() {
+    } else if is_possible && admitted.can_fall_back(attempts.is_for_tunnel) {
         exchange.attempts.is_granted = true;
         exchange.attempts.falls_back = true;
     }

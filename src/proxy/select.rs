@@ -9,7 +9,7 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::body;
-use super::exchange::{Admitted, Attempt, Attempts, Exchange};
+use super::exchange::{Attempt, Attempts, Exchange};
 use super::watch::Stop;
 use crate::config::{BackendSpec, Deadlines, Protocol};
 use crate::pool::{Backend, Choice, Gate, Permit, Pool};
@@ -37,8 +37,6 @@ pub(super) async fn select(
     exchange: &mut Exchange,
 ) -> Result<Box<HttpPeer>> {
     exchange.body.pause();
-    exchange.attempts.is_for_tunnel =
-        exchange.admitted.as_ref().is_some_and(|admitted| admitted.is_for_tunnel);
     let permit = match find(session, exchange).await? {
         Ok(permit) => permit,
         Err(refusal) => {
@@ -111,7 +109,7 @@ async fn find(session: &mut Session, exchange: &mut Exchange) -> Result<Result<P
 fn fall_back(exchange: &mut Exchange) -> bool {
     let Some(admitted) = &mut exchange.admitted else { return false };
     let before = Arc::clone(admitted.pool());
-    if !exchange.body.is_replayable() || !admitted.fall_back() {
+    if !exchange.body.is_replayable() || !admitted.fall_back(exchange.attempts.is_for_tunnel) {
         return false;
     }
     let pool = Arc::clone(admitted.pool());
@@ -147,7 +145,9 @@ async fn find_in_pool(session: &mut Session, exchange: &mut Exchange, key: &[u8]
             },
             Choice::None => {}
         }
-        let can_fall_back = || exchange.admitted.as_ref().is_some_and(Admitted::can_fall_back);
+        let is_for_tunnel = exchange.attempts.is_for_tunnel;
+        let admitted = exchange.admitted.as_ref();
+        let can_fall_back = || admitted.is_some_and(|it| it.can_fall_back(is_for_tunnel));
         let is_over = !exchange.attempts.is_round_begun() || can_fall_back();
         let attempts = &mut exchange.attempts;
         if is_over || !another_round(attempts, &pool) {

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
@@ -20,6 +20,14 @@ fn ask(socket: &Path, lines: &str) -> String {
     answer
 }
 
+/// A folder, a socket in it, and an address list with it.
+fn listens() -> (tempfile::TempDir, PathBuf, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("t.sock");
+    let listen = format!("[\"127.0.0.1:0\", \"unix:{}\"]", socket.display());
+    (folder, socket, listen)
+}
+
 fn gateway(folder: tempfile::TempDir, listen: &str, top: &str, url: &str) -> Gateway {
     let text = format!(
         "listen: {listen}\n{top}\nservices: {{svc: {{models: {{mdl: {{backends: [{{id: a, url: \"{url}\"}}]}}}}}}}}\n"
@@ -31,8 +39,7 @@ fn gateway(folder: tempfile::TempDir, listen: &str, top: &str, url: &str) -> Gat
 #[test]
 fn a_gateway_listens_on_a_unix_socket() {
     let upstream = Upstream::start(|seen, reply| reply.text(&seen.header("x-forwarded-for")));
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("t.sock");
+    let (folder, socket, _) = listens();
     let listen = format!("[\"unix:{}\", \"127.0.0.1:0\"]", socket.display());
     // What an earlier process left is no hindrance.
     drop(UnixListener::bind(&socket).unwrap());
@@ -52,9 +59,7 @@ fn a_gateway_listens_on_a_unix_socket() {
 #[test]
 fn forwarded_headers_are_believed_from_a_unix_socket_only_where_that_is_said() {
     let upstream = Upstream::start(|seen, reply| reply.text(&seen.header("x-forwarded-for")));
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("t.sock");
-    let listen = format!("[\"127.0.0.1:0\", \"unix:{}\"]", socket.display());
+    let (folder, socket, listen) = listens();
     let _gateway = gateway(folder, &listen, "", &upstream.url());
     eventually("it listens", || socket.exists());
     let answer = ask(&socket, "X-Forwarded-For: 203.0.113.7\r\n");
@@ -64,9 +69,7 @@ fn forwarded_headers_are_believed_from_a_unix_socket_only_where_that_is_said() {
 #[test]
 fn clients_behind_a_unix_socket_do_not_all_stick_to_one_backend() {
     let (one, two) = (Upstream::named("one"), Upstream::named("two"));
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("t.sock");
-    let listen = format!("[\"127.0.0.1:0\", \"unix:{}\"]", socket.display());
+    let (folder, socket, listen) = listens();
     let two_backends = format!("{}\"}}, {{id: b, url: \"{}", one.url(), two.url());
     let _gateway = gateway(folder, &listen, "balance: sticky", &two_backends);
     eventually("it listens", || socket.exists());
@@ -79,9 +82,7 @@ fn clients_behind_a_unix_socket_do_not_all_stick_to_one_backend() {
 #[test]
 fn a_unix_socket_is_handed_over_in_an_upgrade() {
     let upstream = Upstream::named("x");
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("t.sock");
-    let listen = format!("[\"127.0.0.1:0\", \"unix:{}\"]", socket.display());
+    let (folder, socket, listen) = listens();
     let mut gateway = gateway(folder, &listen, "", &upstream.url());
     eventually("it listens", || socket.exists());
     let is_over = AtomicBool::new(false);

@@ -51,6 +51,15 @@ fn config(top: &str, url: &str) -> String {
     )
 }
 
+/// A tunnel.
+#[track_caller]
+fn opened(gateway: &Gateway, target: &str) -> Connection {
+    let mut connection = Connection::open(gateway.address());
+    connection.write(request(target, "").as_bytes()).unwrap();
+    assert_eq!(connection.read_head().unwrap().status, 101);
+    connection
+}
+
 /// What comes in answer to `bytes`, as many of them.
 fn echoed(connection: &mut Connection, bytes: &[u8]) -> Vec<u8> {
     connection.write(bytes).unwrap();
@@ -116,9 +125,7 @@ fn a_websocket_has_deadlines_of_its_own() {
     let quick =
         "deadlines: {silence: 200ms, exchange: 300ms, websocket_idle: 600ms, websocket_total: 1h}";
     let gateway = Gateway::start(&config(quick, &url));
-    let mut connection = Connection::open(gateway.address());
-    connection.write(request("/v1/realtime?model=rt-1", "").as_bytes()).unwrap();
-    assert_eq!(connection.read_head().unwrap().status, 101);
+    let mut connection = opened(&gateway, "/v1/realtime?model=rt-1");
     // Longer than the deadlines of an exchange, and never idle.
     let began = std::time::Instant::now();
     while began.elapsed() < Duration::from_millis(1500) {
@@ -129,9 +136,7 @@ fn a_websocket_has_deadlines_of_its_own() {
     assert!(connection.is_closed(), "idle for too long");
     assert!(idle.elapsed() > Duration::from_millis(400), "{:?}", idle.elapsed());
     let gateway = Gateway::start(&config("deadlines: {websocket_total: 700ms}", &url));
-    let mut connection = Connection::open(gateway.address());
-    connection.write(request("/v1/realtime?model=rt-1", "").as_bytes()).unwrap();
-    assert_eq!(connection.read_head().unwrap().status, 101);
+    let mut connection = opened(&gateway, "/v1/realtime?model=rt-1");
     let began = std::time::Instant::now();
     assert_eq!(echoed(&mut connection, b"ping"), b"ping");
     assert!(connection.is_closed(), "its time is up");
@@ -146,9 +151,7 @@ fn how_a_tunnel_ends_says_nothing_about_its_backend() {
     let mut gateway =
         Gateway::start(&format!("log: {{level: debug}}\n{}", config(top, &echo(heads))));
     for _ in 0..3 {
-        let mut connection = Connection::open(gateway.address());
-        connection.write(request("/v1/realtime?model=rt-1", "").as_bytes()).unwrap();
-        assert_eq!(connection.read_head().unwrap().status, 101);
+        let mut connection = opened(&gateway, "/v1/realtime?model=rt-1");
         assert!(connection.is_closed(), "idle for too long");
     }
     gateway.wait_log("/v1/realtime -> 101, deadline websocket_idle of 0.1 s is over");
@@ -171,9 +174,7 @@ fn how_a_tunnel_ends_says_nothing_about_its_backend() {
     let tls = format!("tls: {{ca_file: \"{}\"}}, api_key", ca.display());
     let mut gateway = Gateway::start(&text.replace("api_key", &tls));
     for _ in 0..3 {
-        let mut connection = Connection::open(gateway.address());
-        connection.write(request("/v1/realtime?model=rt-1", "").as_bytes()).unwrap();
-        assert_eq!(connection.read_head().unwrap().status, 101);
+        let mut connection = opened(&gateway, "/v1/realtime?model=rt-1");
         assert!(connection.is_closed(), "the backend has closed");
     }
     gateway.wait_log("/v1/realtime -> 101");
@@ -205,9 +206,7 @@ fn backends_that_speak_http2_only_are_not_asked_for_a_websocket() {
         (400, Some("websocket_unsupported"))
     );
     for _ in 0..4 {
-        let mut connection = Connection::open(gateway.address());
-        connection.write(request("/v1/realtime?model=both", "").as_bytes()).unwrap();
-        assert_eq!(connection.read_head().unwrap().status, 101);
+        let mut connection = opened(&gateway, "/v1/realtime?model=both");
         assert_eq!(echoed(&mut connection, b"hello"), b"hello");
     }
     assert_eq!(gateway.backend("svc/only", "a")["breaker"], "closed");
@@ -238,9 +237,7 @@ fn a_tunnel_passes_what_only_one_side_sends() {
         }
     });
     let gateway = Gateway::start(&config("deadlines: {websocket_idle: 500ms}", &url));
-    let mut connection = Connection::open(gateway.address());
-    connection.write(request("/v1/realtime?model=rt-1", "").as_bytes()).unwrap();
-    assert_eq!(connection.read_head().unwrap().status, 101);
+    let mut connection = opened(&gateway, "/v1/realtime?model=rt-1");
     // Audio goes up for longer than both may be silent, and nothing comes back.
     for _ in 0..20 {
         connection.write(&[7; 1000]).unwrap();
@@ -265,9 +262,7 @@ fn a_backend_over_tls_and_http2_is_asked_in_http1() {
         ca.display()
     );
     let gateway = Gateway::start(&text);
-    let mut connection = Connection::open(gateway.address());
-    connection.write(request("/v1/realtime?model=rt-1", "").as_bytes()).unwrap();
-    assert_eq!(connection.read_head().unwrap().status, 101);
+    let mut connection = opened(&gateway, "/v1/realtime?model=rt-1");
     assert_eq!(echoed(&mut connection, b"hello"), b"hello");
     // The checks speak what was agreed on, which is not what this upstream speaks.
     eventually("it has the request", || {
@@ -299,9 +294,7 @@ fn a_backend_that_agrees_at_once_keeps_its_tunnel() {
     let gateway = Gateway::start(&config("health_check: {interval: 1h}", &url));
     gateway.wait_backend("svc/rt-1", "a", "healthy");
     for round in 0..50 {
-        let mut connection = Connection::open(gateway.address());
-        connection.write(request("/v1/realtime?model=rt-1", "").as_bytes()).unwrap();
-        assert_eq!(connection.read_head().unwrap().status, 101);
+        let mut connection = opened(&gateway, "/v1/realtime?model=rt-1");
         assert_eq!(echoed(&mut connection, b"hello"), b"hello", "{round}");
     }
 }

@@ -3,8 +3,9 @@
 use indexmap::IndexMap;
 
 use super::super::file::{FileConfig, FileListed, OneOrMany};
+use super::super::naming::{Listed, ModelRef, Naming, by_model};
 use super::super::problem::{KeyPath, Problems};
-use super::super::snapshot::{Listed, ModelRef, Naming, Service, by_model};
+use super::super::snapshot::Service;
 use super::item_path;
 use crate::names::{Names, Pattern};
 

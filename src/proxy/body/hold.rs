@@ -18,7 +18,7 @@ use super::{
 };
 use crate::config::ClientBounds;
 use crate::lifecycle::HeldShare;
-use crate::llm::{Found, Peek};
+use crate::llm::Found;
 use crate::refusal::Refusal;
 
 /// Reads the body if it can be held, or as far as it takes to find what `look` is about. What was found,
@@ -82,9 +82,6 @@ fn is_kept(session: &Session) -> bool {
     session.as_ref().get_retry_buffer().is_some()
 }
 
-/// Of a compressed body, this much is looked at before others have their turn.
-const CODED_BYTES_AT_ONCE: usize = 4 * 1024;
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Whole,
@@ -147,7 +144,7 @@ impl Reader {
             if bytes_max > 0 && self.length_read() + chunk.len() > bytes_max {
                 return Ok(Err(Refusal::BodyTooLarge { bytes_max }));
             }
-            if let Err(refusal) = self.look(&chunk).await {
+            if let Err(refusal) = self.looking.look(&chunk).await {
                 return Ok(Err(refusal));
             }
             let is_counted = is_last_part && self.length.is_some();
@@ -164,19 +161,6 @@ impl Reader {
 
     fn length_read(&self) -> usize {
         if self.bytes.is_empty() { self.first.len() } else { self.bytes.len() }
-    }
-
-    /// Looks at the next chunk. A compressed one may decode to a thousand times its size, and others wait for
-    /// this thread.
-    async fn look(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
-        if !self.looking.peek.as_deref().is_some_and(Peek::is_coded) {
-            return self.looking.feed(chunk);
-        }
-        for piece in chunk.chunks(CODED_BYTES_AT_ONCE) {
-            self.looking.feed(piece)?;
-            tokio::task::yield_now().await;
-        }
-        Ok(())
     }
 
     /// Whether no more is to be read: of a body that is too large to be held, or does not say how large it is.

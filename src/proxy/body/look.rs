@@ -11,6 +11,9 @@ use crate::refusal::Refusal;
 /// As far a body is read for a name that there is another way without.
 const CHOICE_BYTES_MAX: usize = 1024 * 1024;
 
+/// Of a compressed body, this much is looked at before others have their turn.
+const CODED_BYTES_AT_ONCE: usize = 4 * 1024;
+
 /// A look into a body, as long as there is something to see.
 #[derive(Debug)]
 pub(super) struct Looking {
@@ -56,12 +59,28 @@ impl Looking {
         Ok(Self { peek, aim, fills, is_unclear, bytes_max, share, total_max })
     }
 
+    /// As [`Looking::feed`], and others have their turn meanwhile: a compressed piece may decode to a thousand times
+    /// its size.
+    ///
+    /// # Errors
+    /// Why the body is refused.
+    pub(super) async fn look(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
+        if !self.peek.as_deref().is_some_and(Peek::is_coded) {
+            return self.feed(chunk);
+        }
+        for piece in chunk.chunks(CODED_BYTES_AT_ONCE) {
+            self.feed(piece)?;
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
     /// Looks at the next piece. What cannot be looked into, and need not be, is looked into no more; but no body
     /// may name two models.
     ///
     /// # Errors
     /// Why the body is refused.
-    pub(super) fn feed(&mut self, piece: &[u8]) -> Result<(), Refusal> {
+    fn feed(&mut self, piece: &[u8]) -> Result<(), Refusal> {
         let Some(peek) = &mut self.peek else { return Ok(()) };
         if let Err(fault) = peek.feed(piece) {
             let has_none = fault == PeekFault::Body(Fault::Malformed) && !peek.is_begun();

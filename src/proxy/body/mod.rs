@@ -349,7 +349,7 @@ fn too_slow(exchange: &mut Exchange) -> Box<Error> {
 ///
 /// # Errors
 /// When the body is larger or slower than allowed, or names a second model.
-pub(super) fn send(
+pub(super) async fn send(
     exchange: &mut Exchange,
     chunk: &mut Option<Bytes>,
     end_of_stream: bool,
@@ -385,7 +385,7 @@ pub(super) fn send(
             passed.is_begun = true;
             passed.bytes += chunk_bytes;
             passed.rated_bytes += chunk_bytes;
-            let looked = looking.feed(&chunk.as_deref().unwrap_or_default()[known..]);
+            let looked = looking.look(&chunk.as_deref().unwrap_or_default()[known..]).await;
             put_before(std::mem::take(prefix), before, splice.as_ref(), chunk);
             share.shrink(0);
             if let Err(refusal) = looked {
