@@ -9,6 +9,7 @@
 
 mod poller;
 mod socket;
+mod stop;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -19,9 +20,11 @@ use nix::sys::socket::{Shutdown, shutdown};
 use tokio::sync::Notify;
 
 pub use poller::{ClientSide, watched};
+pub(super) use stop::Stop;
 
 use crate::config::{ClientBounds, Deadlines};
 use socket::{Peek, peek, takes_more};
+use stop::STOPS;
 
 /// How often it is looked, while nothing of a body passes, whether that is because the backend takes
 /// nothing.
@@ -106,47 +109,6 @@ pub(super) enum Request<'a> {
     Much,
     /// The body comes from the client, who has these bounds.
     Comes(&'a ClientBounds),
-}
-
-/// Why an exchange was stopped from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// `client.body_timeout` is over.
-    Upload,
-    /// `deadlines.first_byte` is over.
-    FirstByte,
-    /// `deadlines.silence` is over.
-    Silence,
-    /// `deadlines.exchange` is over.
-    Exchange,
-    /// `deadlines.websocket_idle` is over.
-    WebsocketIdle,
-    /// `deadlines.websocket_total` is over.
-    WebsocketTotal,
-    /// The drain is over.
-    Drain,
-}
-
-const STOPS: [Stop; 7] = [
-    Stop::Upload,
-    Stop::FirstByte,
-    Stop::Silence,
-    Stop::Exchange,
-    Stop::WebsocketIdle,
-    Stop::WebsocketTotal,
-    Stop::Drain,
-];
-
-impl Stop {
-    /// Whether it ends the exchange, and not only the attempt of a backend that took too long.
-    pub(super) fn is_final(self) -> bool {
-        !matches!(self, Self::FirstByte | Self::Silence)
-    }
-
-    /// Whether it ends the exchange whatever the client still has to take.
-    fn ends_writing(self) -> bool {
-        matches!(self, Self::Exchange | Self::WebsocketTotal)
-    }
 }
 
 impl Watch {
