@@ -26,7 +26,7 @@
 //! | [`runtime`] | everything one exchange needs, behind one `Arc` |
 //! | [`auth`], [`routing`], [`pool`] | who may pass; path to target; backends, balance, health, breakers and queue |
 //! | [`telemetry`], [`lifecycle`], [`config`], [`refusal`] | log words and metric names; starting to draining; files to snapshot; every "no" |
-//! | [`llm`], [`names`], [`secret`] | API families and what a body names; names and wildcards; a string that cannot be printed |
+//! | [`llm`], [`names`], [`networks`], [`secret`] | API families and what a body names; names and wildcards; who comes from where; a string that cannot be printed |
 //!
 //! # Words
 //!
@@ -67,6 +67,7 @@ pub mod demo;
 pub mod lifecycle;
 pub mod llm;
 pub mod names;
+pub mod networks;
 pub mod pool;
 pub mod proxy;
 pub mod refusal;

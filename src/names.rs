@@ -33,6 +33,37 @@ impl Pattern {
     }
 }
 
+/// Some names, also with a wildcard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameList(Box<[Named]>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Named {
+    Exactly(Box<str>),
+    By(Pattern),
+}
+
+impl NameList {
+    /// Those that are written as `names`.
+    #[must_use]
+    pub fn new<'n>(names: impl IntoIterator<Item = &'n str>) -> Self {
+        let read = |name: &str| match Pattern::parse(name) {
+            Some(pattern) => Named::By(pattern),
+            None => Named::Exactly(name.into()),
+        };
+        Self(names.into_iter().map(read).collect())
+    }
+
+    /// Whether a name is one of them.
+    #[must_use]
+    pub fn holds(&self, name: &str) -> bool {
+        self.0.iter().any(|known| match known {
+            Named::Exactly(known) => **known == *name,
+            Named::By(pattern) => pattern.matches(name),
+        })
+    }
+}
+
 /// What stands behind names.
 #[derive(Clone, Debug)]
 pub struct Names<T> {

@@ -17,7 +17,6 @@ use http::{HeaderValue, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde_json::json;
 
-use crate::auth;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::llm::Dialect;
 use crate::refusal::Refusal;
@@ -150,9 +149,9 @@ fn service_status(
     request: &PageRequest<'_>,
     service: &str,
 ) -> Result<Response<Bytes>, Refusal> {
-    auth::check(&runtime.snapshot.clients, request.headers)?;
+    let grant = runtime.grant(request.headers, request.client)?;
     let service = percent_decode_str(service).decode_utf8_lossy();
-    status::one(runtime, &service)
+    status::one(runtime, &service, &grant)
         .map(|page| json_page(&page))
         .ok_or_else(|| Refusal::NoService { service: service.into_owned() })
 }

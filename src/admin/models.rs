@@ -8,11 +8,11 @@ use http::{HeaderValue, Method, Response};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::auth;
+use crate::auth::{Grant, Wish};
 use crate::llm;
 use crate::refusal::Refusal;
 use crate::routing::{self, Front};
-use crate::runtime::{PageRequest, Runtime};
+use crate::runtime::{PageRequest, Runtime, Way};
 
 /// Whose form the list has.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,8 +54,10 @@ fn list(
     request: &PageRequest<'_>,
     family: Family,
 ) -> Result<Response<Bytes>, Refusal> {
-    auth::check(&runtime.snapshot.clients, request.headers)?;
-    let names: Vec<(&str, &str)> = runtime.catalog.listed().collect();
+    let grant = runtime.grant(request.headers, request.client)?;
+    let listed = runtime.catalog.listed();
+    let names: Vec<(&str, &str)> =
+        listed.filter_map(|(name, way)| Some((name, service(&grant, way, name)?))).collect();
     let models: Vec<Value> =
         names.iter().map(|(name, service)| model(runtime, family, name, service)).collect();
     let end = |name: Option<&(&str, &str)>| name.map(|(name, _)| (*name).to_owned());
@@ -77,10 +79,19 @@ fn one(
     family: Family,
     name: &str,
 ) -> Result<Response<Bytes>, Refusal> {
-    auth::check(&runtime.snapshot.clients, request.headers)?;
-    let service = runtime.catalog.service_of(name);
+    let grant = runtime.grant(request.headers, request.client)?;
+    let service = runtime.catalog.find(name).and_then(|way| service(&grant, way, name));
     let service = service.ok_or_else(|| Refusal::ModelUnknown { model: name.to_owned() })?;
     Ok(page(&model(runtime, family, name, service)))
+}
+
+/// The service of the first model behind a name that a client may have.
+fn service<'w>(grant: &Grant, way: &'w Way, name: &str) -> Option<&'w str> {
+    way.targets.iter().find_map(|target| {
+        let (service, model) = target.names();
+        let asked = (!target.is_fallback).then_some(name);
+        grant.may_have(Wish { service, model: Some(model), asked }).then_some(service)
+    })
 }
 
 fn model(runtime: &Runtime, family: Family, name: &str, service: &str) -> Value {

@@ -10,7 +10,6 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{json_text, refusal_page};
-use crate::auth;
 use crate::refusal::Refusal;
 use crate::runtime::{PageAnswer, PageRequest, ReloadState, Reloaded, Reloads, Runtime};
 
@@ -27,8 +26,10 @@ pub(super) fn answer(
     if *request.method != Method::POST {
         return refused(&Refusal::MethodNotAllowed { allow: "POST" });
     }
-    if let Err(refusal) = auth::check(&runtime.snapshot.clients, request.headers) {
-        return refused(&refusal);
+    match runtime.grant(request.headers, request.client) {
+        Ok(grant) if grant.is_admin => {}
+        Ok(_) => return refused(&Refusal::NotAllowed),
+        Err(refusal) => return refused(&refusal),
     }
     if is_foreign(request) {
         return refused(&Refusal::OtherOrigin);

@@ -5,6 +5,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use crate::auth::{Grant, Wish};
 use crate::pool::Backend;
 use crate::runtime::Runtime;
 
@@ -15,13 +16,16 @@ pub(super) fn all(runtime: &Runtime) -> Value {
             .snapshot
             .services
             .keys()
-            .filter_map(|service| Some((service.clone(), models(runtime, service)?))),
+            .filter_map(|service| Some((service.clone(), models(runtime, service, |_| true)?))),
     )
 }
 
-/// One service's backends, if there is such a service.
-pub(super) fn one(runtime: &Runtime, service: &str) -> Option<Value> {
-    Some(envelope([(service.to_owned(), models(runtime, service)?)]))
+/// One service's backends, if there is such a service for whoever asks.
+pub(super) fn one(runtime: &Runtime, service: &str, grant: &Grant) -> Option<Value> {
+    let may_have = |model: &str| grant.may_have(Wish { service, model: Some(model), asked: None });
+    let models = models(runtime, service, may_have)?;
+    let is_hidden = models.as_object().is_some_and(Map::is_empty);
+    (!is_hidden).then(|| envelope([(service.to_owned(), models)]))
 }
 
 fn envelope(services: impl IntoIterator<Item = (String, Value)>) -> Value {
@@ -29,10 +33,11 @@ fn envelope(services: impl IntoIterator<Item = (String, Value)>) -> Value {
     json!({"service": "tollgate", "type": "health_status", "data": data})
 }
 
-fn models(runtime: &Runtime, service: &str) -> Option<Value> {
+fn models(runtime: &Runtime, service: &str, may_have: impl Fn(&str) -> bool) -> Option<Value> {
     let models = &runtime.snapshot.services.get(service)?.models;
     let models: Map<String, Value> = models
         .keys()
+        .filter(|model| may_have(model))
         .filter_map(|model| {
             let pool = runtime.pool(service, model)?;
             let backends = pool.backends().iter().map(|backend| backend_status(backend)).collect();

@@ -1,7 +1,10 @@
 //! What changes between two configurations, for people, and which changes take a restart.
 
+use std::collections::HashMap;
 use std::fmt::Debug;
+use std::sync::Arc;
 
+use super::clients::{ClientKeys, KeySpec};
 use super::listen::Listen;
 use super::snapshot::{BackendSpec, PoolSpec, Snapshot};
 
@@ -37,6 +40,12 @@ impl Fixed {
 pub fn differences(before: &Snapshot, next: &Snapshot) -> Vec<String> {
     let mut lines = Lines::default();
     top(before, next, &mut lines);
+    for (name, service) in &next.services {
+        if let Some(known) = before.services.get(name) {
+            let at = format!("services.{name}.addresses");
+            lines.changed(&at, &known.addresses, &service.addresses);
+        }
+    }
     for (service, model, pool) in next.pools() {
         let at = format!("services.{service}.models.{model}");
         match before.services.get(service).and_then(|known| known.models.get(model)) {
@@ -117,7 +126,8 @@ fn top(before: &Snapshot, next: &Snapshot, lines: &mut Lines) {
     lines.compare("listen", &shown(&before.listen), &shown(&next.listen));
     lines.compare("admin.listen", &shown(&before.admin_listen), &shown(&next.admin_listen));
     lines.changed("tls", &before.tls, &next.tls);
-    lines.changed("api_key", &before.clients, &next.clients);
+    keys(&before.clients, &next.clients, lines);
+    lines.changed("addresses", &before.addresses, &next.addresses);
     lines.compare("trusted_proxies", &before.trusted_proxies, &next.trusted_proxies);
     lines.compare("cors.origins", &before.cors, &next.cors);
     lines.compare("log.level", &before.log_level, &next.log_level);
@@ -138,6 +148,37 @@ fn top(before: &Snapshot, next: &Snapshot, lines: &mut Lines) {
     lines.changed("default_model", &known.default_model, &naming.default_model);
     lines.changed("default_service", &known.default_service, &naming.default_service);
     lines.compare("models_listed", &known.listed, &naming.listed);
+}
+
+/// Keys that are added, removed and changed; there may be too many to name them.
+fn keys(before: &ClientKeys, next: &ClientKeys, lines: &mut Lines) {
+    let by_id = |clients: &ClientKeys| -> HashMap<Arc<str>, KeySpec> {
+        let ClientKeys::Required(specs) = clients else { return HashMap::new() };
+        specs.keys.iter().map(|key| (Arc::clone(&key.id), key.clone())).collect()
+    };
+    let (known, new) = (by_id(before), by_id(next));
+    let global = KeySpec::GLOBAL;
+    lines.changed("api_key", &known.get(global), &new.get(global));
+    let others = |keys: &HashMap<Arc<str>, KeySpec>, is_it: &dyn Fn(&KeySpec) -> bool| {
+        keys.values().filter(|key| *key.id != *global && is_it(key)).count()
+    };
+    let added = others(&new, &|key| !known.contains_key(&key.id));
+    let removed = others(&known, &|key| !new.contains_key(&key.id));
+    let changed = others(&new, &|key| known.get(&key.id).is_some_and(|old| old != key));
+    if added + removed + changed > 0 {
+        lines.add("keys", &format!("{added} added, {removed} removed, {changed} changed"));
+    }
+    let is_asked = |clients: &ClientKeys| matches!(clients, ClientKeys::Required(_));
+    if is_asked(before) != is_asked(next) {
+        let words =
+            if is_asked(next) { "clients now need one" } else { "clients need none any more" };
+        lines.add("keys", words);
+    }
+    let secret = |clients: &ClientKeys| match clients {
+        ClientKeys::Required(specs) => specs.secret.clone(),
+        ClientKeys::Untouched | ClientKeys::Dropped => None,
+    };
+    lines.changed("keys_secret", &secret(before), &secret(next));
 }
 
 fn pools(at: &str, before: &PoolSpec, next: &PoolSpec, lines: &mut Lines) {

@@ -11,11 +11,24 @@ use serde::de::{
 
 use super::problem::{Place, Problem, Step};
 
-/// Largest configuration file. 10,000 backends with long names take about 3 MB.
-pub(super) const FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How large a file may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Its text, in bytes.
+    pub(super) bytes_max: usize,
+    /// Its nodes, so that anchors and aliases cannot blow up a small file.
+    pub(super) nodes_max: usize,
+    /// The key that there has to be; none: it may be empty.
+    pub(super) needs: Option<&'static str>,
+}
 
-/// Most nodes of a document, so that anchors and aliases cannot blow up a small file.
-const NODES_MAX: usize = 1_000_000;
+/// Of a configuration. 10,000 backends with long names take about 3 MB.
+pub(super) const CONFIGURATION: Bounds =
+    Bounds { bytes_max: 16 * 1024 * 1024, nodes_max: 1_000_000, needs: Some("services") };
+
+/// Of a file of keys: 100,000 of them take about 20 MB and a million nodes.
+pub(super) const PART: Bounds =
+    Bounds { bytes_max: 64 * 1024 * 1024, nodes_max: 4_000_000, needs: None };
 
 /// A node of the document. Mappings keep the order of the file.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,11 +54,12 @@ pub(super) struct Text {
 }
 
 /// Reads a document.
-pub(super) fn parse(bytes: &[u8]) -> Result<Node, Problem> {
+pub(super) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Node, Problem> {
+    let Bounds { bytes_max, nodes_max, needs } = bounds;
     let file = |message: String| Problem::new(Place::File, message);
-    if bytes.len() > FILE_BYTES_MAX {
+    if bytes.len() > bytes_max {
         let size = bytes.len();
-        return Err(file(format!("{size} bytes; a configuration has at most {FILE_BYTES_MAX}")));
+        return Err(file(format!("{size} bytes; it may have at most {bytes_max}")));
     }
     if bytes.contains(&0) {
         return Err(file("a binary file, not YAML or JSON text".into()));
@@ -56,16 +70,22 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Node, Problem> {
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim().is_empty() {
-        return Err(file("empty; write at least one service, or try `tollgate demo`".into()));
+        return match needs {
+            Some(_) => {
+                Err(file("empty; write at least one service, or try `tollgate demo`".into()))
+            }
+            None => Ok(Node::Map(Vec::new())),
+        };
     }
-    let mut nodes_left = NODES_MAX;
-    let tree = NodeSeed { nodes_left: &mut nodes_left }
+    let mut nodes_left = nodes_max;
+    let tree = NodeSeed { nodes_left: &mut nodes_left, nodes_max }
         .deserialize(serde_yaml::Deserializer::from_str(text))
         .map_err(|error| syntax_problem(&error))?;
     match tree {
         Node::Map(_) => Ok(tree),
+        Node::Null if needs.is_none() => Ok(Node::Map(Vec::new())),
         Node::Null => Err(file("nothing but comments; write at least one service".into())),
-        _ => Err(file("must be a mapping with the key \"services\"".into())),
+        _ => Err(file(format!("must be a mapping with the key {:?}", needs.unwrap_or("keys")))),
     }
 }
 
@@ -76,7 +96,7 @@ pub(super) fn locate(text: &str, place: &Place) -> Option<(usize, usize)> {
         Place::Position { line, column } => return Some((*line, *column)),
         Place::Key(path) => (path, Target::Key),
         Place::Value(path) => (path, Target::Value),
-        Place::File | Place::Variable(_) => return None,
+        Place::File | Place::Variable(_) | Place::Elsewhere => return None,
     };
     let mut steps = path.steps();
     loop {
@@ -123,6 +143,7 @@ fn position(bytes: &[u8], offset: usize) -> (usize, usize) {
 /// Builds a [`Node`], counting.
 struct NodeSeed<'a> {
     nodes_left: &'a mut usize,
+    nodes_max: usize,
 }
 
 impl<'de> DeserializeSeed<'de> for NodeSeed<'_> {
@@ -132,7 +153,7 @@ impl<'de> DeserializeSeed<'de> for NodeSeed<'_> {
         *self.nodes_left = self
             .nodes_left
             .checked_sub(1)
-            .ok_or_else(|| D::Error::custom(format!("more than {NODES_MAX} values")))?;
+            .ok_or_else(|| D::Error::custom(format!("more than {} values", self.nodes_max)))?;
         deserializer.deserialize_any(self)
     }
 }
@@ -174,7 +195,10 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
         let mut list = Vec::new();
-        while let Some(node) = seq.next_element_seed(NodeSeed { nodes_left: self.nodes_left })? {
+        while let Some(node) = seq.next_element_seed(NodeSeed {
+            nodes_left: self.nodes_left,
+            nodes_max: self.nodes_max,
+        })? {
             list.push(node);
         }
         Ok(Node::List(list))
@@ -184,7 +208,10 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
         let mut entries: Vec<(String, Node)> = Vec::new();
         let mut seen = HashSet::new();
         while let Some(key) = map.next_key_seed(KeySeed { seen: &mut seen })? {
-            let node = map.next_value_seed(NodeSeed { nodes_left: self.nodes_left })?;
+            let node = map.next_value_seed(NodeSeed {
+                nodes_left: self.nodes_left,
+                nodes_max: self.nodes_max,
+            })?;
             entries.push((key, node));
         }
         Ok(Node::Map(entries))
@@ -358,8 +385,8 @@ mod tests {
 
     #[test]
     fn yaml_and_json_give_the_same_tree() {
-        let yaml = parse(b"a:\n  - 1\n  - x: true\n    y: null\n").unwrap();
-        let json = parse(br#"{"a": [1, {"x": true, "y": null}]}"#).unwrap();
+        let yaml = parse(b"a:\n  - 1\n  - x: true\n    y: null\n", CONFIGURATION).unwrap();
+        let json = parse(br#"{"a": [1, {"x": true, "y": null}]}"#, PART).unwrap();
         assert_eq!(yaml, json);
     }
 
@@ -381,13 +408,13 @@ mod tests {
             let aliases = vec![format!("*a{before}"); 10].join(", ");
             text.push_str(&format!("a{level}: &a{level} [{aliases}]\n"));
         }
-        let problem = parse(text.as_bytes()).unwrap_err();
+        let problem = parse(text.as_bytes(), CONFIGURATION).unwrap_err();
         assert!(problem.message.contains("aliases expand"), "{problem:?}");
     }
 
     #[test]
     fn no_bytes_make_it_panic() {
-        proptest::proptest!(|(bytes: Vec<u8>)| { let _ = parse(&bytes); });
-        proptest::proptest!(|(text in "[-\\[\\]{}:,&*a0\" \n]{0,60}")| { let _ = parse(text.as_bytes()); });
+        proptest::proptest!(|(bytes: Vec<u8>)| { let _ = parse(&bytes, CONFIGURATION); });
+        proptest::proptest!(|(text in "[-\\[\\]{}:,&*a0\" \n]{0,60}")| { let _ = parse(text.as_bytes(), PART); });
     }
 }

@@ -21,6 +21,11 @@ pub(super) struct FileConfig {
     pub(super) api_key: Option<FileSecret>,
     pub(super) api_key_file: Option<String>,
     pub(super) auth_mode: Option<FileAuthMode>,
+    pub(super) keys: Option<Vec<Option<FileKey>>>,
+    pub(super) keys_file: Option<String>,
+    pub(super) keys_secret: Option<FileSecret>,
+    pub(super) keys_secret_file: Option<String>,
+    pub(super) addresses: Option<FileAddresses>,
     pub(super) trusted_proxies: Option<OneOrMany>,
     pub(super) cors: Option<FileCors>,
     pub(super) log: Option<FileLog>,
@@ -43,6 +48,37 @@ pub(super) struct FileConfig {
     pub(super) default_service: Option<String>,
     pub(super) models_listed: Option<FileListed>,
     pub(super) services: Option<IndexMap<String, FileService>>,
+}
+
+/// A file with nothing but keys.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileKeys {
+    pub(super) keys: Option<Vec<Option<FileKey>>>,
+}
+
+/// A client's key.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileKey {
+    pub(super) id: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) hash: Option<OneOrMany>,
+    pub(super) enabled: Option<bool>,
+    pub(super) admin: Option<bool>,
+    pub(super) models: Option<OneOrMany>,
+    pub(super) services: Option<OneOrMany>,
+    pub(super) expires: Option<String>,
+    pub(super) addresses: Option<FileAddresses>,
+    pub(super) labels: Option<IndexMap<String, String>>,
+}
+
+/// Networks that clients may come from, and may not; for the whole file, a service or a key.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileAddresses {
+    pub(super) allow: Option<OneOrMany>,
+    pub(super) deny: Option<OneOrMany>,
 }
 
 /// TLS of the listeners.
@@ -244,6 +280,7 @@ pub(super) struct FileProbe {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct FileService {
+    pub(super) addresses: Option<FileAddresses>,
     pub(super) balance: Option<FileBalance>,
     pub(super) deadlines: Option<FileDeadlines>,
     pub(super) retry: Option<FileRetry>,

@@ -5,6 +5,8 @@
 //! all it finds; the first step that finds the tree unreadable ends the way. Nothing outside this
 //! module sees what "not written" looks like.
 
+mod beside;
+mod clients;
 mod decode;
 mod defaults;
 mod diff;
@@ -26,6 +28,7 @@ mod warnings;
 
 use std::path::Path;
 
+pub use clients::{ClientKeys, KeySpec, KeySpecs};
 pub use diff::{Fixed, differences};
 pub use environment::Environment;
 pub use listen::{Listen, ListenAt};
@@ -34,14 +37,16 @@ pub use problem::ConfigError;
 pub use seen::SeenFile;
 pub use snapshot::{
     BackendSpec, BackendTls, BackendUrl, Balance, BreakerSpec, Certificate, ClientAuth,
-    ClientBounds, ClientKeys, CorsOrigins, Credential, Deadlines, DefaultsOf, HealthSpec, Host,
-    ListenerTls, PoolSpec, ProbeSpec, Protocol, QueueSpec, ReplayBounds, RetrySpec, Service,
-    Snapshot, TlsVersion,
+    ClientBounds, CorsOrigins, Credential, Deadlines, DefaultsOf, HealthSpec, Host, ListenerTls,
+    PoolSpec, ProbeSpec, Protocol, QueueSpec, ReplayBounds, RetrySpec, Service, Snapshot,
+    TlsVersion,
 };
 pub use source::{Source, find_source};
+pub use validate::read_expiry;
 pub use warnings::warnings;
 
-use document::Node;
+use beside::Beside;
+use document::{Bounds, Node};
 use file::FileConfig;
 use problem::{Place, Problem, Problems};
 
@@ -64,7 +69,7 @@ pub fn load(source: &Source, environment: &Environment) -> Result<Snapshot, Conf
     }
     // Looked at before it is read: a change in between is seen as one.
     let seen = SeenFile::look(path);
-    let bytes = read_bounded(path).map_err(unreadable)?;
+    let bytes = read_bounded(path, document::CONFIGURATION).map_err(unreadable)?;
     let mut snapshot = read(&bytes, source, environment)?;
     snapshot.files.push(seen);
     Ok(snapshot)
@@ -81,7 +86,7 @@ pub fn read(
 ) -> Result<Snapshot, ConfigError> {
     let path = source.path();
     let mut problems = Problems::default();
-    let mut tree = match document::parse(bytes) {
+    let mut tree = match document::parse(bytes, document::CONFIGURATION) {
         Ok(tree) => tree,
         Err(problem) => return Err(report(vec![problem], bytes, path)),
     };
@@ -93,15 +98,16 @@ pub fn read(
     interpolate::interpolate(&mut tree, environment, &mut problems);
     let mut file: FileConfig = decode::decode(tree, &mut problems);
     overrides::apply(&mut file, environment, &mut problems);
-    let snapshot = validate::validate(&file, defaults, path, &mut problems);
+    let beside = Beside::read(&file, path, environment, &mut problems);
+    let snapshot = validate::validate(&file, &beside, defaults, path, &mut problems);
     if problems.is_empty() { Ok(snapshot) } else { Err(report(problems.into_vec(), bytes, path)) }
 }
 
 /// One byte more than allowed is read, so that a huge file is refused and not swallowed.
-fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
+fn read_bounded(path: &Path, bounds: Bounds) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
     let mut bytes = Vec::new();
-    let limit = document::FILE_BYTES_MAX as u64 + 1;
+    let limit = bounds.bytes_max as u64 + 1;
     std::fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
@@ -129,6 +135,7 @@ fn report(problems: Vec<Problem>, bytes: &[u8], path: &Path) -> ConfigError {
             let rendered = match &place {
                 Place::Variable(name) => format!("{name}: {message} (environment variable)"),
                 Place::File => format!("{file}: {message}"),
+                Place::Elsewhere => message,
                 Place::Position { .. } => format!("{file}: {message} ({file}:{line}:{column})"),
                 Place::Key(key) | Place::Value(key) if key.steps().is_empty() => {
                     format!("{file}: {message}")
@@ -181,7 +188,7 @@ mod tests {
             _ => format!("{line}\n"),
         };
         let text: String = EXAMPLE.lines().map(uncomment).collect();
-        document::parse(text.as_bytes()).unwrap()
+        document::parse(text.as_bytes(), document::CONFIGURATION).unwrap()
     }
 
     fn child<'a>(node: &'a Node, step: &str) -> Option<&'a Node> {
@@ -198,6 +205,9 @@ mod tests {
         let places = [
             "",
             "admin",
+            "keys/0",
+            "keys/0/addresses",
+            "addresses",
             "tls",
             "tls/certificates/0",
             "cors",

@@ -69,6 +69,8 @@ pub(super) enum Place {
     Value(KeyPath),
     /// An environment variable.
     Variable(String),
+    /// Another file, with its own words for the place in the message.
+    Elsewhere,
 }
 
 /// One thing that is wrong. Never holds a secret's text.
@@ -139,6 +141,13 @@ impl Problems {
         self.push(Problem::new(Place::Variable(name.to_owned()), message));
     }
 
+    /// Notes what is wrong with another file.
+    pub(super) fn elsewhere(&mut self, error: &ConfigError) {
+        for line in &error.lines {
+            self.push(Problem::new(Place::Elsewhere, line));
+        }
+    }
+
     /// Notes a problem, up to a bound: a templated mistake is in every line of a file.
     pub(super) fn push(&mut self, problem: Problem) {
         if self.0.len() < PROBLEMS_MAX {
@@ -155,7 +164,7 @@ impl Problems {
     pub(super) fn has_below(&self, path: &KeyPath) -> bool {
         self.0.iter().any(|problem| match &problem.place {
             Place::Key(at) | Place::Value(at) => at.steps().starts_with(path.steps()),
-            Place::File | Place::Position { .. } | Place::Variable(_) => false,
+            Place::File | Place::Position { .. } | Place::Variable(_) | Place::Elsewhere => false,
         })
     }
 

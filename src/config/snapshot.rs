@@ -8,10 +8,12 @@ use http::{HeaderName, HeaderValue, Method};
 use indexmap::IndexMap;
 use ipnet::IpNet;
 
+use super::clients::ClientKeys;
 use super::listen::Listen;
 use super::naming::Naming;
 use super::seen::SeenFile;
-use crate::secret::{KeyHash, Secret, SecretBytes};
+use crate::networks::AddressRules;
+use crate::secret::{Secret, SecretBytes};
 
 /// What an exchange can rely on. Nothing in it changes.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +28,8 @@ pub struct Snapshot {
     pub tls: Option<ListenerTls>,
     /// Who may pass.
     pub clients: ClientKeys,
+    /// Where clients may come from.
+    pub addresses: AddressRules,
     /// Addresses whose forwarded headers are believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether those of the peers of a Unix socket are, which have no address.
@@ -140,17 +144,6 @@ pub enum Protocol {
     Http2,
     /// What the two of them agree on (ALPN); without TLS HTTP/1.1.
     Auto,
-}
-
-/// Whose credentials are accepted.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ClientKeys {
-    /// No key is configured anywhere: everybody passes, with the credential they brought.
-    Untouched,
-    /// Only backends have keys: everybody passes, and their credential goes no further.
-    Dropped,
-    /// This key is needed.
-    Required(KeyHash),
 }
 
 /// Origins of browsers that may send traffic.
@@ -291,6 +284,8 @@ pub struct QueueSpec {
 /// One service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
+    /// Where its clients may come from.
+    pub addresses: AddressRules,
     /// Models by name, in the order of the file.
     pub models: IndexMap<String, PoolSpec>,
 }

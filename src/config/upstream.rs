@@ -4,6 +4,7 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 
+use super::beside::Beside;
 use super::defaults;
 use super::environment::Environment;
 use super::file::{FileBackend, FileConfig, FileHealthCheck, FileModel, FileService, Statuses};
@@ -42,7 +43,13 @@ pub(super) fn read(environment: &Environment) -> Result<Snapshot, ConfigError> {
     let mut problems = Problems::default();
     overrides::apply(&mut file, environment, &mut problems);
     let no_file = Path::new("");
-    let mut snapshot = validate::validate(&file, &defaults::ENVIRONMENT, no_file, &mut problems);
+    let mut snapshot = validate::validate(
+        &file,
+        &Beside::default(),
+        &defaults::ENVIRONMENT,
+        no_file,
+        &mut problems,
+    );
     snapshot.naming.everything = Some(ModelRef::new(SERVICE, MODEL));
     if problems.is_empty() {
         return Ok(snapshot);

@@ -1,6 +1,7 @@
 //! May this request pass, and which way: bounds, the gateway's own pages, key, route.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{
@@ -13,16 +14,17 @@ use pingora::http::RequestHeader;
 use pingora_core::Result;
 use pingora_proxy::Session;
 
-use super::course::{self, Course, Leads};
+use super::course::{self, Course, Leads, Look, Names};
 use super::exchange::{Admitted, Client, Exchange};
+use super::rights::Rights;
 use super::{Proxy, Serves, X_FORWARDED_FOR, body, respond};
-use crate::auth;
+use crate::auth::Grant;
 use crate::config::{ClientBounds, CorsOrigins};
 use crate::lifecycle::Counted;
-use crate::llm::Dialect;
+use crate::llm::{Dialect, Found};
 use crate::refusal::Refusal;
 use crate::routing::Miss;
-use crate::runtime::{PageAnswer, PageRequest, Way};
+use crate::runtime::{PageAnswer, PageRequest, Runtime, Way};
 use crate::telemetry;
 
 /// The methods of LLM APIs. Others are forwarded too, but for two: Pingora refuses CONNECT, and the
@@ -38,6 +40,7 @@ enum Decision {
 /// A request that may pass.
 struct Passage {
     course: Course,
+    grant: Arc<Grant>,
     client: Client,
     inflight: Counted,
 }
@@ -76,7 +79,7 @@ async fn take_in(
     exchange: &mut Exchange,
     passage: Passage,
 ) -> Result<Result<(), Refusal>> {
-    let Passage { mut course, client, inflight } = passage;
+    let Passage { mut course, grant, client, inflight } = passage;
     // HTTP/1.0 knows no interim responses (RFC 9110, section 15.2).
     session.set_ignore_info_resp(exchange.arrived.is_http_10);
     if respond::waits_for_continue(session, exchange) {
@@ -91,30 +94,34 @@ async fn take_in(
     }
     let leads = std::mem::replace(&mut course.leads, Leads::ByBody(None));
     let retries = |way: &Way| way.targets.iter().any(|it| it.pool.spec().retry.retries_max > 0);
-    let wants_retries = match &leads {
-        Leads::To(way, _) => {
+    let wants_retries = match leads.way() {
+        Some(way) => {
             if let Some(first) = way.targets[0].pool.backends().first() {
                 let limit = first.spec.deadlines.exchange;
                 exchange.watch.limit_exchange(exchange.arrived.at, limit);
             }
             retries(way)
         }
-        Leads::ByBody(_) => true,
+        None => true,
     };
     let found = match body::hold(proxy, session, exchange, course.look, wants_retries).await? {
         Ok(found) => found,
+        Err(refusal) => return Ok(Err(Rights::hide(&grant, refusal))),
+    };
+    let mut admitted = match admitted(
+        &exchange.arrived.runtime,
+        leads,
+        found,
+        course,
+        (grant, client, inflight),
+    ) {
+        Ok(admitted) => admitted,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    let (way, asked) = match leads.resolve(&exchange.arrived.runtime, found) {
-        Ok(way) => way,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
-    let can_rename = exchange.body.can_rename();
-    if way.targets[0].renames && !can_rename {
+    admitted.can_rename = exchange.body.can_rename();
+    if admitted.to().renames && !admitted.can_rename {
         return Ok(Err(body::why_not_held(session, &exchange.arrived.runtime.snapshot.replay)));
     }
-    let mut admitted = Admitted::new((way, asked), course, client, inflight);
-    admitted.can_rename = can_rename;
     exchange.attempts.is_for_tunnel = body::is_tunnel_request(session);
     admitted.pool().count_exchange();
     exchange.admitted = Some(admitted);
@@ -122,6 +129,27 @@ async fn take_in(
         exchange.watch.limit_exchange(exchange.arrived.at, deadlines.exchange);
     }
     Ok(Ok(()))
+}
+
+/// Where a request goes, now that all is known that it says about that.
+fn admitted(
+    runtime: &Runtime,
+    leads: Leads,
+    found: Option<Found>,
+    course: Course,
+    (grant, client, inflight): (Arc<Grant>, Client, Counted),
+) -> Result<Admitted, Refusal> {
+    let is_by_body = leads.way().is_none();
+    let in_body = found.as_ref().filter(|_| !is_by_body).map(|found| found.text.clone());
+    let resolved = leads.resolve(runtime, found);
+    let (way, asked, is_for_model) = resolved.map_err(|refusal| Rights::hide(&grant, refusal))?;
+    let rights = Rights { grant, address: client.address, is_for_model };
+    let called = asked.as_ref().filter(|_| course.is_front).map(|asked| asked.name.as_str());
+    if let Some(name) = in_body.as_deref().filter(|name| Some(*name) != called) {
+        rights.check_name(&way, name)?;
+    }
+    let at = rights.first(&way, called)?;
+    Ok(Admitted::new((way, at, asked), course, rights, client, inflight))
 }
 
 /// Notes what every answer needs, whatever it will be.
@@ -142,13 +170,20 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
     check_bounds(head, &snapshot.client)?;
     check_head(head)?;
     let (path, _) = split_target(head);
+    let client = client(session, &snapshot.trusted_proxies, snapshot.trusts_unix);
+    let is_traffic = proxy.serves == Serves::PagesAndTraffic;
+    let is_probe = matches!(path, b"/health" | b"/ready");
+    if is_traffic && !is_probe && !snapshot.addresses.permit(client.address) {
+        return Err(Refusal::AddressDenied);
+    }
     if let Ok(path) = std::str::from_utf8(path) {
-        let request = PageRequest { method: &head.method, path, headers: &head.headers };
+        let (method, headers) = (&head.method, &head.headers);
+        let request = PageRequest { method, path, headers, client: client.address };
         if let Some(page) = proxy.pages.answer(runtime, &request) {
             return Ok(Decision::Page(page));
         }
     }
-    if proxy.serves == Serves::Pages {
+    if !is_traffic {
         return Err(course::refusal_of(Miss::NoRoute, path));
     }
     if let Some(preflight) = preflight(head, exchange) {
@@ -158,11 +193,37 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
         return Err(Refusal::MethodNotAllowed { allow: METHODS });
     }
     let inflight = proxy.lifecycle.admit().ok_or(Refusal::Draining)?;
-    auth::check(&snapshot.clients, &head.headers)?;
+    let grant = runtime.grant(&head.headers, client.address)?;
     body::check_length(session, &snapshot.client)?;
-    let course = course::find(runtime, head)?;
-    let client = client(session, &snapshot.trusted_proxies, snapshot.trusts_unix);
-    Ok(Decision::Forward(Passage { course, client, inflight }))
+    let found = course::find(runtime, head);
+    let mut course = found.map_err(|refusal| Rights::hide(&grant, refusal))?;
+    check_rights(&mut course, &grant, client.address)?;
+    Ok(Decision::Forward(Passage { course, grant, client, inflight }))
+}
+
+/// Refuses, as far as the head tells, what the client may not have; and has its body looked into where that
+/// may name it.
+fn check_rights(
+    course: &mut Course,
+    grant: &Arc<Grant>,
+    address: Option<IpAddr>,
+) -> Result<(), Refusal> {
+    let rights = Rights { grant: Arc::clone(grant), address, is_for_model: true };
+    let way = course.leads.way();
+    if let Some(way) = way {
+        rights.first(way, course.leads.asked().filter(|_| course.is_front))?;
+        if let Names::Target(name) = &course.names
+            && !course.is_front
+        {
+            rights.check_name(way, name)?;
+        }
+    }
+    if let Names::Body(keys) = course.names
+        && rights.needs_name(way)
+    {
+        course.look = Some(Look::strict(course.look, keys));
+    }
+    Ok(())
 }
 
 /// The raw path and, with its question mark, the raw query of a request target. Of an absolute one

@@ -33,6 +33,31 @@ pub(super) struct Course {
     pub(super) leads: Leads,
     /// Where its body names the model, if that is of interest.
     pub(super) look: Option<Look>,
+    /// Where else it may name a model.
+    pub(super) names: Names,
+}
+
+/// Where a request may name a model, whatever its way is by: a backend may go by it.
+pub(super) enum Names {
+    /// Nowhere.
+    Nowhere,
+    /// In its target.
+    Target(String),
+    /// In its body.
+    Body(&'static [&'static str]),
+}
+
+impl Names {
+    fn of(front: Option<&Front<'_>>) -> Self {
+        match front {
+            Some(Front::Exchange(Mention::Target { name, .. })) => Self::Target(name.clone()),
+            Some(Front::Exchange(Mention::Body(keys))) => Self::Body(keys),
+            Some(Front::Exchange(Mention::Form)) => Self::Body(MODEL),
+            Some(_) => Self::Nowhere,
+            // An API of the backend's own, such as Ollama's.
+            None => Self::Body(MODEL),
+        }
+    }
 }
 
 /// Where a [`Course`] leads.
@@ -41,6 +66,24 @@ pub(super) enum Leads {
     To(Arc<Way>, Option<Asked>),
     /// To the model that the body names; if it names none, there.
     ByBody(Option<Arc<Way>>),
+}
+
+impl Leads {
+    /// Where it leads whatever the body says.
+    pub(super) fn way(&self) -> Option<&Way> {
+        match self {
+            Self::To(way, _) => Some(way),
+            Self::ByBody(_) => None,
+        }
+    }
+
+    /// What the client asks for, as far as the head tells.
+    pub(super) fn asked(&self) -> Option<&str> {
+        match self {
+            Self::To(_, asked) => asked.as_ref().map(|asked| asked.name.as_str()),
+            Self::ByBody(_) => None,
+        }
+    }
 }
 
 /// The model that a client asks for.
@@ -76,6 +119,15 @@ pub(super) enum Aim {
 impl Look {
     fn new(keys: &'static [&'static str], aim: Aim) -> Self {
         Self { keys, aim, fills: false }
+    }
+
+    /// For a body that may not name a model unseen.
+    pub(super) fn strict(look: Option<Self>, keys: &'static [&'static str]) -> Self {
+        match look {
+            Some(look) if look.aim.is_strict() => look,
+            Some(look) => Self { aim: Aim::Name, ..look },
+            None => Self::new(keys, Aim::Name),
+        }
     }
 
     /// For a request whose way is known; none where no name has to be changed.
@@ -129,6 +181,7 @@ pub(super) fn find(runtime: &Runtime, head: &RequestHeader) -> Result<Course, Re
                 may_fall_back: false,
                 leads: Leads::To(Arc::clone(way), None),
                 look: None,
+                names: Names::Nowhere,
             });
         }
         Miss::NoRoute
@@ -144,6 +197,7 @@ pub(super) fn find(runtime: &Runtime, head: &RequestHeader) -> Result<Course, Re
     let front = front.filter(|_| runtime.catalog.everything.is_none());
     let front = front.ok_or_else(|| refusal_of(miss, path))?;
     let may_fall_back = answers_only(&head.method, plain, Some(&front));
+    let names = Names::of(Some(&front));
     let (leads, look) = at_front_door(runtime, head, front, path)?;
     Ok(Course {
         target: [plain, query].concat().into_boxed_slice(),
@@ -152,6 +206,7 @@ pub(super) fn find(runtime: &Runtime, head: &RequestHeader) -> Result<Course, Re
         may_fall_back,
         leads,
         look,
+        names,
     })
 }
 
@@ -160,6 +215,7 @@ fn by_path(head: &RequestHeader, way: &Arc<Way>, path: &[u8], tail: &[u8], query
     let mut asked = None;
     let front = routing::front(&head.method, tail, query);
     let may_fall_back = answers_only(&head.method, tail, front.as_ref());
+    let names = Names::of(front.as_ref());
     match front {
         Some(Front::Exchange(Mention::Target { name, at })) if way.renames => {
             asked = Some(Asked { name, at: Some(at) });
@@ -176,6 +232,7 @@ fn by_path(head: &RequestHeader, way: &Arc<Way>, path: &[u8], tail: &[u8], query
         may_fall_back,
         leads: Leads::To(Arc::clone(way), asked),
         look,
+        names,
     }
 }
 
@@ -250,7 +307,8 @@ fn at_front_door(
 }
 
 impl Leads {
-    /// The way, now that the body was looked into.
+    /// The way, now that the body was looked into; and whether it is that of a model, and not of what belongs
+    /// to none.
     ///
     /// # Errors
     /// Why there is none.
@@ -258,18 +316,23 @@ impl Leads {
         self,
         runtime: &Runtime,
         found: Option<Found>,
-    ) -> Result<(Arc<Way>, Option<Asked>), Refusal> {
+    ) -> Result<(Arc<Way>, Option<Asked>, bool), Refusal> {
         match (self, found) {
             (Self::To(way, asked), found) => {
                 let asked = asked.or(found.map(|found| Asked { name: found.text, at: None }));
-                Ok((way, asked))
+                Ok((way, asked, true))
             }
             (Self::ByBody(default), found) => match found.filter(|found| !found.text.is_empty()) {
                 Some(Found { text: name, .. }) => {
                     let way = runtime.catalog.find(&name).ok_or_else(|| no_model(&name))?;
-                    Ok((Arc::clone(way), Some(Asked { name, at: None })))
+                    Ok((Arc::clone(way), Some(Asked { name, at: None }), true))
                 }
-                None => Ok((default.ok_or(Refusal::ModelMissing)?, None)),
+                None => {
+                    let way = default.ok_or(Refusal::ModelMissing)?;
+                    let of_model = runtime.catalog.default_model.as_ref();
+                    let is_for_model = of_model.is_some_and(|model| Arc::ptr_eq(model, &way));
+                    Ok((way, None, is_for_model))
+                }
             },
         }
     }

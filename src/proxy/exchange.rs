@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::body::Body;
 use super::course::{Asked, Course};
+use super::rights::Rights;
 use super::watch::{Stop, Watch};
 use crate::config::Deadlines;
 use crate::lifecycle::Counted;
@@ -51,6 +52,8 @@ pub(super) struct Admitted {
     pub(super) way: Arc<Way>,
     /// Which of the way's targets is asked.
     at: usize,
+    /// Which of them may be asked.
+    pub(super) rights: Rights,
     /// The model that the client asks for, where it has told.
     pub(super) asked: Option<Asked>,
     pub(super) client: Client,
@@ -68,17 +71,19 @@ pub(super) struct Admitted {
 }
 
 impl Admitted {
-    /// To the first target of a way, with a body in which a name can be changed.
+    /// To a target of a way, with a body in which a name can be changed.
     pub(super) fn new(
-        (way, asked): (Arc<Way>, Option<Asked>),
+        (way, at, asked): (Arc<Way>, usize, Option<Asked>),
         course: Course,
+        rights: Rights,
         client: Client,
         inflight: Counted,
     ) -> Self {
         let Course { target, prefix, is_front, may_fall_back, .. } = course;
         Self {
             way,
-            at: 0,
+            at,
+            rights,
             asked,
             client,
             target,
@@ -88,6 +93,11 @@ impl Admitted {
             can_rename: true,
             _inflight: inflight,
         }
+    }
+
+    /// What the client calls the model, where that name is what led here.
+    pub(super) fn called(&self) -> Option<&str> {
+        self.asked.as_ref().filter(|_| self.is_front).map(|asked| asked.name.as_str())
     }
 
     /// Where it is sent now.
@@ -105,7 +115,9 @@ impl Admitted {
         let takes = |backend: &Backend| !is_for_tunnel || backend.takes_tunnels();
         let can_serve = |at: &usize| {
             let target = &self.way.targets[*at];
-            (self.can_rename || !target.renames) && target.pool.has_other(takes)
+            (self.can_rename || !target.renames)
+                && self.rights.permit(target, self.called())
+                && target.pool.has_other(takes)
         };
         let next = || (self.at + 1..self.way.targets.len()).find(can_serve);
         self.may_fall_back.then(next).flatten()
@@ -125,7 +137,7 @@ impl Admitted {
 
     /// Whether an answer tells which model gave it: the path does not, or it was not that one.
     pub(super) fn tells_model(&self) -> bool {
-        self.is_front && !self.way.is_everything || self.at > 0
+        self.is_front && !self.way.is_everything || self.to().is_fallback
     }
 }
 

@@ -25,6 +25,7 @@ mod exchange;
 mod receive;
 mod respond;
 mod retry;
+mod rights;
 mod select;
 mod send;
 mod settle;

@@ -5,9 +5,10 @@ mod tls;
 mod ways;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use pingora_core::OrErr;
 use rustls::ServerConfig;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::auth::{Grant, Keys};
 use crate::config::Snapshot;
 use crate::pool::{Addresses, Names, Pool, Prober};
 use crate::refusal::Refusal;
@@ -37,6 +39,8 @@ pub struct Runtime {
     pub since: SystemTime,
     /// What is needed to speak TLS to clients, where that is configured.
     pub tls: Option<Arc<ServerConfig>>,
+    /// Who may pass.
+    pub keys: Arc<Keys>,
     /// From `/{service}/{model}` to pools.
     pub router: Router<Arc<Way>>,
     /// From a model's name to pools.
@@ -86,10 +90,30 @@ impl Runtime {
             // A socket may still be there for it, until the process starts anew.
             (None, previous) => previous.and_then(|previous| previous.tls.clone()),
         };
+        let keys = match previous {
+            Some(same) if same.snapshot.clients == snapshot.clients => Arc::clone(&same.keys),
+            _ => Arc::new(Keys::new(&snapshot.clients)),
+        };
         let ways = Ways::new(&snapshot, &pools);
         let router = Router::new(ways.of_paths(&snapshot));
         let catalog = ways.catalog(&snapshot);
-        Ok(Self { since: SystemTime::now(), tls, router, catalog, pools, names, prober, snapshot })
+        let since = SystemTime::now();
+        Ok(Self { since, tls, keys, router, catalog, pools, names, prober, snapshot })
+    }
+
+    /// What the client may do that sent these headers from this address.
+    ///
+    /// # Errors
+    /// As [`Keys::check`].
+    pub fn grant(
+        &self,
+        headers: &HeaderMap,
+        address: Option<IpAddr>,
+    ) -> Result<Arc<Grant>, Refusal> {
+        self.keys.check(headers, address, || {
+            let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            since_1970.as_secs().cast_signed()
+        })
     }
 
     /// The pool of a service and model.
@@ -117,6 +141,8 @@ pub struct PageRequest<'a> {
     pub path: &'a str,
     /// The headers.
     pub headers: &'a HeaderMap,
+    /// Where the client is.
+    pub client: Option<IpAddr>,
 }
 
 /// An answer to a request for a page.

@@ -8,6 +8,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::config::{Listed, ModelRef, Snapshot, by_model};
 use crate::names::{Names, Pattern};
+use crate::networks::AddressRules;
 use crate::pool::Pool;
 
 /// What cannot stand in a header as it is; the percent sign, so that it can be told what was encoded.
@@ -35,6 +36,20 @@ pub struct Target {
     pub shown: HeaderValue,
     /// Whether a request may have to name another model there.
     pub renames: bool,
+    /// Whether every backend is told a name of our own, whatever a request names.
+    pub forces_name: bool,
+    /// Whether it stands in for another model.
+    pub is_fallback: bool,
+    /// Where the clients of its service may come from.
+    pub addresses: Arc<AddressRules>,
+}
+
+impl Target {
+    /// Its service and its model.
+    #[must_use]
+    pub fn names(&self) -> (&str, &str) {
+        self.pool.name().split_once('/').unwrap_or_default()
+    }
 }
 
 /// What a model is called at a pool, where its backends have no name of their own for it.
@@ -70,8 +85,8 @@ pub struct Catalog {
     pub default_service: Option<Arc<Way>>,
     /// For whatever is asked for, where there is one upstream and no models are known.
     pub everything: Option<Arc<Way>>,
-    /// Names without a wildcard, each with its service, in the order of the configuration.
-    listed: Vec<(String, String)>,
+    /// Names without a wildcard, in the order of the configuration.
+    listed: Vec<String>,
     lists: Listed,
 }
 
@@ -82,22 +97,13 @@ impl Catalog {
         self.names.find(name)
     }
 
-    /// The names to show, each with the service that has it.
-    pub fn listed(&self) -> impl Iterator<Item = (&str, &str)> {
+    /// The names to show, each with the way behind it.
+    pub fn listed(&self) -> impl Iterator<Item = (&str, &Way)> {
         let only_healthy = self.lists == Listed::Healthy;
-        let can_serve = |name: &str| {
-            let way = self.find(name);
-            way.is_some_and(|way| way.targets.iter().any(|target| target.pool.has_other(|_| true)))
-        };
-        let listed = self.listed.iter().filter(move |(name, _)| !only_healthy || can_serve(name));
-        listed.map(|(name, service)| (name.as_str(), service.as_str()))
-    }
-
-    /// The service of a name that may be asked for, by whatever rule.
-    #[must_use]
-    pub fn service_of(&self, name: &str) -> Option<&str> {
-        let pool = self.find(name)?.targets.first()?.pool.name();
-        pool.split_once('/').map(|(service, _)| service)
+        let can_serve = |way: &Way| way.targets.iter().any(|it| it.pool.has_other(|_| true));
+        let listed =
+            self.listed.iter().filter_map(|name| Some((name.as_str(), self.find(name)?.as_ref())));
+        listed.filter(move |(_, way)| !only_healthy || can_serve(way))
     }
 }
 
@@ -105,6 +111,7 @@ impl Catalog {
 pub(super) struct Ways<'a> {
     pools: &'a HashMap<String, Arc<Pool>>,
     fallbacks: Names<&'a [ModelRef]>,
+    addresses: HashMap<&'a str, Arc<AddressRules>>,
 }
 
 impl<'a> Ways<'a> {
@@ -113,7 +120,12 @@ impl<'a> Ways<'a> {
         for (name, refs) in &snapshot.naming.fallbacks {
             fallbacks.add(name, refs.as_slice());
         }
-        Self { pools, fallbacks }
+        let addresses = snapshot
+            .services
+            .iter()
+            .map(|(name, service)| (name.as_str(), Arc::new(service.addresses.clone())))
+            .collect();
+        Self { pools, fallbacks, addresses }
     }
 
     /// The ways by the path that names service and model. There is none where one upstream takes everything.
@@ -151,7 +163,7 @@ impl<'a> Ways<'a> {
         let mut named = Named { ways: self, all: Names::default(), own: Names::default() };
         for (model, refs) in by_model(&snapshot.services, default_name) {
             if Pattern::parse(model).is_none() {
-                catalog.listed.push((model.to_owned(), refs[0].service.clone()));
+                catalog.listed.push(model.to_owned());
             }
             named.add(model, self.targets(&refs), &[model]);
         }
@@ -163,7 +175,7 @@ impl<'a> Ways<'a> {
         for (alias, refs) in &naming.aliases {
             let Some(first) = refs.first() else { continue };
             if Pattern::parse(alias).is_none() {
-                catalog.listed.push((alias.clone(), first.service.clone()));
+                catalog.listed.push(alias.clone());
             }
             named.add(alias, self.targets(refs), &[alias, first.called(), &first.model]);
         }
@@ -216,7 +228,8 @@ impl<'a> Ways<'a> {
         }
         let exact = keys.iter().find_map(|name| self.fallbacks.exact(name));
         let fallbacks = exact.or_else(|| self.fallbacks.pattern_of_any(&keys));
-        for target in self.targets(fallbacks.copied().unwrap_or_default()) {
+        for mut target in self.targets(fallbacks.copied().unwrap_or_default()) {
+            target.is_fallback = true;
             if targets.iter().all(|known| known.pool.name() != target.pool.name()) {
                 targets.push(target);
             }
@@ -235,8 +248,16 @@ impl<'a> Ways<'a> {
             let shown = utf8_percent_encode(pool.name(), NOT_IN_HEADERS).to_string();
             let shown = HeaderValue::try_from(shown).ok()?;
             let has_own_name = pool.backends().iter().any(|backend| backend.spec.model.is_some());
-            let renames = has_own_name || called != Called::AsAsked;
-            Some(Target { pool, called, shown, renames })
+            let all_have = pool.backends().iter().all(|backend| backend.spec.model.is_some());
+            Some(Target {
+                renames: has_own_name || called != Called::AsAsked,
+                forces_name: all_have || matches!(called, Called::Name(_)),
+                is_fallback: false,
+                addresses: Arc::clone(self.addresses.get(one.service.as_str())?),
+                pool,
+                called,
+                shown,
+            })
         };
         refs.iter().filter_map(target).collect()
     }

@@ -11,7 +11,7 @@ const RANKS: [&[&str]; 8] = [
     &["runtime"],
     &["auth", "routing", "pool"],
     &["telemetry", "lifecycle", "config", "refusal"],
-    &["llm", "names", "secret"],
+    &["llm", "names", "networks", "secret"],
 ];
 
 fn rank(module: &str) -> usize {

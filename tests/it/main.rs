@@ -19,6 +19,7 @@ mod front_door;
 mod health;
 mod hostile;
 mod http2;
+mod keys;
 mod lifecycle;
 mod queue;
 mod retries;

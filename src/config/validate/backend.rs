@@ -91,8 +91,13 @@ fn credential(
     context: &Context<'_>,
     problems: &mut Problems,
 ) -> (Option<Credential>, bool) {
-    let own_key =
-        secret((file.api_key.as_ref(), file.api_key_file.as_deref()), at, context.files, problems);
+    let own_key = secret(
+        "api_key",
+        (file.api_key.as_ref(), file.api_key_file.as_deref()),
+        at,
+        context.files,
+        problems,
+    );
     let basic = url.and_then(|url| url.basic.as_ref());
     let credential = match (own_key.as_ref(), basic, context.global_key.as_ref()) {
         (None, Some(basic), _) => {

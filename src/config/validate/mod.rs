@@ -1,6 +1,7 @@
 //! From the file types to the snapshot, collecting every problem on the way.
 
 mod backend;
+mod keys;
 mod names;
 mod policy;
 mod pools;
@@ -17,14 +18,18 @@ use http::HeaderValue;
 use ipnet::IpNet;
 use log::LevelFilter;
 
+use super::beside::Beside;
+use super::clients::ClientKeys;
 use super::defaults::{self, Defaults};
 use super::file::{FileAuthMode, FileClient, FileConfig, FileSecret, OneOrMany};
 use super::listen::Listen;
 use super::problem::{KeyPath, Problems};
 use super::seen::SeenFile;
-use super::snapshot::{AuthMode, ClientBounds, ClientKeys, CorsOrigins, ReplayBounds, Snapshot};
+use super::snapshot::{AuthMode, ClientBounds, CorsOrigins, ReplayBounds, Snapshot};
 use super::units::{Size, Span};
-use crate::secret::{KeyHash, Secret};
+use crate::secret::Secret;
+
+pub use keys::read_expiry;
 
 /// Largest secret file. A key is a line; anything larger is the wrong file.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
@@ -50,15 +55,16 @@ struct Files {
 /// Validates the whole file. The snapshot is worth something only if no problem was found.
 pub(super) fn validate(
     file: &FileConfig,
+    beside: &Beside,
     defaults: &Defaults,
     path: &Path,
     problems: &mut Problems,
 ) -> Snapshot {
     let root = KeyPath::default();
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-    let files = Files { folder, read: RefCell::default() };
-    let global_key =
-        secret((file.api_key.as_ref(), file.api_key_file.as_deref()), &root, &files, problems);
+    let files = Files { folder, read: RefCell::new(beside.files.clone()) };
+    let written = (file.api_key.as_ref(), file.api_key_file.as_deref());
+    let global_key = secret("api_key", written, &root, &files, problems);
     if file.api_key.is_some() && global_key.is_none() && file.api_key_file.is_none() {
         problems
             .value(&root.key("api_key"), "is empty; set a key, or remove it to let everybody pass");
@@ -81,21 +87,18 @@ pub(super) fn validate(
         ),
     };
     let services = pools::services(file, &context, problems);
-    snapshot(file, &context, services, problems)
+    let clients = keys::clients(file, beside, &context, services.any_key, problems);
+    snapshot(file, &context, clients, services, problems)
 }
 
 fn snapshot(
     file: &FileConfig,
     context: &Context<'_>,
+    clients: ClientKeys,
     services: pools::Services,
     problems: &mut Problems,
 ) -> Snapshot {
     let root = KeyPath::default();
-    let clients = match &context.global_key {
-        Some(key) => ClientKeys::Required(KeyHash::of(key.expose().as_bytes())),
-        None if services.any_key => ClientKeys::Dropped,
-        None => ClientKeys::Untouched,
-    };
     let admin = file.admin.as_ref().and_then(|admin| admin.listen.as_ref());
     let mut snapshot = Snapshot {
         defaults_of: context.defaults.of,
@@ -108,6 +111,7 @@ fn snapshot(
             .unwrap_or_default(),
         tls: tls::listener(file.tls.as_ref(), context.files, problems),
         clients,
+        addresses: keys::addresses(file.addresses.as_ref(), &root.key("addresses"), problems),
         trusts_unix: file
             .trusted_proxies
             .as_ref()
@@ -162,17 +166,18 @@ fn auth_mode(written: FileAuthMode) -> AuthMode {
     }
 }
 
-/// A secret written in place or in a file beside it. An empty one counts as unset.
+/// A secret written in place under `key`, or in a file beside it. An empty one counts as unset.
 fn secret(
+    key: &str,
     (inline, file): (Option<&FileSecret>, Option<&str>),
     parent: &KeyPath,
     files: &Files,
     problems: &mut Problems,
 ) -> Option<Secret> {
-    let key_path = parent.key("api_key_file");
+    let key_path = parent.key(&format!("{key}_file"));
     let text = match (inline, file) {
         (Some(_), Some(_)) => {
-            problems.key(&key_path, "api_key stands here too; keep one of the two");
+            problems.key(&key_path, format!("{key} stands here too; keep one of the two"));
             return None;
         }
         (None, None) => return None,
@@ -253,10 +258,9 @@ fn trusted_proxies(written: Option<&OneOrMany>, problems: &mut Problems) -> Vec<
         if item == "unix" {
             continue;
         }
-        let network = item.parse().or_else(|_| item.parse::<IpAddr>().map(IpNet::from));
-        match network {
-            Ok(network) => networks.push(network),
-            Err(_) => {
+        match network(item) {
+            Some(network) => networks.push(network),
+            None => {
                 let at = written.map(|written| item_path(written, &path, index));
                 problems.value(
                     &at.unwrap_or_default(),
@@ -266,6 +270,11 @@ fn trusted_proxies(written: Option<&OneOrMany>, problems: &mut Problems) -> Vec<
         }
     }
     networks
+}
+
+/// A network, or the one of a single address.
+fn network(text: &str) -> Option<IpNet> {
+    text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()
 }
 
 fn cors(file: &FileConfig, defaults: &Defaults, problems: &mut Problems) -> CorsOrigins {

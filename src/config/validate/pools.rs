@@ -11,7 +11,7 @@ use super::super::file::{
 use super::super::problem::{KeyPath, Problems};
 use super::super::snapshot::{BackendSpec, Balance, HealthSpec, PoolSpec, Service};
 use super::policy::{Policies, Written};
-use super::{Context, backend, names, positive};
+use super::{Context, backend, keys, names, positive};
 
 /// The services, and whether any backend has a key of its own.
 pub(super) struct Services {
@@ -105,7 +105,8 @@ pub(super) fn services(
         let at = path.key(name);
         check_service_name(name, &at, problems);
         let models = service_models(service, &at, &inherited, context, &mut services, problems);
-        services.by_name.insert(name.clone(), Service { models });
+        let addresses = keys::addresses(service.addresses.as_ref(), &at.key("addresses"), problems);
+        services.by_name.insert(name.clone(), Service { addresses, models });
     }
     services
 }

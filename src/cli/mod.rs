@@ -1,5 +1,7 @@
 //! The command line: what to do, and how the process ends.
 
+mod key;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -37,6 +39,8 @@ enum Command {
     Check(CheckArgs),
     /// Run a proxy with simulated LLM backends, all in this process
     Demo(DemoArgs),
+    /// Make keys for clients
+    Key(key::KeyArgs),
 }
 
 const AFTER_HELP: &str = "\
@@ -67,6 +71,7 @@ pub fn run() -> ExitCode {
         Command::Serve => serve(config),
         Command::Check(args) => Ok(check(config, args.against.as_deref())),
         Command::Demo(args) => demo(args.port),
+        Command::Key(args) => key::run(args, config).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         eprintln!("tollgate: {error:#}");
@@ -87,6 +92,12 @@ fn find(given: Option<&Path>) -> Result<Found, ConfigError> {
     };
     let snapshot = config::load(&source, &environment)?;
     Ok(Found { source, snapshot })
+}
+
+/// Whether there is a configuration, be it as it may.
+fn is_there(given: Option<&Path>) -> bool {
+    let found = environment().map(|it| config::find_source(given, &it, Path::new("")).is_some());
+    found.unwrap_or(true)
 }
 
 fn environment() -> Result<Environment, ConfigError> {

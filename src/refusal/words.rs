@@ -1,0 +1,125 @@
+//! The words of a refusal.
+
+use super::Refusal;
+use crate::llm::CODINGS;
+
+/// Longest piece of a client's own text that a message repeats, in characters.
+const ECHO_CHARS_MAX: usize = 120;
+
+/// What the paths of LLM APIs begin with behind their version.
+const API_PATHS: [&str; 9] = [
+    "audio",
+    "chat",
+    "completions",
+    "embeddings",
+    "images",
+    "messages",
+    "models",
+    "realtime",
+    "responses",
+];
+
+impl Refusal {
+    /// What the client is told.
+    pub(super) fn message(&self) -> String {
+        match self {
+            Self::BadRequest { reason } | Self::BodyMalformed { reason } => (*reason).to_owned(),
+            Self::CodingUnknown => format!("the body's Content-Encoding is none of {CODINGS}"),
+            Self::NeedsTls => "this port takes https: change the URL's http to https".into(),
+            Self::NeedsPlain => "this port takes http: change the URL's https to http".into(),
+            Self::ModelMissing => {
+                "the request names no model: send \"model\", or the header X-Tollgate-Model".into()
+            }
+            Self::ModelAmbiguous => "the request names more than one \"model\": send one".into(),
+            Self::ModelTooLate { bytes_max } => format!(
+                "no \"model\" in the first {bytes_max} bytes of the body: send it first, or as the \
+                 header X-Tollgate-Model"
+            ),
+            Self::NoWebSocket { pool } => {
+                format!("the backends of {pool} speak HTTP/2 only, and take no WebSocket")
+            }
+            Self::ModelUnknown { model } => format!("there is no model \"{}\"", echo(model)),
+            Self::LengthRequired => "send the body with a Content-Length".into(),
+            Self::TooManyBodies => "too many requests are being read; try again".into(),
+            Self::KeyMissing
+            | Self::KeyWrong
+            | Self::KeysDiffer
+            | Self::KeyDisabled
+            | Self::KeyExpired
+            | Self::AddressDenied
+            | Self::NotAllowed => self.about_rights().into(),
+            Self::ModelDenied { model } => {
+                format!("the API key is not for model \"{}\"", echo(model))
+            }
+            Self::OtherOrigin => "pages of other origins may not do this".into(),
+            Self::NoRoute { path } => {
+                format!(
+                    "nothing at {}: paths are /{{service}}/{{model}}/... or /v1/...",
+                    echo(path)
+                )
+            }
+            Self::NoService { service } => no_service(service),
+            Self::NoModel { service, model } => {
+                format!("service \"{}\" has no model for \"{}\"", echo(service), echo(model))
+            }
+            Self::MethodNotAllowed { allow } => format!("this path takes {allow}"),
+            Self::HeadSlow => "the request head did not arrive in time".into(),
+            Self::BodySlow => "the request body did not arrive in time".into(),
+            Self::BodyTooLarge { bytes_max } => too_large("body is larger", *bytes_max),
+            Self::UrlTooLong { bytes_max } => too_large("target is longer", *bytes_max),
+            Self::HeadTooLarge { bytes_max } => too_large("headers are larger", *bytes_max),
+            Self::Internal => "the gateway failed; its log has the reason".into(),
+            Self::BackendFailed { pool } => {
+                format!("the backend of {} failed before it answered", echo(pool))
+            }
+            Self::NoBackend { pool, .. } => {
+                format!("no backend of {} is available now; try again later", echo(pool))
+            }
+            Self::Busy { pool, .. } => {
+                format!("every backend of {} is busy; try again later", echo(pool))
+            }
+            Self::Interrupted { pool, why } => {
+                format!("the answer of {} was interrupted: {why}", echo(pool))
+            }
+            Self::TooManyConnections => "too many open connections; try again".into(),
+            Self::Draining => "the gateway is shutting down; try again".into(),
+            Self::BackendSlow { pool, deadline, limit } => format!(
+                "the backend of {} took too long ({deadline}: {} s)",
+                echo(pool),
+                limit.as_secs_f64(),
+            ),
+        }
+    }
+
+    /// Who may not pass, and why.
+    fn about_rights(&self) -> &'static str {
+        match self {
+            Self::KeyMissing => {
+                "no API key: send it as \"Authorization: Bearer KEY\" or \"X-API-Key: KEY\""
+            }
+            Self::KeysDiffer => "several different API keys in one request: send one",
+            Self::KeyDisabled => "the API key is switched off: ask for another one",
+            Self::KeyExpired => "the API key has expired: ask for a new one",
+            Self::AddressDenied => "this is not allowed from your address",
+            Self::NotAllowed => "the API key is not for this",
+            _ => "the API key is not valid here",
+        }
+    }
+}
+
+/// A client's own text, cut to a length that keeps messages readable.
+fn echo(text: &str) -> String {
+    let cut: String =
+        text.chars().filter(|character| !character.is_control()).take(ECHO_CHARS_MAX).collect();
+    if cut.len() < text.len() { format!("{cut}...") } else { cut }
+}
+
+fn no_service(service: &str) -> String {
+    let is_api = API_PATHS.contains(&service);
+    let hint = if is_api { "; an SDK's base URL ends in /v1, Anthropic's before it" } else { "" };
+    format!("there is no service \"{}\"{hint}", echo(service))
+}
+
+fn too_large(what: &str, bytes_max: usize) -> String {
+    format!("the request {what} than {bytes_max} bytes")
+}
