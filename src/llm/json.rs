@@ -4,8 +4,11 @@
 //! what it takes to look at its bytes once. The structure is checked as RFC 8259 has it; the inside
 //! of strings is not, because nothing in there changes where a string ends.
 
+use std::borrow::Cow;
+
 use memchr::memchr;
 
+use super::facts::Facts;
 use super::search::{Fault, Found, Gap, Search};
 
 /// Deepest nesting. Python's own parser takes about 1,000 levels; tools and schemas have tens.
@@ -48,6 +51,8 @@ pub struct Scanner {
     has_members: bool,
     /// Where the member is null.
     null: Option<usize>,
+    /// What else the body says, if that is of interest.
+    facts: Option<Box<Facts>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,11 +124,13 @@ impl<const MAX: usize> Raw<MAX> {
     }
 
     /// Without escapes; none where they are not well-formed or the text is not UTF-8.
-    fn unescaped(&self) -> Option<String> {
+    fn unescaped(&self) -> Option<Cow<'_, str>> {
         if !self.bytes.contains(&b'\\') {
-            return String::from_utf8(self.bytes.clone()).ok();
+            return std::str::from_utf8(&self.bytes).ok().map(Cow::Borrowed);
         }
-        serde_json::from_slice(&[b"\"", &self.bytes[..], b"\""].concat()).ok()
+        let text: String =
+            serde_json::from_slice(&[b"\"", &self.bytes[..], b"\""].concat()).ok()?;
+        Some(Cow::Owned(text))
     }
 }
 
@@ -161,6 +168,10 @@ impl Search for Scanner {
         Some(Gap { at: inside..inside, before, after })
     }
 
+    fn facts(&self) -> Option<&Facts> {
+        self.facts.as_deref()
+    }
+
     fn is_begun(&self) -> bool {
         self.state != State::Start || self.mark == BYTE_ORDER_MARK.len()
     }
@@ -192,7 +203,14 @@ impl Scanner {
             inside: None,
             has_members: false,
             null: None,
+            facts: None,
         }
+    }
+
+    /// As [`Scanner::new`], and what else the body says is noted.
+    #[must_use]
+    pub fn with_facts(path: &'static [&'static str]) -> Self {
+        Self { facts: Some(Box::default()), ..Self::new(path) }
     }
 
     /// Reads on in a string, up to its end or the piece's.
@@ -216,11 +234,16 @@ impl Scanner {
                 continue;
             }
             if is_key {
-                if self.is_on_way() {
+                if self.is_on_way() || self.notes_keys() {
                     self.key.push(&piece[from..end]);
                 }
-            } else if self.value == Wanted::Goal {
-                self.text.push(&piece[from..end]);
+            } else {
+                if self.value == Wanted::Goal {
+                    self.text.push(&piece[from..end]);
+                }
+                if let Some(facts) = &mut self.facts {
+                    facts.text(&piece[from..end]);
+                }
             }
             if quote.is_none() {
                 self.state = State::String { is_key, is_escaped: escapes_next };
@@ -238,27 +261,37 @@ impl Scanner {
     fn key_ends(&mut self) -> Result<(), Fault> {
         self.state = State::Colon;
         self.value = Wanted::No;
-        if !self.is_on_way() {
+        let is_on_way = self.is_on_way();
+        self.has_members |= is_on_way && self.entered + 1 == self.path.len();
+        if self.key.is_cut || !is_on_way && !self.notes_keys() {
             return Ok(());
         }
-        self.has_members |= self.entered + 1 == self.path.len();
-        if self.key.is_cut {
-            return Ok(());
-        }
-        let Some(wanted) = self.path.get(self.entered) else { return Ok(()) };
         let Some(key) = self.key.unescaped() else { return Ok(()) };
+        if let Some(facts) = &mut self.facts
+            && facts.wants_keys(self.depth)
+        {
+            facts.key(self.depth, &key);
+        }
+        let Some(wanted) = self.path.get(self.entered).filter(|_| is_on_way) else {
+            return Ok(());
+        };
         // Some servers (those in Go) take a key in any case, and of several the last one.
         if !key.eq_ignore_ascii_case(wanted) {
             return Ok(());
         }
         let bit = 1 << self.entered;
-        if self.seen & bit != 0 || key != *wanted {
+        if self.seen & bit != 0 || *key != **wanted {
             return Err(Fault::Ambiguous);
         }
         self.seen |= bit;
         let is_goal = self.entered + 1 == self.path.len();
         self.value = if is_goal { Wanted::Goal } else { Wanted::Way };
         Ok(())
+    }
+
+    /// Whether keys here are of interest for what else the body says.
+    fn notes_keys(&self) -> bool {
+        self.facts.as_ref().is_some_and(|facts| facts.wants_keys(self.depth))
     }
 
     /// Whether keys here may be those of the path: it leads through this object.
@@ -272,9 +305,12 @@ impl Scanner {
             if self.text.is_cut {
                 return Err(Fault::TooLong);
             }
-            let text = self.text.unescaped().ok_or(Fault::Malformed)?;
+            let text = self.text.unescaped().ok_or(Fault::Malformed)?.into_owned();
             let start = end - 2 - self.text.bytes.len();
             self.found = Some(Found { text, at: start..end });
+        }
+        if let Some(facts) = &mut self.facts {
+            facts.text_ends();
         }
         self.value_ends();
         Ok(())
@@ -306,7 +342,11 @@ impl Scanner {
         };
         loop {
             if matches!(number, Integer | Fraction | ExponentDigits) {
-                at += piece[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+                let digits = piece[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+                if let Some(facts) = self.facts.as_mut().filter(|_| number == Integer) {
+                    facts.digits(&piece[at..at + digits]);
+                }
+                at += digits;
             }
             let Some(byte) = piece.get(at) else { break };
             number = match (number, byte) {
@@ -318,6 +358,9 @@ impl Scanner {
                 (Exponent, b'+' | b'-') => ExponentSign,
                 (Exponent | ExponentSign | ExponentDigits, b'0'..=b'9') => ExponentDigits,
                 (Zero | Integer | Fraction | ExponentDigits, _) => {
+                    if let Some(facts) = &mut self.facts {
+                        facts.number_ends();
+                    }
                     self.value_ends();
                     return Ok(at);
                 }
@@ -369,6 +412,9 @@ impl Scanner {
         match byte {
             b'"' => {
                 self.text.clear();
+                if let Some(facts) = &mut self.facts {
+                    facts.text_begins();
+                }
                 self.state = State::String { is_key: false, is_escaped: false };
             }
             b'{' => return self.open(true),
@@ -385,6 +431,14 @@ impl Scanner {
             b'0' => self.state = State::Number(Number::Zero),
             b'1'..=b'9' => self.state = State::Number(Number::Integer),
             _ => return Err(Fault::Malformed),
+        }
+        match (&mut self.facts, byte) {
+            (Some(facts), b't' | b'f' | b'n') => facts.word(byte, self.position),
+            (Some(facts), b'-' | b'0'..=b'9') => {
+                facts.number_begins();
+                facts.digits(&[byte]);
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -407,6 +461,12 @@ impl Scanner {
         if is_object && self.is_on_way() && self.entered + 1 == self.path.len() {
             self.inside.get_or_insert(self.position + 1);
         }
+        match &mut self.facts {
+            Some(facts) if is_object => facts.opens(self.depth, self.position + 1),
+            // What is in a list is no member of the body.
+            Some(facts) => facts.opens(usize::MAX, 0),
+            None => {}
+        }
         self.state = if is_object { State::FirstKey } else { State::FirstValue };
         Ok(())
     }
@@ -416,6 +476,9 @@ impl Scanner {
             self.entered = self.entered.saturating_sub(1);
         }
         self.depth -= 1;
+        if let Some(facts) = &mut self.facts {
+            facts.closes(self.depth);
+        }
         self.value_ends();
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 mod coding;
 mod dialect;
+mod facts;
 mod json;
 mod multipart;
 mod pause;
@@ -9,13 +10,16 @@ mod peek;
 mod search;
 mod splice;
 mod stream;
+mod usage;
 
 pub use coding::{CODINGS, CodingFault, decode};
 pub use dialect::{Dialect, has_anthropic_version};
+pub use facts::{Facts, StreamOptions};
 pub use json::Scanner;
 pub use multipart::Form;
 pub use pause::pause;
-pub use peek::{Peek, PeekFault, is_form};
+pub use peek::{Goal, Peek, PeekFault, is_form};
 pub use search::{Fault, Found, Gap, Search};
 pub use splice::spliced;
 pub use stream::{EndMarker, Tail};
+pub use usage::{Kind, Meter, Trim, Usage};

@@ -3,9 +3,19 @@
 use std::io::{self, Write};
 
 use super::coding::{CodingFault, Decoder};
+use super::facts::Facts;
 use super::json::Scanner;
 use super::multipart::Form;
 use super::search::{Fault, Found, Gap, Search};
+
+/// What is looked for in a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Goal {
+    /// The keys that lead to the name.
+    pub keys: &'static [&'static str],
+    /// Whether what else it says is of interest, too.
+    pub with_facts: bool,
+}
 
 /// Looks for a name in a body that comes piece by piece.
 #[derive(Debug)]
@@ -61,25 +71,26 @@ impl From<Fault> for PeekFault {
 }
 
 impl Peek {
-    /// Looks for the JSON string at a path of keys; in a form, for the field that the last key names.
+    /// Looks for the JSON string at the goal's keys; in a form, for the field that the last key names.
     /// `kind` and `coding` are the request's `Content-Type` and `Content-Encoding`; a compressed body
     /// is decoded up to `decoded_bytes_max`.
     ///
     /// # Errors
     /// When type or coding say that there is nothing to find.
     pub fn new(
-        keys: &'static [&'static str],
+        goal: Goal,
         kind: &[u8],
         coding: Option<&[u8]>,
         decoded_bytes_max: usize,
     ) -> Result<Self, PeekFault> {
+        let Goal { keys, with_facts } = goal;
         let coding = coding.map(<[u8]>::trim_ascii);
         let coding = coding.filter(|coding| !coding.eq_ignore_ascii_case(b"identity"));
         let is_form = is_form(kind);
         let reader: Box<dyn Search> = if is_form {
             Box::new(Form::new(kind, keys.last().copied().unwrap_or_default())?)
         } else {
-            Box::new(Scanner::new(keys))
+            Box::new(if with_facts { Scanner::with_facts(keys) } else { Scanner::new(keys) })
         };
         let body = match coding {
             None => Body::Plain(reader),
@@ -126,6 +137,12 @@ impl Peek {
     #[must_use]
     pub fn found(&self) -> Option<&Found> {
         self.reader().found()
+    }
+
+    /// What else the body says so far, if that was asked for.
+    #[must_use]
+    pub fn facts(&self) -> Option<&Facts> {
+        self.reader().facts()
     }
 
     /// Where the name could stand that a complete body lacks, in the decoded body.
@@ -182,6 +199,7 @@ mod tests {
 
     use super::*;
 
+    const MODEL: Goal = Goal { keys: &["model"], with_facts: false };
     const BODY: &str = r#"{"messages":[{"content":"0123456789abcdef"}],"model":"m"}"#;
 
     fn encoded(coding: &str, body: &[u8]) -> Vec<u8> {
@@ -206,8 +224,7 @@ mod tests {
     }
 
     fn model(coding: &str, body: &[u8], piece: usize) -> Result<Option<String>, PeekFault> {
-        let mut peek =
-            Peek::new(&["model"], b"application/json", Some(coding.as_bytes()), 1 << 20)?;
+        let mut peek = Peek::new(MODEL, b"application/json", Some(coding.as_bytes()), 1 << 20)?;
         for piece in body.chunks(piece) {
             peek.feed(piece)?;
         }
@@ -246,9 +263,9 @@ mod tests {
     fn a_window_larger_than_the_format_has_is_refused_with_its_first_byte() {
         // Of 2^30 bytes, in the form that decoders know and RFC 7932 does not.
         assert_eq!(model("br", &[0x11, 0x1e], 1), Err(PeekFault::Coding(CodingFault::Malformed)));
-        let mut peek = Peek::new(&["model"], b"", Some(b"br"), 1 << 20).unwrap();
+        let mut peek = Peek::new(MODEL, b"", Some(b"br"), 1 << 20).unwrap();
         assert_eq!(peek.feed(&[0x11]), Err(PeekFault::Coding(CodingFault::Malformed)));
-        let mut peek = Peek::new(&["model"], b"", Some(b"br"), 1 << 20).unwrap();
+        let mut peek = Peek::new(MODEL, b"", Some(b"br"), 1 << 20).unwrap();
         peek.feed(&[0x0f]).unwrap();
         assert!(peek.held_bytes() > 16 << 20, "{}", peek.held_bytes());
     }

@@ -3,6 +3,8 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
+use super::facts::Facts;
+
 /// Why a body does not name one thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -51,6 +53,11 @@ pub trait Search: Debug + Send + Sync {
 
     /// Where the text could stand, if a complete body lacks it and has a place for it.
     fn gap(&self) -> Option<Gap>;
+
+    /// What else the body says, if that was asked for.
+    fn facts(&self) -> Option<&Facts> {
+        None
+    }
 
     /// Whether the body has begun as one that can be read.
     fn is_begun(&self) -> bool;

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, Method};
 use pingora::http::RequestHeader;
 
 use super::admit::split_target;
-use crate::llm::{self, Fault, Found, Peek, PeekFault};
+use crate::llm::{self, Fault, Found, Goal, Peek, PeekFault};
 use crate::refusal::Refusal;
 use crate::routing::{self, Front, Mention, Miss};
 use crate::runtime::{Runtime, Way};
@@ -101,6 +101,8 @@ pub(super) struct Look {
     pub(super) aim: Aim,
     /// Whether a name is put where none is.
     pub(super) fills: bool,
+    /// Whether what else a body says is of interest.
+    pub(super) with_facts: bool,
 }
 
 /// What a name is looked for.
@@ -114,11 +116,18 @@ pub(super) enum Aim {
     Fallback,
     /// There is another way without it.
     Choice,
+    /// It is good to know.
+    Note,
 }
 
 impl Look {
     fn new(keys: &'static [&'static str], aim: Aim) -> Self {
-        Self { keys, aim, fills: false }
+        Self { keys, aim, fills: false, with_facts: false }
+    }
+
+    /// For an answer that is metered: what else the body says tells how long it may get.
+    pub(super) fn metered(look: Option<Self>, keys: &'static [&'static str]) -> Self {
+        Self { with_facts: true, ..look.unwrap_or(Self::new(keys, Aim::Note)) }
     }
 
     /// For a body that may not name a model unseen.
@@ -151,7 +160,8 @@ impl Look {
         if codings.next().is_some() {
             return Err(PeekFault::UnknownCoding);
         }
-        Peek::new(self.keys, kind, coding, decoded_bytes_max)
+        let goal = Goal { keys: self.keys, with_facts: self.with_facts };
+        Peek::new(goal, kind, coding, decoded_bytes_max)
     }
 }
 

@@ -170,7 +170,7 @@ impl Reader {
             return None;
         }
         let bytes_max = self.looking.bytes_max;
-        if !self.looking.is_searching() || self.looking.aim == Aim::Fallback {
+        if !self.looking.is_searching() || matches!(self.looking.aim, Aim::Fallback | Aim::Note) {
             return Some(Ok(End::More));
         }
         if self.length_read() < bytes_max {
@@ -192,7 +192,7 @@ impl Reader {
             // An empty body names nothing, and that is all that is wrong with it.
             Aim::Way => self.length_read() == 0,
             Aim::Name => !peek.is_begun(),
-            Aim::Fallback | Aim::Choice => true,
+            Aim::Fallback | Aim::Choice | Aim::Note => true,
         };
         match peek.finish() {
             Err(fault) if !may_pass => Err(refusal_of_body(fault, self.looking.bytes_max)),
@@ -226,7 +226,8 @@ impl Reader {
     fn is_unclear(&self, is_whole: bool) -> bool {
         let looking = &self.looking;
         let is_blank = is_whole && looking.peek.as_deref().is_some_and(|peek| !peek.is_begun());
-        looking.aim != Aim::Choice && (looking.is_unclear || looking.is_searching() && !is_blank)
+        !matches!(looking.aim, Aim::Choice | Aim::Note)
+            && (looking.is_unclear || looking.is_searching() && !is_blank)
     }
 
     /// Where the name is, or could be put.

@@ -44,7 +44,7 @@ impl Looking {
         let aim = look.map_or(Aim::Choice, |look| look.aim);
         let bytes_max = match aim {
             Aim::Choice => replay.looked_bytes_max().min(CHOICE_BYTES_MAX),
-            Aim::Way | Aim::Name | Aim::Fallback => replay.looked_bytes_max(),
+            Aim::Way | Aim::Name | Aim::Fallback | Aim::Note => replay.looked_bytes_max(),
         };
         let peek = look.map(|look| look.peek(headers, bytes_max)).transpose();
         if let Err(fault) = peek
@@ -88,6 +88,7 @@ impl Looking {
                 Aim::Way => false,
                 Aim::Name => has_none,
                 Aim::Fallback | Aim::Choice => fault != PeekFault::Body(Fault::Ambiguous),
+                Aim::Note => true,
             };
             if !may_pass {
                 return Err(refusal_of_body(fault, self.bytes_max));
