@@ -1,7 +1,9 @@
 //! Starting, ready, draining; and what there is in flight: exchanges, and bytes that are held.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
@@ -29,6 +31,8 @@ pub struct Lifecycle {
     pub held: Arc<HeldBytes>,
     /// What accepts connections.
     pub listeners: Arc<Gauge>,
+    /// What has to be done before the process ends, in so much time.
+    last: OnceLock<LastAct>,
     /// Open connections of clients. With HTTP/2, the end of an answer may still be in one's buffers
     /// when its exchange is over.
     pub connections: Arc<Gauge>,
@@ -44,6 +48,7 @@ impl Default for Lifecycle {
             cut: watch::Sender::new(false),
             exchanges: Arc::default(),
             held: Arc::default(),
+            last: OnceLock::new(),
             listeners: Arc::default(),
             connections: Arc::default(),
         }
@@ -145,9 +150,31 @@ impl Lifecycle {
         self.exchanges.count()
     }
 
+    /// From now on, this is done before the process ends; it is told how long it may take.
+    pub fn do_at_last(&self, act: impl Fn(Duration) + Send + Sync + 'static) {
+        // There is one at most.
+        let _ = self.last.set(LastAct(Box::new(act)));
+    }
+
+    /// Does what has to be done before the process ends, in so much time.
+    pub fn end(&self, longest: Duration) {
+        if let Some(LastAct(act)) = self.last.get() {
+            act(longest);
+        }
+    }
+
     /// Returns once nothing is in flight.
     pub async fn wait_idle(&self) {
         self.exchanges.wait_empty().await;
+    }
+}
+
+/// What has to be done before the process ends.
+struct LastAct(Box<dyn Fn(Duration) + Send + Sync>);
+
+impl fmt::Debug for LastAct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[last act]")
     }
 }
 

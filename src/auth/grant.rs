@@ -17,6 +17,8 @@ pub struct Grant {
     pub name: Arc<str>,
     /// Whether it may see what concerns all, and change the gateway.
     pub is_admin: bool,
+    /// Tokens of a month that are paid for already.
+    pub reserved_tokens: u64,
     is_enabled: bool,
     expires: Option<i64>,
     models: Option<NameList>,
@@ -43,6 +45,7 @@ impl Grant {
             key_id: Arc::clone(&key.id),
             name: Arc::clone(&key.name),
             is_admin: key.is_admin,
+            reserved_tokens: key.reserved_tokens,
             is_enabled: key.enabled,
             expires: key.expires,
             models: key.models.clone(),
@@ -58,6 +61,7 @@ impl Grant {
             key_id: "".into(),
             name: "anonymous".into(),
             is_admin: true,
+            reserved_tokens: 0,
             is_enabled: true,
             expires: None,
             models: None,

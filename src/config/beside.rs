@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::document::{self, PART};
 use super::environment::Environment;
-use super::file::{FileConfig, FileKeys};
+use super::file::{FileConfig, FileKeys, FilePrices};
 use super::problem::{ConfigError, KeyPath, Problem, Problems};
 use super::seen::SeenFile;
 use super::{decode, interpolate, read_bounded, report};
@@ -15,6 +15,7 @@ use super::{decode, interpolate, read_bounded, report};
 #[derive(Default)]
 pub(super) struct Beside {
     pub(super) keys: Option<Part<FileKeys>>,
+    pub(super) prices: Option<Part<FilePrices>>,
     /// The files that were read, or would have been.
     pub(super) files: Vec<SeenFile>,
 }
@@ -39,6 +40,10 @@ impl Beside {
         if let Some(name) = &file.keys_file {
             let at = KeyPath::default().key("keys_file");
             beside.keys = beside.part(&folder.join(name), &at, environment, problems);
+        }
+        if let Some(name) = &file.prices_file {
+            let at = KeyPath::default().key("prices_file");
+            beside.prices = beside.part(&folder.join(name), &at, environment, problems);
         }
         beside
     }

@@ -57,6 +57,8 @@ pub struct KeySpec {
     pub addresses: AddressRules,
     /// What the operator noted.
     pub labels: Vec<(String, String)>,
+    /// Tokens of a month that are paid for already.
+    pub reserved_tokens: u64,
 }
 
 impl KeySpec {
@@ -76,6 +78,7 @@ impl KeySpec {
             services: None,
             addresses: AddressRules::default(),
             labels: Vec::new(),
+            reserved_tokens: 0,
         }
     }
 }

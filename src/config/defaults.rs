@@ -104,6 +104,21 @@ pub(super) const ENVIRONMENT: Defaults = Defaults {
     idle_connections: 20,
 };
 
+/// Beside the configuration, where systemd names no folder for state.
+pub(super) const STATE_DIRECTORY: &str = "state";
+pub(super) const LEDGER_FILE: &str = "ledger.db";
+
+/// Twenty seconds of 5,000 exchanges each: as long a disk may stand still.
+pub(super) const LEDGER_QUEUE_ROWS_MAX: u32 = 100_000;
+
+/// About three million rows: as long a database may be away.
+pub(super) const LEDGER_SPOOL_BYTES_MAX: usize = 1024 * 1024 * 1024;
+
+pub(super) const CURRENCY: &str = "USD";
+
+/// As providers write their prices.
+pub(super) const PRICES_PER: u64 = 1_000_000;
+
 pub(super) const LISTEN_HOST: &str = "0.0.0.0";
 pub(super) const LISTEN_PORT: u16 = 8000;
 

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use indexmap::IndexMap;
+use rust_decimal::Decimal;
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor, value::SeqAccessDeserializer};
 
@@ -26,6 +27,10 @@ pub(super) struct FileConfig {
     pub(super) keys_secret: Option<FileSecret>,
     pub(super) keys_secret_file: Option<String>,
     pub(super) addresses: Option<FileAddresses>,
+    pub(super) state_directory: Option<String>,
+    pub(super) ledger: Option<FileLedger>,
+    pub(super) prices: Option<FilePrices>,
+    pub(super) prices_file: Option<String>,
     pub(super) trusted_proxies: Option<OneOrMany>,
     pub(super) cors: Option<FileCors>,
     pub(super) log: Option<FileLog>,
@@ -71,6 +76,7 @@ pub(super) struct FileKey {
     pub(super) expires: Option<String>,
     pub(super) addresses: Option<FileAddresses>,
     pub(super) labels: Option<IndexMap<String, String>>,
+    pub(super) reserved_tokens: Option<u64>,
 }
 
 /// Networks that clients may come from, and may not; for the whole file, a service or a key.
@@ -79,6 +85,88 @@ pub(super) struct FileKey {
 pub(super) struct FileAddresses {
     pub(super) allow: Option<OneOrMany>,
     pub(super) deny: Option<OneOrMany>,
+}
+
+/// Where usage is kept.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileLedger {
+    pub(super) enabled: Option<bool>,
+    pub(super) database: Option<FileSecret>,
+    pub(super) database_file: Option<String>,
+    pub(super) keep_days: Option<u32>,
+    pub(super) include_usage: Option<bool>,
+    pub(super) queue_rows_max: Option<u32>,
+    pub(super) spool_bytes_max: Option<Size>,
+}
+
+/// What tokens cost; also all that is in a file of prices.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FilePrices {
+    pub(super) currency: Option<String>,
+    pub(super) per: Option<u64>,
+    pub(super) models: Option<IndexMap<String, FileTariff>>,
+}
+
+/// What the tokens of a model cost.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileTariff {
+    pub(super) input: Option<FileDecimal>,
+    pub(super) output: Option<FileDecimal>,
+    pub(super) cached: Option<FileDecimal>,
+    pub(super) cache_written: Option<FileDecimal>,
+    pub(super) tiers: Option<Vec<Option<FileTier>>>,
+}
+
+/// What they cost from so many of a month on.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileTier {
+    pub(super) from: Option<u64>,
+    pub(super) input: Option<FileDecimal>,
+    pub(super) output: Option<FileDecimal>,
+    pub(super) cached: Option<FileDecimal>,
+    pub(super) cache_written: Option<FileDecimal>,
+}
+
+/// An amount of money, exactly as it is written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct FileDecimal(pub(super) Decimal);
+
+impl<'de> Deserialize<'de> for FileDecimal {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct DecimalVisitor;
+        impl Visitor<'_> for DecimalVisitor {
+            type Value = FileDecimal;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an amount such as 2.50")
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<FileDecimal, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<FileDecimal, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            // The shortest text of a number is as it was written, up to 15 digits.
+            fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<FileDecimal, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<FileDecimal, E> {
+                match Decimal::from_str_exact(text.trim()) {
+                    Ok(amount) if !amount.is_sign_negative() => Ok(FileDecimal(amount)),
+                    _ => Err(E::custom("expected an amount such as 2.50")),
+                }
+            }
+        }
+        deserializer.deserialize_any(DecimalVisitor)
+    }
 }
 
 /// TLS of the listeners.
@@ -315,6 +403,7 @@ pub(super) struct FileBackend {
     pub(super) inflight_max: Option<u32>,
     pub(super) api_key: Option<FileSecret>,
     pub(super) api_key_file: Option<String>,
+    pub(super) price: Option<FileTariff>,
     pub(super) auth_mode: Option<FileAuthMode>,
     pub(super) protocol: Option<FileProtocol>,
     pub(super) tls: Option<FileBackendTls>,

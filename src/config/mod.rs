@@ -14,9 +14,11 @@ mod document;
 mod environment;
 mod file;
 mod interpolate;
+mod ledger;
 mod listen;
 mod naming;
 mod overrides;
+mod prices;
 mod problem;
 mod seen;
 mod snapshot;
@@ -31,8 +33,10 @@ use std::path::Path;
 pub use clients::{ClientKeys, KeySpec, KeySpecs};
 pub use diff::{Fixed, differences};
 pub use environment::Environment;
+pub use ledger::{Database, LedgerSpec};
 pub use listen::{Listen, ListenAt};
 pub use naming::{Listed, ModelRef, Naming, by_model};
+pub use prices::{Price, Prices, Tariff, Tier};
 pub use problem::ConfigError;
 pub use seen::SeenFile;
 pub use snapshot::{
@@ -49,6 +53,7 @@ use beside::Beside;
 use document::{Bounds, Node};
 use file::FileConfig;
 use problem::{Place, Problem, Problems};
+use validate::Surroundings;
 
 /// Reads and validates the configuration at `source`, with the variables of `environment`.
 ///
@@ -99,7 +104,8 @@ pub fn read(
     let mut file: FileConfig = decode::decode(tree, &mut problems);
     overrides::apply(&mut file, environment, &mut problems);
     let beside = Beside::read(&file, path, environment, &mut problems);
-    let snapshot = validate::validate(&file, &beside, defaults, path, &mut problems);
+    let surroundings = Surroundings { defaults, path, environment };
+    let snapshot = validate::validate(&file, &beside, &surroundings, &mut problems);
     if problems.is_empty() { Ok(snapshot) } else { Err(report(problems.into_vec(), bytes, path)) }
 }
 
@@ -176,10 +182,14 @@ mod tests {
 
     /// The example with the keys that stand in comments.
     fn example_with_all_keys() -> Node {
+        let is_key_byte = |byte: u8| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-\"*".contains(&byte)
+        };
         let is_key = |text: &str| {
-            text.trim_start().trim_start_matches("- ").split_once(':').is_some_and(|(key, _)| {
-                !key.is_empty() && key.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase())
-            })
+            text.trim_start()
+                .trim_start_matches("- ")
+                .split_once(':')
+                .is_some_and(|(key, _)| !key.is_empty() && key.bytes().all(is_key_byte))
         };
         let uncomment = |line: &str| match line.split_once("# ") {
             Some((indent, rest)) if indent.trim().is_empty() && is_key(rest) => {
@@ -208,6 +218,10 @@ mod tests {
             "keys/0",
             "keys/0/addresses",
             "addresses",
+            "ledger",
+            "prices",
+            "prices/models/gpt-4o*",
+            "prices/models/gpt-4o*/tiers/0",
             "tls",
             "tls/certificates/0",
             "cors",

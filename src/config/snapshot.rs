@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
@@ -9,8 +10,10 @@ use indexmap::IndexMap;
 use ipnet::IpNet;
 
 use super::clients::ClientKeys;
+use super::ledger::LedgerSpec;
 use super::listen::Listen;
 use super::naming::Naming;
+use super::prices::{Prices, Tariff};
 use super::seen::SeenFile;
 use crate::networks::AddressRules;
 use crate::secret::{Secret, SecretBytes};
@@ -30,6 +33,14 @@ pub struct Snapshot {
     pub clients: ClientKeys,
     /// Where clients may come from.
     pub addresses: AddressRules,
+    /// Where usage is kept, if it is.
+    pub ledger: Option<LedgerSpec>,
+    /// What tokens cost.
+    pub prices: Prices,
+    /// Whether what exchanges take is counted.
+    pub meters: bool,
+    /// Whether backends are asked to tell usage in streams whose clients did not ask for it.
+    pub include_usage: bool,
     /// Addresses whose forwarded headers are believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether those of the peers of a Unix socket are, which have no address.
@@ -352,6 +363,8 @@ pub struct BackendSpec {
     pub model: Option<String>,
     /// What it is sent as credential, ready-made.
     pub credential: Option<Credential>,
+    /// What its tokens cost, where that is not what the model's do.
+    pub tariff: Option<Arc<Tariff>>,
     /// How it is checked.
     pub probe: ProbeSpec,
     /// Most exchanges in flight towards it; 0: any number.

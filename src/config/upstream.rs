@@ -12,6 +12,7 @@ use super::naming::ModelRef;
 use super::problem::{ConfigError, Place, Problem, Problems};
 use super::snapshot::Snapshot;
 use super::source::UPSTREAM_URL;
+use super::validate::Surroundings;
 use super::{overrides, report, validate};
 
 /// What service and model are called, in status and log.
@@ -43,13 +44,9 @@ pub(super) fn read(environment: &Environment) -> Result<Snapshot, ConfigError> {
     let mut problems = Problems::default();
     overrides::apply(&mut file, environment, &mut problems);
     let no_file = Path::new("");
-    let mut snapshot = validate::validate(
-        &file,
-        &Beside::default(),
-        &defaults::ENVIRONMENT,
-        no_file,
-        &mut problems,
-    );
+    let surroundings =
+        Surroundings { defaults: &defaults::ENVIRONMENT, path: no_file, environment };
+    let mut snapshot = validate::validate(&file, &Beside::default(), &surroundings, &mut problems);
     snapshot.naming.everything = Some(ModelRef::new(SERVICE, MODEL));
     if problems.is_empty() {
         return Ok(snapshot);

@@ -40,8 +40,8 @@ use stickiness::Clients;
 
 use crate::config::{BackendSpec, Host, PoolSpec};
 
-/// Names that are looked up, by host and port: backends on one host share the answer.
-pub type Names = HashMap<(Host, u16), Arc<Addresses>>;
+/// Hosts that are looked up, by host and port: backends on one host share the answer.
+pub type Hosts = HashMap<(Host, u16), Arc<Addresses>>;
 
 /// The backends of one service/model.
 pub struct Pool {
@@ -78,7 +78,7 @@ impl Pool {
     pub fn new(
         name: String,
         spec: PoolSpec,
-        names: &mut Names,
+        names: &mut Hosts,
         prober: &Arc<Prober>,
         previous: Option<&Pool>,
     ) -> pingora_core::Result<Self> {
@@ -374,18 +374,18 @@ fn identity_of(entry: &LbBackend) -> Option<SocketAddr> {
 pub(crate) fn pool_of_name(known: &[SocketAddr]) -> Pool {
     let port = known[0].port();
     let host = (Host::Name("two".to_owned()), port);
-    let names = Names::from([(host, Arc::new(Addresses::of_name("two", known)))]);
+    let names = Hosts::from([(host, Arc::new(Addresses::of_name("two", known)))]);
     pool_at(&format!("http://two:{port}"), names)
 }
 
 #[cfg(test)]
-fn pool_at(url: &str, names: Names) -> Pool {
+fn pool_at(url: &str, names: Hosts) -> Pool {
     pool_of("", &[url], names)
 }
 
 /// A pool over these URLs, with more top-level lines in its configuration.
 #[cfg(test)]
-fn pool_of(top: &str, urls: &[&str], mut names: Names) -> Pool {
+fn pool_of(top: &str, urls: &[&str], mut names: Hosts) -> Pool {
     let backend = |(number, url)| format!("{{id: b{number}, url: \"{url}\"}},");
     let backends: String = urls.iter().enumerate().map(backend).collect();
     let text = format!("{top}\nservices: {{s: {{models: {{m: {{backends: [{backends}]}}}}}}}}");
@@ -434,7 +434,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_was_not_known_is_found_without_a_check() {
-        let pool = pool_at("http://localhost:1", Names::new());
+        let pool = pool_at("http://localhost:1", Hosts::new());
         assert!(pool.select(b"client", |_| true).is_none(), "its address is not known");
         let found = tokio::time::timeout(UNKNOWN_NAME_GAP * 5, pool.checks().name_found());
         found.await.expect("localhost has an address");
@@ -470,7 +470,7 @@ mod tests {
     #[test]
     fn of_many_that_come_at_once_one_probes() {
         let breaker = "breaker: {consecutive_failures: 1, open: 1ms, open_max: 1ms}";
-        let pool = pool_of(breaker, &["http://127.0.0.1:1", "http://127.0.0.1:2"], Names::new());
+        let pool = pool_of(breaker, &["http://127.0.0.1:1", "http://127.0.0.1:2"], Hosts::new());
         let broken = pool.backends()[0].identity;
         let Choice::Taken(mut permit) = pool.choose(b"", false, |one| one.identity == broken)
         else {
@@ -502,7 +502,7 @@ mod tests {
     fn of_many_that_fail_at_once_no_more_are_left_alone_than_may_be() {
         let breaker = "breaker: {consecutive_failures: 1, ejected_max: 0.25}";
         let urls = [1, 2, 3, 4].map(|port| format!("http://127.0.0.1:{port}"));
-        let pool = pool_of(breaker, &urls.each_ref().map(String::as_str), Names::new());
+        let pool = pool_of(breaker, &urls.each_ref().map(String::as_str), Hosts::new());
         let tell = |number: usize, outcome| {
             let own = pool.backends()[number].identity;
             let choice = pool.choose(b"", false, |backend| backend.identity == own);

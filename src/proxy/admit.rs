@@ -17,7 +17,7 @@ use pingora_proxy::Session;
 use super::course::{self, Course, Leads, Look, Names};
 use super::exchange::{Admitted, Client, Exchange};
 use super::rights::Rights;
-use super::{Proxy, Serves, X_FORWARDED_FOR, body, respond};
+use super::{Proxy, Serves, X_FORWARDED_FOR, body, meter, respond};
 use crate::auth::Grant;
 use crate::config::{ClientBounds, CorsOrigins};
 use crate::lifecycle::Counted;
@@ -122,6 +122,7 @@ async fn take_in(
     if admitted.to().renames && !admitted.can_rename {
         return Ok(Err(body::why_not_held(session, &exchange.arrived.runtime.snapshot.replay)));
     }
+    meter::begin(session, exchange);
     exchange.attempts.is_for_tunnel = body::is_tunnel_request(session);
     admitted.pool().count_exchange();
     exchange.admitted = Some(admitted);
@@ -197,16 +198,17 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
     body::check_length(session, &snapshot.client)?;
     let found = course::find(runtime, head);
     let mut course = found.map_err(|refusal| Rights::hide(&grant, refusal))?;
-    check_rights(&mut course, &grant, client.address)?;
+    check_rights(&mut course, &grant, client.address, snapshot.meters)?;
     Ok(Decision::Forward(Passage { course, grant, client, inflight }))
 }
 
 /// Refuses, as far as the head tells, what the client may not have; and has its body looked into where that
-/// may name it.
+/// may name it, or is metered.
 fn check_rights(
     course: &mut Course,
     grant: &Arc<Grant>,
     address: Option<IpAddr>,
+    meters: bool,
 ) -> Result<(), Refusal> {
     let rights = Rights { grant: Arc::clone(grant), address, is_for_model: true };
     let way = course.leads.way();
@@ -218,10 +220,13 @@ fn check_rights(
             rights.check_name(way, name)?;
         }
     }
-    if let Names::Body(keys) = course.names
-        && rights.needs_name(way)
-    {
-        course.look = Some(Look::strict(course.look, keys));
+    if let Names::Body(keys) = course.names {
+        if rights.needs_name(way) {
+            course.look = Some(Look::strict(course.look, keys));
+        }
+        if meters {
+            course.look = Some(Look::metered(course.look, keys));
+        }
     }
     Ok(())
 }

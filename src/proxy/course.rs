@@ -191,7 +191,7 @@ pub(super) fn find(runtime: &Runtime, head: &RequestHeader) -> Result<Course, Re
                 may_fall_back: false,
                 leads: Leads::To(Arc::clone(way), None),
                 look: None,
-                names: Names::Nowhere,
+                names: Names::of(routing::front(&head.method, path, query).as_ref()),
             });
         }
         Miss::NoRoute

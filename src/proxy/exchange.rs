@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::body::Body;
 use super::course::{Asked, Course};
+use super::meter::Metering;
 use super::rights::Rights;
 use super::watch::{Stop, Watch};
 use crate::config::Deadlines;
@@ -28,6 +29,8 @@ pub struct Exchange {
     pub(super) body: Body,
     pub(super) attempts: Attempts,
     pub(super) observed: Observed,
+    /// What it takes, where that is counted.
+    pub(super) metering: Option<Metering>,
     /// Its deadlines.
     pub(super) watch: Arc<Watch>,
 }
@@ -293,6 +296,7 @@ impl Exchange {
             body: Body::default(),
             attempts: Attempts::default(),
             observed: Observed::default(),
+            metering: None,
             watch,
         }
     }

@@ -11,7 +11,8 @@
 //!    [`receive`] rewrites it. The body passes as it is, each chunk at once.
 //! 5. When an attempt fails, [`retry`] says whether there is another one: back to 2, and there, when the
 //!    pool cannot serve, to the next one.
-//! 6. [`settle`]: a failure becomes a refusal, the log gets its line, and dropping the [`Exchange`]
+//! 6. [`settle`]: a failure becomes a refusal, the log gets its line, [`meter`] writes what was taken to the
+//!    ledger, and dropping the [`Exchange`]
 //!    gives back all that was taken.
 //!
 //! An exchange takes the runtime once, at 1, and uses it to its end. Its [`watch`] ends it when a
@@ -22,6 +23,7 @@ mod admit;
 mod body;
 mod course;
 mod exchange;
+mod meter;
 mod receive;
 mod respond;
 mod retry;
@@ -50,6 +52,7 @@ pub use exchange::Exchange;
 pub use respond::raw_refusal;
 pub use watch::{ClientSide, watched};
 
+use crate::ledger::{Ledger, Months};
 use crate::lifecycle::Lifecycle;
 use crate::runtime::{Current, Pages};
 
@@ -63,6 +66,10 @@ pub struct Proxy {
     pub current: Arc<Current>,
     /// Says when to refuse, and counts.
     pub lifecycle: Arc<Lifecycle>,
+    /// Where usage is kept, if it is.
+    pub ledger: Option<Arc<Ledger>>,
+    /// What keys have taken in this month.
+    pub months: Arc<Months>,
     /// The gateway's own pages.
     pub pages: Arc<dyn Pages>,
     /// Whether there is traffic here, or just pages.
@@ -174,6 +181,7 @@ impl ProxyHttp for Proxy {
         end_of_stream: bool,
         exchange: &mut Exchange,
     ) -> Result<Option<Duration>> {
+        meter::pass(exchange, chunk, end_of_stream);
         receive::pass(session, exchange, chunk.as_ref(), end_of_stream).map(|()| None)
     }
 
@@ -210,6 +218,7 @@ impl ProxyHttp for Proxy {
     async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
         settle::judge(exchange, error);
         settle::log(session, exchange, error);
+        meter::settle(self, session, exchange, error);
     }
 
     /// Ours says more, and says it without the query.

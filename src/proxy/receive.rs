@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use super::course::X_TOLLGATE_MODEL;
 use super::exchange::{Events, Exchange, Unwritten};
 use super::send::repeated;
-use super::{Proxy, body, respond, retry};
+use super::{Proxy, body, meter, respond, retry};
 use crate::config::{BackendUrl, CorsOrigins, Deadlines};
 use crate::llm::{EndMarker, Tail};
 use crate::pool::Outcome;
@@ -39,6 +39,7 @@ pub(super) fn receive(
         return Ok(());
     }
     exchange.observed.first_byte.get_or_insert_with(|| exchange.arrived.at.elapsed());
+    meter::answers(exchange, response)?;
     exchange.body.let_go();
     expect_body(session, response, exchange);
     hop_by_hop(response);

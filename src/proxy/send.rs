@@ -3,7 +3,8 @@
 use std::os::fd::RawFd;
 
 use http::header::{
-    CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, SEC_WEBSOCKET_PROTOCOL,
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST,
+    SEC_WEBSOCKET_PROTOCOL,
 };
 use http::{HeaderName, HeaderValue, Version};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -64,7 +65,14 @@ pub(super) fn send(
         attempt.backend().check_version(request.version == Version::HTTP_2)?;
     }
     let model = exchange.upstream_model().map(str::to_owned);
-    rename_in_body(session, request, exchange, model.as_deref())?;
+    rewrite_body(session, request, exchange, model.as_deref())?;
+    if let Some(metering) = &mut exchange.metering {
+        metering.is_sent = true;
+        if metering.reads() {
+            // What is compressed cannot be read as it passes.
+            request.insert_header(ACCEPT_ENCODING, "identity")?;
+        }
+    }
     let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
     let attempt = exchange.attempts.current.as_ref().expect("an attempt has a backend");
     let spec = &attempt.backend().spec;
@@ -79,9 +87,9 @@ pub(super) fn send(
     credential(request, &exchange.arrived.runtime.snapshot.clients, spec)
 }
 
-/// Puts the name that the model has at this backend in the place of the one that came, and corrects
-/// what the head says about the body. Nothing else changes.
-fn rename_in_body(
+/// Puts the name that the model has at this backend in the place of the one that came, has usage told where it
+/// is needed, and corrects what the head says about the body. Nothing else changes.
+fn rewrite_body(
     session: &Session,
     request: &mut RequestHeader,
     exchange: &mut Exchange,
@@ -90,7 +98,8 @@ fn rename_in_body(
     let headers = &session.req_header().headers;
     let coding = headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes).unwrap_or_default();
     let replay = exchange.arrived.runtime.snapshot.replay;
-    let resized = exchange.body.rename(model, coding, &replay).map_err(|refusal| {
+    let asks = exchange.metering.as_ref().is_some_and(|metering| metering.asks);
+    let resized = exchange.body.rewrite(model, asks, coding, &replay).map_err(|refusal| {
         exchange.observed.client_fault = Some(refusal);
         Error::explain(ErrorType::InternalError, "the body cannot be renamed").into_down()
     })?;

@@ -19,8 +19,9 @@ use rustls::ServerConfig;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::auth::{Grant, Keys};
-use crate::config::Snapshot;
-use crate::pool::{Addresses, Names, Pool, Prober};
+use crate::config::{Snapshot, Tariff};
+use crate::names::Names;
+use crate::pool::{Addresses, Hosts, Pool, Prober};
 use crate::refusal::Refusal;
 use crate::routing::Router;
 
@@ -45,10 +46,12 @@ pub struct Runtime {
     pub router: Router<Arc<Way>>,
     /// From a model's name to pools.
     pub catalog: Catalog,
+    /// From a model's name to what it costs.
+    tariffs: Names<Arc<Tariff>>,
     /// All pools by `service/model`, in no order.
     pools: HashMap<String, Arc<Pool>>,
     /// The names that are looked up again and again.
-    names: Names,
+    hosts: Hosts,
     prober: Arc<Prober>,
 }
 
@@ -58,13 +61,13 @@ impl Runtime {
     /// # Errors
     /// When a pool cannot be built; see [`Pool::new`]; or a certificate cannot be used.
     pub fn new(snapshot: Snapshot, previous: Option<&Runtime>) -> pingora_core::Result<Self> {
-        let mut names: Names = HashMap::new();
+        let mut hosts: Hosts = HashMap::new();
         if let Some(previous) = previous {
             for (_, _, spec) in snapshot.pools() {
                 for backend in &spec.backends {
                     let host = (backend.url.host.clone(), backend.url.port);
-                    if let Some(known) = previous.names.get(&host) {
-                        names.insert(host, Arc::clone(known));
+                    if let Some(known) = previous.hosts.get(&host) {
+                        hosts.insert(host, Arc::clone(known));
                     }
                 }
             }
@@ -78,7 +81,7 @@ impl Runtime {
                 Some(same) if same.spec() == spec => Arc::clone(same),
                 _ => {
                     let before = before.map(Arc::as_ref);
-                    Arc::new(Pool::new(name.clone(), spec.clone(), &mut names, &prober, before)?)
+                    Arc::new(Pool::new(name.clone(), spec.clone(), &mut hosts, &prober, before)?)
                 }
             };
             pools.insert(name, pool);
@@ -97,8 +100,12 @@ impl Runtime {
         let ways = Ways::new(&snapshot, &pools);
         let router = Router::new(ways.of_paths(&snapshot));
         let catalog = ways.catalog(&snapshot);
+        let mut tariffs = Names::default();
+        for (name, tariff) in &snapshot.prices.models {
+            tariffs.add(name, Arc::clone(tariff));
+        }
         let since = SystemTime::now();
-        Ok(Self { since, tls, keys, router, catalog, pools, names, prober, snapshot })
+        Ok(Self { since, tls, keys, router, catalog, tariffs, pools, hosts, prober, snapshot })
     }
 
     /// What the client may do that sent these headers from this address.
@@ -116,6 +123,13 @@ impl Runtime {
         })
     }
 
+    /// What a model costs: by its pool's name, else by its own.
+    #[must_use]
+    pub fn tariff(&self, pool: &str, model: &str) -> Option<&Tariff> {
+        let exact = self.tariffs.exact(pool).or_else(|| self.tariffs.exact(model));
+        exact.or_else(|| self.tariffs.pattern_of_any(&[pool, model])).map(Arc::as_ref)
+    }
+
     /// The pool of a service and model.
     #[must_use]
     pub fn pool(&self, service: &str, model: &str) -> Option<&Arc<Pool>> {
@@ -129,7 +143,7 @@ impl Runtime {
 
     /// The addresses behind names, each once.
     pub fn names(&self) -> impl Iterator<Item = &Arc<Addresses>> {
-        self.names.values().filter(|addresses| addresses.name().is_some())
+        self.hosts.values().filter(|addresses| addresses.name().is_some())
     }
 }
 

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, broadcast};
 
 use crate::admin::{Admin, Scope};
 use crate::config::{ConfigError, Listen, Snapshot};
+use crate::ledger::{Known, Ledger, Month, Months};
 use crate::lifecycle::Lifecycle;
 use crate::proxy::{Proxy, Serves};
 use crate::runtime::{Current, Reloads, Runtime};
@@ -55,6 +56,10 @@ const BEGIN_WITHIN: Duration = Duration::from_millis(500);
 /// Longest wait, after the drain, for connections to send their last bytes and to part; only a client
 /// that has stopped to answer takes that long.
 const FLUSH_SECONDS_MAX: u64 = 5;
+
+/// What the ledger's database gets at the end of the process to take the last rows; what it does not take, the
+/// next process gives it.
+const LAST_ROWS: Duration = Duration::from_secs(5);
 
 /// Above this many seconds a deadline runs on tokio's timer: Pingora's own keeps each of them until
 /// it ends, also of exchanges that are long over.
@@ -123,6 +128,8 @@ impl Gateway {
         let runtime = Runtime::new(self.snapshot, None).context("cannot build the pools")?;
         let current = Arc::new(Current::from_pointee(runtime));
         background::resolve_at_start(&current.load_full())?;
+        let months = Arc::new(Months::default());
+        let ledger = start_ledger(&current.load().snapshot, &months, &lifecycle)?;
         let configuration = server_configuration(&current.load().snapshot);
         let sockets = [self.traffic.clone(), self.admin.clone()].concat();
         let (reloads, asked) = Reloads::new();
@@ -134,6 +141,8 @@ impl Gateway {
             let proxy = Proxy {
                 current: Arc::clone(&current),
                 lifecycle: Arc::clone(&lifecycle),
+                ledger: ledger.clone(),
+                months: Arc::clone(&months),
                 pages: Arc::new(Admin::new(Arc::clone(&lifecycle), scope, Arc::clone(&reloads))),
                 serves,
             };
@@ -176,6 +185,28 @@ impl Gateway {
         server.run(RunArgs { shutdown_signal: Box::new(signals) });
         Ok(())
     }
+}
+
+/// The ledger, where there is one; it knows what keys have taken in this month as soon as its database does.
+fn start_ledger(
+    snapshot: &Snapshot,
+    months: &Arc<Months>,
+    lifecycle: &Lifecycle,
+) -> Result<Option<Arc<Ledger>>> {
+    let Some(spec) = &snapshot.ledger else { return Ok(None) };
+    let months = Arc::clone(months);
+    let known = move |known: &Known| {
+        let month = Month::of(known.at);
+        for line in &known.month {
+            let [key, _, _, model] = &line.names[..] else { continue };
+            let tokens = line.tokens_input + line.tokens_output;
+            months.restore(month, &key.as_str().into(), model, tokens, line.tokens_reserved);
+        }
+    };
+    let ledger = Arc::new(Ledger::start(spec, known)?);
+    let last = Arc::clone(&ledger);
+    lifecycle.do_at_last(move |longest| last.finish(longest));
+    Ok(Some(ledger))
 }
 
 fn server_configuration(snapshot: &Snapshot) -> ServerConf {
@@ -221,6 +252,7 @@ fn end_when_flushed(
             while let Ok(phase) = phases.blocking_recv() {
                 if matches!(phase, ExecutionPhase::ShutdownGracePeriod) {
                     executor.block_on(last_exchanges(&lifecycle, shutdown_timeout));
+                    lifecycle.end(LAST_ROWS);
                     std::process::exit(0);
                 }
             }

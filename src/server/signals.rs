@@ -29,6 +29,9 @@ pub(super) struct Signals<F> {
     pub(super) started: F,
 }
 
+/// What the ledger gets to write its last rows when the process ends at once.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
 /// Why the watch is over.
 enum End {
     Drain,
@@ -93,6 +96,7 @@ impl<F: Fn() + Send + Sync> Signals<F> {
 /// Ends the process, whatever it does.
 pub(super) fn end_at_once(lifecycle: &Lifecycle) {
     log::warn!("ending at once; exchanges cut: {}", lifecycle.inflight());
+    lifecycle.end(AT_ONCE);
     std::process::exit(1);
 }
 

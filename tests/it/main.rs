@@ -20,6 +20,7 @@ mod health;
 mod hostile;
 mod http2;
 mod keys;
+mod ledger;
 mod lifecycle;
 mod queue;
 mod retries;

@@ -1,5 +1,7 @@
 //! One backend: its credential, its weight and how it is checked.
 
+use std::sync::Arc;
+
 use http::{HeaderName, HeaderValue, Method};
 use indexmap::IndexMap;
 
@@ -7,7 +9,7 @@ use super::super::defaults;
 use super::super::file::{FileBackend, FileHealthCheck, FileProbe, FileProtocol, Statuses};
 use super::super::problem::{KeyPath, Problems};
 use super::super::snapshot::{BackendSpec, Credential, Deadlines, ProbeSpec, Protocol};
-use super::{Context, auth_mode, positive, secret, tls, url};
+use super::{Context, auth_mode, ledger, positive, secret, tls, url};
 
 /// What a backend has from its pool.
 pub(super) struct OfPool<'a> {
@@ -61,7 +63,11 @@ pub(super) fn backend(
     if file.tls.is_some() && url.as_ref().is_some_and(|url| !url.url.tls) {
         problems.key(&at.key("tls"), "is for backends with an https URL");
     }
+    let price = file.price.as_ref();
+    let tariff = price
+        .and_then(|price| ledger::tariff(price, &at.key("price"), context.prices_per, problems));
     let spec = url.map(|url| BackendSpec {
+        tariff: tariff.map(Arc::new),
         name: file.name.clone().unwrap_or_else(|| id.clone()),
         id,
         protocol: match file.protocol {

@@ -141,6 +141,7 @@ fn read_key(
         models: names(key.models.as_ref(), &at.key("models"), problems),
         services: names(key.services.as_ref(), &at.key("services"), problems),
         addresses: addresses(key.addresses.as_ref(), &at.key("addresses"), problems),
+        reserved_tokens: key.reserved_tokens.unwrap_or_default(),
         labels: key
             .labels
             .iter()

@@ -2,6 +2,7 @@
 
 mod backend;
 mod keys;
+mod ledger;
 mod names;
 mod policy;
 mod pools;
@@ -21,8 +22,10 @@ use log::LevelFilter;
 use super::beside::Beside;
 use super::clients::ClientKeys;
 use super::defaults::{self, Defaults};
+use super::environment::Environment;
 use super::file::{FileAuthMode, FileClient, FileConfig, FileSecret, OneOrMany};
 use super::listen::Listen;
+use super::prices::Prices;
 use super::problem::{KeyPath, Problems};
 use super::seen::SeenFile;
 use super::snapshot::{AuthMode, ClientBounds, CorsOrigins, ReplayBounds, Snapshot};
@@ -38,10 +41,22 @@ const SECRET_BYTES_MAX: u64 = 64 * 1024;
 struct Context<'a> {
     defaults: &'a Defaults,
     files: &'a Files,
+    /// Where the system has us keep what outlives the process.
+    state_directory: Option<PathBuf>,
     global_key: Option<Secret>,
+    /// How many tokens prices are for.
+    prices_per: u64,
     auth_mode: AuthMode,
     inflight_max: u32,
     idle_timeout: Duration,
+}
+
+/// What a configuration is read in.
+pub(super) struct Surroundings<'a> {
+    pub(super) defaults: &'a Defaults,
+    /// Its own path.
+    pub(super) path: &'a Path,
+    pub(super) environment: &'a Environment,
 }
 
 /// The files beside the configuration.
@@ -56,10 +71,10 @@ struct Files {
 pub(super) fn validate(
     file: &FileConfig,
     beside: &Beside,
-    defaults: &Defaults,
-    path: &Path,
+    surroundings: &Surroundings<'_>,
     problems: &mut Problems,
 ) -> Snapshot {
+    let Surroundings { defaults, path, environment } = surroundings;
     let root = KeyPath::default();
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     let files = Files { folder, read: RefCell::new(beside.files.clone()) };
@@ -72,7 +87,18 @@ pub(super) fn validate(
     let context = Context {
         defaults,
         files: &files,
+        // Systemd names several with colons between.
+        state_directory: environment
+            .get("STATE_DIRECTORY")
+            .and_then(|folders| folders.split(':').next())
+            .map(PathBuf::from),
         global_key,
+        prices_per: file
+            .prices
+            .as_ref()
+            .and_then(|prices| prices.per)
+            .filter(|per| *per > 0)
+            .unwrap_or(defaults::PRICES_PER),
         auth_mode: file.auth_mode.map_or(AuthMode::Authorization, auth_mode),
         inflight_max: file
             .upstream
@@ -88,13 +114,14 @@ pub(super) fn validate(
     };
     let services = pools::services(file, &context, problems);
     let clients = keys::clients(file, beside, &context, services.any_key, problems);
-    snapshot(file, &context, clients, services, problems)
+    let prices = ledger::prices(file, beside, problems);
+    snapshot(file, &context, (clients, prices), services, problems)
 }
 
 fn snapshot(
     file: &FileConfig,
     context: &Context<'_>,
-    clients: ClientKeys,
+    (clients, prices): (ClientKeys, Prices),
     services: pools::Services,
     problems: &mut Problems,
 ) -> Snapshot {
@@ -112,6 +139,10 @@ fn snapshot(
         tls: tls::listener(file.tls.as_ref(), context.files, problems),
         clients,
         addresses: keys::addresses(file.addresses.as_ref(), &root.key("addresses"), problems),
+        ledger: ledger::ledger(file, context, problems),
+        prices,
+        meters: false,
+        include_usage: file.ledger.as_ref().and_then(|ledger| ledger.include_usage).unwrap_or(true),
         trusts_unix: file
             .trusted_proxies
             .as_ref()
@@ -141,6 +172,7 @@ fn snapshot(
         naming: names::naming(file, &services.by_name, problems),
         services: services.by_name,
     };
+    snapshot.meters = snapshot.ledger.is_some();
     snapshot.files = context.files.read.borrow().clone();
     for (key, listen) in [("listen", &snapshot.listen), ("admin.listen", &snapshot.admin_listen)] {
         if file.tls.is_none() && listen.iter().any(|listen| listen.tls) {

@@ -103,6 +103,7 @@ impl Counts {
             cache_written: of(Field::CacheWritten).saturating_add(written),
             reasoning: of(Field::Reasoning).saturating_add(thoughts),
         };
-        (Some(usage), has_output)
+        // Embeddings have no output, and tell a total.
+        (Some(usage), has_output || self.get(Field::Total).is_some())
     }
 }

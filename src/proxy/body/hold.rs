@@ -18,7 +18,7 @@ use super::{
 };
 use crate::config::ClientBounds;
 use crate::lifecycle::HeldShare;
-use crate::llm::Found;
+use crate::llm::{Found, Peek};
 use crate::refusal::Refusal;
 
 /// Reads the body if it can be held, or as far as it takes to find what `look` is about. What was found,
@@ -257,6 +257,8 @@ impl Reader {
         let found = self.looking.found().cloned();
         exchange.body.place = self.place();
         exchange.body.is_unclear = self.is_unclear(is_whole);
+        let facts = self.looking.peek.as_deref().and_then(Peek::facts);
+        exchange.body.facts = facts.cloned().map(Box::new);
         exchange.body.content = if is_whole {
             Content::Held { bytes, share: self.share, is_sent: false }
         } else {

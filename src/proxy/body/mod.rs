@@ -22,6 +22,7 @@ use http::{HeaderValue, Method};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
+use smallvec::SmallVec;
 
 pub(super) use hold::hold;
 use look::Looking;
@@ -31,7 +32,7 @@ use super::exchange::Exchange;
 use super::watch::Request;
 use crate::config::{ClientBounds, ReplayBounds};
 use crate::lifecycle::HeldShare;
-use crate::llm::{self, Found, PeekFault};
+use crate::llm::{self, Facts, Found, PeekFault};
 use crate::refusal::Refusal;
 
 /// What Pingora's buffer holds.
@@ -55,8 +56,12 @@ pub(super) struct Body {
     place: Option<Place>,
     /// Whether it was looked for, and may be where it was not seen.
     is_unclear: bool,
+    /// What else it says of the answer that it wants, if that was looked for.
+    facts: Option<Box<Facts>>,
     /// What goes to the backend of the current attempt in that place.
     splice: Option<Splice>,
+    /// Whether that backend is asked for usage which the client did not ask for.
+    asks_for_usage: bool,
 }
 
 /// What becomes of a body.
@@ -85,16 +90,16 @@ struct Place {
     is_coded: bool,
 }
 
-/// Another name in the place of the one that came.
+/// Other bytes in the place of some that came.
 #[derive(Debug)]
 enum Splice {
     /// All of the body. The one that came is held too: the next backend may have yet another name.
-    Whole { renamed: Bytes, _share: HeldShare },
+    Whole { bytes: Bytes, _share: HeldShare },
     /// In the chunk that holds the place.
     At(Range<usize>, Bytes),
 }
 
-/// What a rename does to the length of a body.
+/// What a change does to the length of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Resized {
     /// Nothing.
@@ -216,30 +221,52 @@ impl Body {
         !is_stuck && !self.is_unclear
     }
 
-    /// For the attempt that begins, puts `name` in the place of the name that came; none: leaves that.
+    /// What it says of the answer that it wants, if that was looked for.
+    pub(super) fn facts(&self) -> Option<&Facts> {
+        self.facts.as_deref()
+    }
+
+    /// Whether the backend was asked for usage which the client did not ask for.
+    pub(super) fn asks_for_usage(&self) -> bool {
+        self.asks_for_usage
+    }
+
+    /// The change that puts `name` in the place of the name that came.
+    fn renaming(&self, name: Option<&str>) -> Option<(Range<usize>, Vec<u8>)> {
+        let (place, name) = (self.place.as_ref()?, name?);
+        let (before, after) = &place.around;
+        let raw = || [before, &Found::replacement(name, place.is_form)[..], after].concat();
+        (place.name != name).then(|| (place.at.clone(), raw()))
+    }
+
+    /// The change that has usage told in a stream. It takes a body that is here as a whole.
+    fn asking(&self) -> Option<(Range<usize>, Vec<u8>)> {
+        let is_held = matches!(self.content, Content::Held { .. });
+        self.facts.as_ref().filter(|_| is_held)?.stream_options.including_usage()
+    }
+
+    /// For the attempt that begins, puts `name` in the place of the name that came (none: leaves that), and has
+    /// the backend tell usage in its stream if `asks`.
     ///
     /// # Errors
     /// When there is no room for it, or a compressed body cannot be decoded: its end was not looked at before.
-    pub(super) fn rename(
+    pub(super) fn rewrite(
         &mut self,
         name: Option<&str>,
+        asks: bool,
         coding: &[u8],
         replay: &ReplayBounds,
     ) -> Result<Resized, Refusal> {
         self.splice = None;
-        let (Some(place), Some(name)) = (&self.place, name) else { return Ok(Resized::No) };
-        if place.name == name {
-            return Ok(Resized::No);
-        }
-        let (before, after) = &place.around;
-        let raw = [before, &Found::replacement(name, place.is_form)[..], after].concat();
-        let raw = Bytes::from(raw);
-        let at = place.at.clone();
-        match &mut self.content {
-            Content::Empty => Ok(Resized::No),
-            Content::Held { bytes, share, .. } => {
+        let renaming = self.renaming(name);
+        let asking = self.asking().filter(|_| asks);
+        self.asks_for_usage = asking.is_some();
+        let is_coded = !matches!(coding.trim_ascii(), b"" | b"identity");
+        match (&mut self.content, renaming, asking) {
+            (Content::Empty, ..) | (_, None, None) => Ok(Resized::No),
+            (Content::Held { bytes, share, .. }, renaming, asking) => {
                 let decoded;
-                let bytes = if place.is_coded {
+                let bytes = if is_coded {
                     let body = llm::decode(coding, bytes, replay.body_bytes_max);
                     decoded = body.map_err(|fault| {
                         refusal_of_body(PeekFault::Coding(fault), replay.body_bytes_max)
@@ -248,20 +275,28 @@ impl Body {
                 } else {
                     &bytes[..]
                 };
-                let renamed = Bytes::from(llm::spliced(bytes, at, &raw));
-                let length = renamed.len();
+                let mut edits: SmallVec<[_; 2]> = renaming.into_iter().chain(asking).collect();
+                // From the last one on, so that the places of the others stay.
+                edits.sort_by_key(|(at, _)| std::cmp::Reverse(at.start));
+                let mut whole = Bytes::new();
+                for (at, new) in edits {
+                    let before = if whole.is_empty() { bytes } else { &whole };
+                    whole = llm::spliced(before, at, &new).into();
+                }
+                let length = whole.len();
                 let mut share = share.another();
                 if !share.grow(length, replay.total_bytes_max) {
                     return Err(Refusal::TooManyBodies);
                 }
-                self.splice = Some(Splice::Whole { renamed, _share: share });
+                self.splice = Some(Splice::Whole { bytes: whole, _share: share });
                 Ok(Resized::To(length))
             }
-            Content::Passing { .. } => {
+            (Content::Passing { .. }, Some((at, raw)), _) => {
                 let resized = Resized::By(raw.len(), at.len());
-                self.splice = Some(Splice::At(at, raw));
+                self.splice = Some(Splice::At(at, raw.into()));
                 Ok(resized)
             }
+            (Content::Passing { .. }, None, _) => Ok(Resized::No),
         }
     }
 }
@@ -372,7 +407,7 @@ pub(super) async fn send(
         Content::Empty => {}
         Content::Held { bytes, is_sent, .. } => {
             *chunk = Some(match splice {
-                Some(Splice::Whole { renamed, .. }) => renamed.clone(),
+                Some(Splice::Whole { bytes, .. }) => bytes.clone(),
                 _ => bytes.clone(),
             });
             *is_sent = true;

@@ -1,0 +1,352 @@
+//! Who used what: a row for each exchange that a backend was asked for.
+//!
+//! A row goes from the exchange into a queue, from there to files on disk (the spool), and from those into a
+//! database. An exchange never waits for it. What is in the spool is not lost: not when the process or the machine
+//! dies, not while the disk is full or the database down; and it is in the database once.
+
+mod month;
+mod price;
+mod report;
+mod row;
+mod spool;
+mod store;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+pub use month::{Month, Months, Taken};
+pub use price::{cost, price_after, without_reserved};
+pub use report::{Dimension, Line, Query};
+pub use row::Row;
+
+use crate::config::LedgerSpec;
+use spool::{Spool, SpoolReader, SpoolWriter};
+use store::Store;
+
+/// Rows that are written to the spool with one wait for the disk.
+const ROWS_AT_ONCE: usize = 4096;
+
+/// How often a full disk is tried again, and a database at first.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// The longest pause before a database is tried again.
+const RETRY_MAX: Duration = Duration::from_secs(15);
+
+/// How often rows are removed that are too old, and how many at once.
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+const PRUNE_ROWS: usize = 10_000;
+
+/// How often it is told that rows are lost.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+const MILLIS_A_DAY: i64 = 86_400_000;
+
+/// The ledger of this process.
+pub struct Ledger {
+    queue: SyncSender<Message>,
+    state: Arc<State>,
+    spool: Arc<Spool>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+enum Message {
+    Row(Box<Row>),
+    Finish,
+}
+
+/// How the ledger does.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Rows that are safe on disk.
+    spooled: AtomicU64,
+    /// Rows that the database has.
+    stored: AtomicU64,
+    /// Rows that are lost: there was no room for them.
+    dropped: AtomicU64,
+    /// Whether the process is about to end.
+    is_ending: AtomicBool,
+    /// Why the spool or the database does not take rows now.
+    failures: Mutex<[Option<String>; 2]>,
+}
+
+/// Which of the two does not take rows.
+#[derive(Clone, Copy)]
+enum Part {
+    Spool,
+    Database,
+}
+
+impl State {
+    /// Rows that are safe on disk, that the database has, and that are lost; since the start.
+    #[must_use]
+    pub fn counts(&self) -> [u64; 3] {
+        [&self.spooled, &self.stored, &self.dropped].map(|count| count.load(Ordering::SeqCst))
+    }
+
+    /// Why rows are not taken now: by the disk, by the database.
+    #[must_use]
+    pub fn failures(&self) -> [Option<String>; 2] {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes how it went; tells when that changes.
+    fn note(&self, part: Part, failure: Option<String>) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = &mut failures[part as usize];
+        let what = match part {
+            Part::Spool => "the ledger's spool",
+            Part::Database => "the ledger's database",
+        };
+        match (&known, &failure) {
+            (None, Some(why)) => {
+                log::error!("{what} takes no rows: {why}; they wait, and it is tried again");
+            }
+            (Some(_), None) => log::info!("{what} takes rows again"),
+            _ => {}
+        }
+        *known = failure;
+    }
+}
+
+impl Ledger {
+    /// Begins to keep rows. A database that is down is waited for; when it has all that earlier processes left,
+    /// `known` is told what it has of this month.
+    ///
+    /// # Errors
+    /// When the spool's folder cannot be used.
+    pub fn start(spec: &LedgerSpec, known: impl FnOnce(&Known) + Send + 'static) -> Result<Self> {
+        let folder = spec.spool.display();
+        let spool = Spool::open(&spec.spool, spec.spool_bytes_max)
+            .with_context(|| format!("cannot use {folder} for the ledger (state_directory)"))?;
+        let (queue, rows) = sync_channel(spec.queue_rows_max);
+        let state = Arc::new(State::default());
+        let writer = std::thread::Builder::new().name("ledger-spool".to_owned()).spawn({
+            let (state, spool) = (Arc::clone(&state), Arc::clone(&spool));
+            move || write_spool(&rows, &spool, &state)
+        })?;
+        let reader = std::thread::Builder::new().name("ledger-store".to_owned()).spawn({
+            let (state, spool, spec) = (Arc::clone(&state), Arc::clone(&spool), spec.clone());
+            move || {
+                let reader = SpoolReader::new(&spool);
+                let known: Option<Tell> = Some(Box::new(known));
+                Filler { spec, reader, store: None, pruned: None, known }.fill(&spool, &state);
+            }
+        })?;
+        Ok(Self { queue, state, spool, threads: Mutex::new(vec![writer, reader]) })
+    }
+
+    /// Keeps a row. Returns at once, whatever the disk does.
+    pub fn write(&self, row: Row) {
+        match self.queue.try_send(Message::Row(Box::new(row))) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.state.dropped.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// How it does.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Bytes of rows that the database does not have yet.
+    #[must_use]
+    pub fn spool_bytes(&self) -> u64 {
+        self.spool.bytes()
+    }
+
+    /// Writes down what is there, and gives the database at most `longest` to take it. What it does not take stays
+    /// in the spool for the next process.
+    pub fn finish(&self, longest: Duration) {
+        let until = Instant::now() + longest;
+        // There may be no room in the queue for a moment.
+        while let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Finish) {
+            if Instant::now() >= until {
+                return;
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        self.state.is_ending.store(true, Ordering::SeqCst);
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            while !thread.is_finished() && Instant::now() < until {
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+/// What a database has of a time.
+///
+/// # Errors
+/// When it cannot be asked.
+pub fn report(spec: &LedgerSpec, query: &Query) -> Result<Vec<Line>> {
+    store::open_to_read(&spec.database)?.report(query)
+}
+
+/// Whether there is a ledger file to read; a server is there or not.
+#[must_use]
+pub fn exists(spec: &LedgerSpec) -> bool {
+    match &spec.database {
+        crate::config::Database::Sqlite(path) => Path::new(path).exists(),
+        crate::config::Database::Postgres(_) => true,
+    }
+}
+
+/// From the queue to the disk.
+fn write_spool(rows: &Receiver<Message>, spool: &Arc<Spool>, state: &State) {
+    let mut writer = SpoolWriter::new(spool);
+    let mut batch: Vec<Row> = Vec::new();
+    let mut told = (0, Instant::now());
+    let mut is_finished = false;
+    while !is_finished {
+        let first = rows.recv();
+        let more = std::iter::from_fn(|| rows.try_recv().ok());
+        for message in first.into_iter().chain(more) {
+            match message {
+                Message::Row(row) => batch.push(*row),
+                Message::Finish => is_finished = true,
+            }
+            if is_finished || batch.len() >= ROWS_AT_ONCE {
+                break;
+            }
+        }
+        while !batch.is_empty() {
+            match writer.append(&batch) {
+                Ok(()) => {
+                    state.spooled.fetch_add(batch.len() as u64, Ordering::SeqCst);
+                    state.note(Part::Spool, None);
+                    batch.clear();
+                }
+                Err(error) => {
+                    state.note(Part::Spool, Some(error.to_string()));
+                    if is_finished || state.is_ending.load(Ordering::SeqCst) {
+                        state.dropped.fetch_add(batch.len() as u64, Ordering::SeqCst);
+                        log::error!("rows of the ledger lost: {}", batch.len());
+                        batch.clear();
+                    } else {
+                        std::thread::park_timeout(RETRY);
+                    }
+                }
+            }
+        }
+        told = tell_dropped(state, told);
+    }
+    spool.finish();
+}
+
+/// Says, now and then, how many rows were lost.
+fn tell_dropped(state: &State, (told, at): (u64, Instant)) -> (u64, Instant) {
+    let dropped = state.dropped.load(Ordering::SeqCst);
+    if dropped == told || at.elapsed() < TELL_EVERY && told > 0 {
+        return (told, at);
+    }
+    log::error!("rows of the ledger lost since the start: {dropped}; its queue was full");
+    (dropped, Instant::now())
+}
+
+/// What the database had of this month when the process started: sums by key, service and model.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// When it was looked up, in milliseconds since 1970.
+    pub at: i64,
+    /// Of the month so far.
+    pub month: Vec<Line>,
+    /// Of the day so far.
+    pub day: Vec<Line>,
+}
+
+type Tell = Box<dyn FnOnce(&Known) + Send>;
+
+/// Brings rows from the disk to the database.
+struct Filler {
+    spec: LedgerSpec,
+    reader: SpoolReader,
+    store: Option<Box<dyn Store>>,
+    pruned: Option<Instant>,
+    known: Option<Tell>,
+}
+
+impl Filler {
+    fn fill(mut self, spool: &Arc<Spool>, state: &State) {
+        let mut pause = RETRY;
+        loop {
+            match self.step(state) {
+                Ok(true) => {
+                    state.note(Part::Database, None);
+                    pause = RETRY;
+                }
+                Ok(false) if spool.is_finished() => return,
+                Ok(false) => {
+                    state.note(Part::Database, None);
+                    spool.wait(self.reader.changes, PRUNE_EVERY);
+                }
+                Err(error) => {
+                    self.store = None;
+                    state.note(Part::Database, Some(format!("{error:#}")));
+                    let until = Instant::now() + pause;
+                    while Instant::now() < until {
+                        if state.is_ending.load(Ordering::SeqCst) {
+                            return;
+                        }
+                        std::thread::park_timeout(Duration::from_millis(100));
+                    }
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+            }
+        }
+    }
+
+    /// Puts the next rows into the database, connecting to it if need be; whether there were any.
+    fn step(&mut self, state: &State) -> Result<bool> {
+        let store = match &mut self.store {
+            Some(store) => store,
+            None => self.store.insert(store::open(&self.spec.database)?),
+        };
+        if let Some(keep) = self.spec.keep_days
+            && self.pruned.is_none_or(|at| at.elapsed() >= PRUNE_EVERY)
+        {
+            let before = Row::now() - i64::from(keep) * MILLIS_A_DAY;
+            if store.prune(before, PRUNE_ROWS)? < PRUNE_ROWS {
+                self.pruned = Some(Instant::now());
+            }
+        }
+        // Before the first row of this process is there, which counts its own.
+        if self.known.is_some() && self.reader.is_past_left() {
+            let known = known(store.as_mut())?;
+            if let Some(tell) = self.known.take() {
+                tell(&known);
+            }
+        }
+        let Some(batch) = self.reader.read()? else {
+            return Ok(self.known.is_some() && self.reader.is_past_left());
+        };
+        if batch.broken > 0 {
+            log::error!("rows of the ledger that cannot be read in its spool: {}", batch.broken);
+        }
+        if !batch.rows.is_empty() {
+            store.insert(&batch.rows)?;
+            state.stored.fetch_add(batch.rows.len() as u64, Ordering::SeqCst);
+        }
+        self.reader.done();
+        Ok(true)
+    }
+}
+
+fn known(store: &mut dyn Store) -> Result<Known> {
+    let at = Row::now();
+    let mut since = |since| {
+        let by = vec![Dimension::Key, Dimension::Service, Dimension::Model];
+        store.report(&Query { since, until: i64::MAX / 4, by, key_id: None })
+    };
+    Ok(Known { at, month: since(Month::of(at).begin())?, day: since(at - at % MILLIS_A_DAY)? })
+}

@@ -1,0 +1,350 @@
+//! Rows on disk, between the moment in which an exchange ends and the one in which the database has it.
+//!
+//! Rows are appended to files of a folder; each file belongs to the process that writes it, which holds a lock
+//! on it. What a process leaves behind that ended in whatever way is taken over by the next one. A file is removed
+//! when the database has all of it; the rows of one that was not removed in time come again, with the same ids.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::row::Row;
+
+/// A file that is longer is followed by another one: then it can be removed.
+const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// As much is read at once.
+const READ_BYTES: usize = 256 * 1024;
+
+/// What a file's name ends with.
+const EXTENSION: &str = "rows";
+
+/// The files, as both ends see them.
+pub(super) struct Spool {
+    folder: PathBuf,
+    bytes_max: u64,
+    files: Mutex<Files>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Files {
+    /// In the order in which they were written.
+    list: VecDeque<Entry>,
+    /// How many of them other processes have left.
+    left: usize,
+    /// One more with each change.
+    changes: u64,
+    is_finished: bool,
+}
+
+struct Entry {
+    path: PathBuf,
+    /// Locked, as long as this lives.
+    file: Arc<File>,
+    /// So much of it is whole.
+    written: u64,
+    /// Whether more comes.
+    is_open: bool,
+}
+
+impl Spool {
+    /// Opens the folder, and takes over what ended processes left in it.
+    ///
+    /// # Errors
+    /// When it cannot be made or read.
+    pub(super) fn open(folder: &Path, bytes_max: u64) -> io::Result<Arc<Self>> {
+        std::fs::create_dir_all(folder)?;
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == EXTENSION) {
+                paths.push(path);
+            }
+        }
+        // Their names begin with the time.
+        paths.sort();
+        let mut files = Files::default();
+        for path in paths {
+            let file = OpenOptions::new().read(true).write(true).open(&path)?;
+            if file.try_lock().is_ok() {
+                let written = file.metadata()?.len();
+                let file = Arc::new(file);
+                files.list.push_back(Entry { path, file, written, is_open: false });
+                files.left += 1;
+            }
+        }
+        let files = Mutex::new(files);
+        Ok(Arc::new(Self { folder: folder.to_owned(), bytes_max, files, changed: Condvar::new() }))
+    }
+
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes that the database does not have yet, as far as whole files tell.
+    pub(super) fn bytes(&self) -> u64 {
+        self.files().list.iter().map(|entry| entry.written).sum()
+    }
+
+    /// Nothing more is written.
+    pub(super) fn finish(&self) {
+        let mut files = self.files();
+        files.is_finished = true;
+        files.changes += 1;
+        self.changed.notify_all();
+    }
+
+    /// Whether nothing more is written.
+    pub(super) fn is_finished(&self) -> bool {
+        self.files().is_finished
+    }
+
+    /// Waits, at most so long, until there were more changes than that.
+    pub(super) fn wait(&self, changes: u64, longest: Duration) {
+        let is_same = |files: &mut Files| files.changes == changes;
+        drop(self.changed.wait_timeout_while(self.files(), longest, is_same));
+    }
+}
+
+/// The end at which rows come in.
+pub(super) struct SpoolWriter {
+    spool: Arc<Spool>,
+    current: Option<Arc<File>>,
+    written: u64,
+    count: u64,
+    text: Vec<u8>,
+}
+
+impl SpoolWriter {
+    pub(super) fn new(spool: &Arc<Spool>) -> Self {
+        Self { spool: Arc::clone(spool), current: None, written: 0, count: 0, text: Vec::new() }
+    }
+
+    /// Writes rows down, so that they outlive the process and the machine. All of them or none.
+    ///
+    /// # Errors
+    /// When the disk does not take them, or there are as many already as there may be.
+    pub(super) fn append(&mut self, rows: &[Row]) -> io::Result<()> {
+        self.text.clear();
+        for row in rows {
+            row.write_line(&mut self.text);
+        }
+        if self.spool.bytes() + self.text.len() as u64 > self.spool.bytes_max {
+            let message =
+                format!("it has {} bytes already (ledger.spool_bytes_max)", self.spool.bytes_max);
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, message));
+        }
+        let file = self.file()?;
+        // Not behind what a write left that failed half-way, but over it.
+        let done = file.write_all_at(&self.text, self.written).and_then(|()| file.sync_data());
+        if let Err(error) = done {
+            let _ = file.set_len(self.written);
+            return Err(error);
+        }
+        self.written += self.text.len() as u64;
+        let is_open = self.written < FILE_BYTES_MAX;
+        let mut files = self.spool.files();
+        if let Some(entry) = files.list.iter_mut().find(|entry| Arc::ptr_eq(&entry.file, &file)) {
+            entry.written = self.written;
+            entry.is_open = is_open;
+        }
+        files.changes += 1;
+        drop(files);
+        if !is_open {
+            self.current = None;
+        }
+        self.spool.changed.notify_all();
+        Ok(())
+    }
+
+    /// The file that rows go to.
+    fn file(&mut self) -> io::Result<Arc<File>> {
+        if let Some(file) = &self.current {
+            return Ok(Arc::clone(file));
+        }
+        let name = format!("{:013}-{}-{}.{EXTENSION}", Row::now(), std::process::id(), self.count);
+        let path = self.spool.folder.join(name);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        file.lock()?;
+        // Its name has to outlive the machine, too.
+        File::open(&self.spool.folder)?.sync_all()?;
+        let file = Arc::new(file);
+        let entry = Entry { path, file: Arc::clone(&file), written: 0, is_open: true };
+        self.spool.files().list.push_back(entry);
+        self.count += 1;
+        self.written = 0;
+        self.current = Some(Arc::clone(&file));
+        Ok(file)
+    }
+}
+
+/// The end at which rows come out.
+pub(super) struct SpoolReader {
+    spool: Arc<Spool>,
+    /// So much of the first file is done.
+    done: u64,
+    /// So much more was read.
+    read: u64,
+    /// Changes when there was nothing to read.
+    pub(super) changes: u64,
+}
+
+/// What was read.
+pub(super) struct Batch {
+    pub(super) rows: Vec<Row>,
+    /// Lines that are none.
+    pub(super) broken: usize,
+}
+
+impl SpoolReader {
+    pub(super) fn new(spool: &Arc<Spool>) -> Self {
+        Self { spool: Arc::clone(spool), done: 0, read: 0, changes: 0 }
+    }
+
+    /// Whether all is done that ended processes have left.
+    pub(super) fn is_past_left(&self) -> bool {
+        self.spool.files().left == 0
+    }
+
+    /// The next rows, if there are any now.
+    ///
+    /// # Errors
+    /// When the disk does not give them.
+    pub(super) fn read(&mut self) -> io::Result<Option<Batch>> {
+        loop {
+            let files = self.spool.files();
+            self.changes = files.changes;
+            let Some(first) = files.list.front() else { return Ok(None) };
+            let (file, written, is_open) = (Arc::clone(&first.file), first.written, first.is_open);
+            let ends = files.is_finished || !is_open;
+            drop(files);
+            if self.done >= written {
+                if !ends {
+                    return Ok(None);
+                }
+                self.remove_first()?;
+                continue;
+            }
+            let mut bytes =
+                vec![0; usize::try_from(written - self.done).unwrap_or(usize::MAX).min(READ_BYTES)];
+            file.read_exact_at(&mut bytes, self.done)?;
+            let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            if whole == 0 {
+                // A row has some hundred bytes: this is the end of a file whose writer was killed.
+                self.done = written;
+                return Ok(Some(Batch { rows: Vec::new(), broken: 1 }));
+            }
+            self.read = whole as u64;
+            let lines = bytes[..whole - 1].split(|byte| *byte == b'\n');
+            let (mut rows, mut broken) = (Vec::new(), 0);
+            for line in lines {
+                match Row::read_line(line) {
+                    Some(row) => rows.push(row),
+                    None => broken += 1,
+                }
+            }
+            return Ok(Some(Batch { rows, broken }));
+        }
+    }
+
+    /// The database has what was read.
+    pub(super) fn done(&mut self) {
+        self.done += std::mem::take(&mut self.read);
+    }
+
+    fn remove_first(&mut self) -> io::Result<()> {
+        let mut files = self.spool.files();
+        let first = files.list.pop_front();
+        files.left = files.left.saturating_sub(1);
+        drop(files);
+        self.done = 0;
+        self.read = 0;
+        first.map_or(Ok(()), |first| std::fs::remove_file(&first.path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::row::tests::row;
+    use super::*;
+
+    fn names(reader: &mut SpoolReader) -> Vec<String> {
+        let mut names = Vec::new();
+        while let Some(batch) = reader.read().unwrap() {
+            names.extend(batch.rows.into_iter().map(|row| row.request_id));
+            reader.done();
+        }
+        names
+    }
+
+    fn files(folder: &Path) -> usize {
+        std::fs::read_dir(folder).unwrap().count()
+    }
+
+    #[test]
+    fn what_one_process_leaves_the_next_one_takes_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path(), u64::MAX).unwrap();
+        let mut writer = SpoolWriter::new(&spool);
+        writer.append(&[row("1"), row("2")]).unwrap();
+        // While it lives, nobody else touches its file.
+        let other = Spool::open(folder.path(), u64::MAX).unwrap();
+        assert!(names(&mut SpoolReader::new(&other)).is_empty());
+        writer.append(&[row("3")]).unwrap();
+        let mut reader = SpoolReader::new(&spool);
+        assert_eq!(reader.read().unwrap().unwrap().rows.len(), 3);
+        drop((writer, reader, spool));
+        let spool = Spool::open(folder.path(), u64::MAX).unwrap();
+        let mut writer = SpoolWriter::new(&spool);
+        writer.append(&[row("4")]).unwrap();
+        let mut reader = SpoolReader::new(&spool);
+        assert_eq!(names(&mut reader), ["1", "2", "3", "4"]);
+        assert_eq!(files(folder.path()), 1);
+        spool.finish();
+        assert_eq!((names(&mut reader).len(), files(folder.path())), (0, 0));
+    }
+
+    #[test]
+    fn a_row_that_was_cut_off_is_passed_over() {
+        for cut in [1, 40, 200] {
+            let folder = tempfile::tempdir().unwrap();
+            let spool = Spool::open(folder.path(), u64::MAX).unwrap();
+            SpoolWriter::new(&spool).append(&[row("1"), row("2")]).unwrap();
+            let path = spool.files().list[0].path.clone();
+            drop(spool);
+            let file = OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(file.metadata().unwrap().len() - cut).unwrap();
+            drop(file);
+            let spool = Spool::open(folder.path(), u64::MAX).unwrap();
+            assert_eq!(names(&mut SpoolReader::new(&spool)), ["1"], "{cut}");
+            assert_eq!(files(folder.path()), 0);
+        }
+    }
+
+    #[test]
+    fn long_files_are_followed_by_others_and_there_is_a_bound_on_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path(), 14 * 1024 * 1024).unwrap();
+        let mut writer = SpoolWriter::new(&spool);
+        let rows = vec![row("x"); 10_000];
+        let mut written = 0;
+        let error = loop {
+            match writer.append(&rows) {
+                Ok(()) => written += rows.len(),
+                Err(error) => break error,
+            }
+        };
+        assert!(error.to_string().contains("ledger.spool_bytes_max"), "{error}");
+        assert_eq!(files(folder.path()), 2);
+        let mut reader = SpoolReader::new(&spool);
+        assert_eq!(names(&mut reader).len(), written);
+        assert_eq!(files(folder.path()), 1);
+        writer.append(&rows).unwrap();
+        assert_eq!(names(&mut reader).len(), rows.len());
+    }
+}

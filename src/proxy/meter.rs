@@ -1,0 +1,235 @@
+//! What an exchange takes: read from its answer as it passes, priced, and written to the ledger at its end.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use http::{Method, StatusCode};
+use pingora::http::ResponseHeader;
+use pingora_core::{Error, ErrorSource, Result};
+use pingora_proxy::Session;
+
+use super::Proxy;
+use super::exchange::{Admitted, Events, Exchange};
+use crate::config::Tariff;
+use crate::ledger::{self, Month, Row};
+use crate::llm::{EndMarker, Facts, Kind, Meter, Trim, Usage};
+
+/// Bytes of text that make a token, about.
+const TOKEN_BYTES: u64 = 4;
+
+/// Tokens of an image or the like, about.
+const MEDIA_TOKENS: u64 = 1000;
+
+/// The last segments of paths under which nothing is taken.
+const TAKES_NOTHING: [&[u8]; 9] = [
+    b"count_tokens",
+    b"input_tokens",
+    b"tokenize",
+    b"detokenize",
+    b"moderations",
+    b"files",
+    b"batches",
+    b"jobs",
+    b"uploads",
+];
+
+/// The metering of one exchange.
+#[derive(Default)]
+pub(super) struct Metering {
+    /// Whether the answer takes tokens.
+    takes: bool,
+    /// About as many tokens the prompt has.
+    input_estimate: u64,
+    /// Whether the backend is asked to tell usage in its stream.
+    pub(super) asks: bool,
+    meter: Option<Box<Meter>>,
+    /// Takes out the event that the client did not ask for.
+    trim: Option<Trim>,
+    first_piece: Option<Duration>,
+    passed_bytes: u64,
+    kind: Option<Kind>,
+    /// Whether a backend was sent the request.
+    pub(super) is_sent: bool,
+}
+
+/// The request is known.
+pub(super) fn begin(session: &Session, exchange: &mut Exchange) {
+    let snapshot = &exchange.arrived.runtime.snapshot;
+    if !snapshot.meters {
+        return;
+    }
+    let head = session.req_header();
+    let path = super::admit::split_target(head).0;
+    let facts = exchange.body.facts();
+    let takes = head.method == Method::POST && takes_tokens(path);
+    let is_stream = facts.is_some_and(|facts| facts.stream == Some(true));
+    let can_ask =
+        is_stream && EndMarker::of_path(path).is_some() && path.ends_with(b"/completions");
+    exchange.metering = Some(Metering {
+        takes,
+        input_estimate: facts.map_or(0, input_estimate),
+        asks: takes && can_ask && snapshot.include_usage,
+        ..Metering::default()
+    });
+}
+
+/// About as many tokens a prompt has.
+fn input_estimate(facts: &Facts) -> u64 {
+    facts.text_bytes / TOKEN_BYTES + facts.media * MEDIA_TOKENS
+}
+
+fn takes_tokens(path: &[u8]) -> bool {
+    let last = path.rsplit(|byte| matches!(byte, b'/' | b':')).next().unwrap_or_default();
+    !TAKES_NOTHING.contains(&last) && last != b"countTokens"
+}
+
+/// The head of the answer has come.
+///
+/// # Errors
+/// When the head cannot be changed.
+pub(super) fn answers(exchange: &mut Exchange, response: &mut ResponseHeader) -> Result<()> {
+    let is_asked = exchange.body.asks_for_usage();
+    let Some(metering) = exchange.metering.as_mut().filter(|metering| metering.takes) else {
+        return Ok(());
+    };
+    let kind = response.headers.get(CONTENT_TYPE).and_then(|kind| Kind::of(kind.as_bytes()));
+    let is_plain = !response.headers.contains_key(CONTENT_ENCODING);
+    metering.kind = kind.filter(|_| is_plain && response.status.is_success());
+    metering.meter = metering.kind.map(|kind| Box::new(Meter::new(kind)));
+    if is_asked && metering.kind == Some(Kind::Events) {
+        metering.trim = Some(Trim::default());
+        if response.remove_header(&CONTENT_LENGTH).is_some() {
+            response.insert_header(TRANSFER_ENCODING, "chunked")?;
+        }
+    }
+    Ok(())
+}
+
+/// A piece of the answer passes; what the client is not to see is taken out of it.
+pub(super) fn pass(exchange: &mut Exchange, chunk: &mut Option<Bytes>, is_end: bool) {
+    let Some(metering) = &mut exchange.metering else { return };
+    let bytes = chunk.as_ref().map_or(0, Bytes::len);
+    if bytes > 0 {
+        let at = exchange.arrived.at;
+        metering.first_piece.get_or_insert_with(|| at.elapsed());
+        metering.passed_bytes += bytes as u64;
+    }
+    let Some(meter) = &mut metering.meter else { return };
+    match &mut metering.trim {
+        None => {
+            if let Some(chunk) = chunk {
+                meter.pass(chunk);
+            }
+        }
+        Some(trim) => {
+            let passes = trim.pass(meter, &chunk.take().unwrap_or_default(), is_end);
+            *chunk = (!passes.is_empty()).then_some(passes);
+        }
+    }
+}
+
+/// The exchange is over: writes its row.
+pub(super) fn settle(
+    proxy: &Proxy,
+    session: &Session,
+    exchange: &mut Exchange,
+    error: Option<&Error>,
+) {
+    let Some(metering) = exchange.metering.take().filter(|metering| metering.is_sent) else {
+        return;
+    };
+    let (Some(admitted), Some(ledger)) = (&exchange.admitted, &proxy.ledger) else { return };
+    let status = session.response_written().map_or(0, |head| head.status.as_u16());
+    let is_complete = exchange
+        .observed
+        .events
+        .as_ref()
+        .is_some_and(|events| events.end.is_some() && !events.is_cut());
+    let is_cut = error.is_some() && !is_complete && !session.was_upgraded()
+        || exchange.observed.events.as_ref().is_some_and(Events::is_cut);
+    let is_ours = error.is_some_and(|error| error.esource != ErrorSource::Downstream);
+    // For what a backend did not answer, nobody pays.
+    let is_lost = is_ours && !exchange.observed.has_head();
+    let (usage, estimated) =
+        if is_lost { (Usage::default(), metering.takes) } else { metering.usage(status, is_cut) };
+    let timestamp = Row::now();
+    let (service, model) = model(admitted);
+    let grant = &admitted.rights.grant;
+    let month = Month::of(timestamp);
+    let key = &grant.key_id;
+    let taken = proxy.months.take(month, key, model, usage.total(), grant.reserved_tokens);
+    let rest = ledger::without_reserved(usage, taken.reserved);
+    let backend = exchange.attempts.current.as_ref().map(|attempt| &attempt.backend().spec);
+    let runtime = &exchange.arrived.runtime;
+    let tariff = backend.and_then(|spec| spec.tariff.as_deref());
+    let tariff = tariff.or_else(|| runtime.tariff(admitted.pool().name(), model));
+    let price = |tariff: &Tariff| ledger::cost(&ledger::price_after(tariff, taken.before), rest);
+    let is_free = rest.total() == 0;
+    let cost = tariff.map(price).or_else(|| is_free.then(Default::default));
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    ledger.write(Row {
+        id: Row::new_id(timestamp),
+        timestamp,
+        request_id: exchange.request_id().to_owned(),
+        user_id: grant.name.clone(),
+        key_id: grant.key_id.clone(),
+        service: service.to_owned(),
+        model: model.to_owned(),
+        backend: backend.map(|spec| spec.id.clone()).unwrap_or_default(),
+        tokens_input: usage.input,
+        tokens_output: usage.output,
+        tokens_cached: usage.cached,
+        tokens_reasoning: usage.reasoning,
+        tokens_reserved: taken.reserved,
+        cost,
+        currency: runtime.snapshot.prices.currency.clone(),
+        status,
+        aborted: is_cut,
+        estimated,
+        latency_ms: millis(exchange.arrived.at.elapsed()),
+        ttft_ms: metering.first_piece.map(millis),
+    });
+}
+
+/// The model that was asked, by its own name; where that is a wildcard, as it was called.
+fn model(admitted: &Admitted) -> (&str, &str) {
+    let (service, model) = admitted.to().names();
+    let asked = admitted.asked.as_ref().map(|asked| asked.name.as_str());
+    let is_wide = model.contains('*') || admitted.way.is_everything;
+    let asked = asked.filter(|_| is_wide);
+    let own = asked.map(|asked| {
+        asked.strip_prefix(service).and_then(|it| it.strip_prefix('/')).unwrap_or(asked)
+    });
+    (service, own.unwrap_or(model))
+}
+
+impl Metering {
+    /// Whether the answer is read.
+    pub(super) fn reads(&self) -> bool {
+        self.takes
+    }
+
+    /// What was taken, and whether that was counted here.
+    fn usage(&self, status: u16, is_cut: bool) -> (Usage, bool) {
+        let is_success = StatusCode::from_u16(status).is_ok_and(|status| status.is_success());
+        if !self.takes || status != 0 && !is_success {
+            return (Usage::default(), false);
+        }
+        let (told, is_whole) = self.meter.as_ref().map_or((None, false), |meter| meter.usage());
+        if let Some(usage) = told
+            && is_whole
+            && !is_cut
+        {
+            return (usage, false);
+        }
+        let outputs = self.meter.as_ref().map_or(0, |meter| meter.outputs());
+        let outputs = match self.kind {
+            Some(Kind::Json) => self.passed_bytes / TOKEN_BYTES,
+            _ => outputs,
+        };
+        let known = told.unwrap_or_default();
+        let input = told.map_or(self.input_estimate, |usage| usage.input);
+        (Usage { input, output: known.output.max(outputs), ..known }, true)
+    }
+}
