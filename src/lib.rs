@@ -24,7 +24,7 @@
 //! | [`server`] | the composition root: snapshot -> runtime -> Pingora services; signals, sockets |
 //! | [`proxy`], [`admin`] | the data path, a file a step; status pages and dashboard |
 //! | [`runtime`] | everything one exchange needs, behind one `Arc` |
-//! | [`auth`], [`routing`], [`pool`], [`ledger`] | who may pass; path to target; backends, balance, health, breakers and queue; who used what |
+//! | [`auth`], [`limits`], [`routing`], [`pool`], [`ledger`] | who may pass, and how much; path to target; backends, balance, health, breakers and queue; who used what |
 //! | [`telemetry`], [`lifecycle`], [`config`], [`refusal`] | log words and metric names; starting to draining; files to snapshot; every "no" |
 //! | [`llm`], [`names`], [`networks`], [`secret`] | API families and what a body names; names and wildcards; who comes from where; a string that cannot be printed |
 //!
@@ -41,6 +41,8 @@
 //! - **permit**: a place at a backend, held for an attempt; **breaker**: what leaves a failing backend
 //!   alone: closed, open, half open.
 //! - **usage**: tokens counted; **ledger**: where it is kept, a row an exchange.
+//! - **limit**: how much clients may take of something in a time; **reservation**: what an exchange may take of it,
+//!   held until it is known what it took.
 //! - **refusal**: a "no" said to a client. **drain**: finishing without accepting.
 //!
 //! # What can be relied on
@@ -67,6 +69,7 @@ pub mod config;
 pub mod demo;
 pub mod ledger;
 pub mod lifecycle;
+pub mod limits;
 pub mod llm;
 pub mod names;
 pub mod networks;

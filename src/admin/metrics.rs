@@ -23,6 +23,7 @@ pub(super) fn page(
 ) -> prometheus::Result<Response<Bytes>> {
     let registry = Registry::new();
     process(&registry, lifecycle, reloads)?;
+    limits(&registry, runtime)?;
     pools(&registry, runtime)?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&registry.gather(), &mut text)?;
@@ -45,6 +46,16 @@ fn process(
     // The first generation was no reload.
     done.with_label_values(&["ok"]).inc_by(reloads.generation - 1);
     done.with_label_values(&["failed"]).inc_by(reloads.failed);
+    Ok(())
+}
+
+fn limits(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
+    let refused = counter(registry, names::RATE_LIMITED, &["limit"])?;
+    let shadowed = counter(registry, names::LIMITS_SHADOWED, &["limit"])?;
+    for (name, tally) in runtime.limits.tallies() {
+        refused.with_label_values(&[name]).inc_by(tally.refused());
+        shadowed.with_label_values(&[name]).inc_by(tally.shadowed());
+    }
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::limits::LimitSpec;
 use crate::names::NameList;
 use crate::networks::AddressRules;
 use crate::secret::{KeyHash, SecretBytes};
@@ -59,6 +60,8 @@ pub struct KeySpec {
     pub labels: Vec<(String, String)>,
     /// Tokens of a month that are paid for already.
     pub reserved_tokens: u64,
+    /// Limits of its own.
+    pub limits: Vec<LimitSpec>,
 }
 
 impl KeySpec {
@@ -79,6 +82,7 @@ impl KeySpec {
             addresses: AddressRules::default(),
             labels: Vec::new(),
             reserved_tokens: 0,
+            limits: Vec::new(),
         }
     }
 }

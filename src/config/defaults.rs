@@ -104,6 +104,16 @@ pub(super) const ENVIRONMENT: Defaults = Defaults {
     idle_connections: 20,
 };
 
+/// As providers have theirs.
+pub(super) const LIMIT_WINDOW: Duration = Duration::from_secs(60);
+
+/// Most answers are shorter; what a longer one takes counts when it is known.
+pub(super) const OUTPUT_TOKENS_ASSUMED: u64 = 1024;
+
+/// The limit that RATE_LIMIT_REQUESTS and RATE_LIMIT_WINDOW are.
+pub(super) const RATE_LIMIT_REQUESTS: u64 = 100;
+pub(super) const RATE_LIMIT_WINDOW: Duration = Duration::from_secs(60);
+
 /// Beside the configuration, where systemd names no folder for state.
 pub(super) const STATE_DIRECTORY: &str = "state";
 pub(super) const LEDGER_FILE: &str = "ledger.db";

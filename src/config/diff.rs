@@ -5,33 +5,39 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use super::clients::{ClientKeys, KeySpec};
+use super::ledger::LedgerSpec;
 use super::listen::Listen;
 use super::snapshot::{BackendSpec, PoolSpec, Snapshot};
 
 /// What a process keeps from its start to its end, by key.
 #[derive(Clone, Debug)]
-pub struct Fixed([(&'static str, String); 6]);
+pub struct Fixed {
+    shown: [(&'static str, String); 6],
+    ledger: Option<LedgerSpec>,
+}
 
 impl Fixed {
     /// Of a configuration.
     #[must_use]
     pub fn of(snapshot: &Snapshot) -> Self {
-        Self([
+        let shown = [
             ("listen", format!("{:?}", snapshot.listen)),
             ("admin.listen", format!("{:?}", snapshot.admin_listen)),
             ("threads", format!("{:?}", snapshot.threads)),
             ("upstream.idle_connections", format!("{:?}", snapshot.idle_connections)),
             ("client.idle_timeout", format!("{:?}", snapshot.client.idle_timeout)),
             ("shutdown_timeout", format!("{:?}", snapshot.shutdown_timeout)),
-        ])
+        ];
+        Self { shown, ledger: snapshot.ledger.clone() }
     }
 
     /// Keys whose change has no effect until the process starts anew.
     #[must_use]
     pub fn needs_restart(&self, next: &Snapshot) -> Vec<&'static str> {
         let next = Self::of(next);
-        let changed = self.0.iter().zip(&next.0).filter(|(before, next)| before != next);
-        changed.map(|((key, _), _)| *key).collect()
+        let changed = self.shown.iter().zip(&next.shown).filter(|(before, next)| before != next);
+        let ledger = (self.ledger != next.ledger).then_some("ledger");
+        changed.map(|((key, _), _)| *key).chain(ledger).collect()
     }
 }
 
@@ -61,7 +67,7 @@ pub fn differences(before: &Snapshot, next: &Snapshot) -> Vec<String> {
     }
     let restart = Fixed::of(before).needs_restart(next);
     for line in &mut lines.0 {
-        if restart.iter().any(|key| line.split_once(':').is_some_and(|(at, _)| at == *key)) {
+        if restart.iter().any(|key| line.split_once(": ").is_some_and(|(at, _)| at == *key)) {
             line.push_str(" (takes a restart)");
         }
     }
@@ -128,6 +134,12 @@ fn top(before: &Snapshot, next: &Snapshot, lines: &mut Lines) {
     lines.changed("tls", &before.tls, &next.tls);
     keys(&before.clients, &next.clients, lines);
     lines.changed("addresses", &before.addresses, &next.addresses);
+    lines.changed("limits", &before.limits, &next.limits);
+    let assumed = (before.output_tokens_assumed, next.output_tokens_assumed);
+    lines.compare("output_tokens_assumed", &assumed.0, &assumed.1);
+    lines.changed("ledger", &before.ledger, &next.ledger);
+    lines.compare("ledger.include_usage", &before.include_usage, &next.include_usage);
+    lines.changed("prices", &before.prices, &next.prices);
     lines.compare("trusted_proxies", &before.trusted_proxies, &next.trusted_proxies);
     lines.compare("cors.origins", &before.cors, &next.cors);
     lines.compare("log.level", &before.log_level, &next.log_level);
@@ -210,6 +222,7 @@ fn backends(at: &str, before: &BackendSpec, next: &BackendSpec, lines: &mut Line
     lines.compare(&format!("{at}.weight"), &before.weight, &next.weight);
     lines.compare(&format!("{at}.priority"), &before.priority, &next.priority);
     lines.compare(&format!("{at}.model"), &before.model, &next.model);
+    lines.changed(&format!("{at}.price"), &before.tariff, &next.tariff);
     lines.compare(&format!("{at}.protocol"), &before.protocol, &next.protocol);
     lines.changed(&format!("{at}.tls"), &before.tls, &next.tls);
     lines.compare(&format!("{at}.inflight_max"), &before.inflight_max, &next.inflight_max);

@@ -27,6 +27,8 @@ pub(super) struct FileConfig {
     pub(super) keys_secret: Option<FileSecret>,
     pub(super) keys_secret_file: Option<String>,
     pub(super) addresses: Option<FileAddresses>,
+    pub(super) limits: Option<Vec<Option<FileLimit>>>,
+    pub(super) output_tokens_assumed: Option<u64>,
     pub(super) state_directory: Option<String>,
     pub(super) ledger: Option<FileLedger>,
     pub(super) prices: Option<FilePrices>,
@@ -77,6 +79,7 @@ pub(super) struct FileKey {
     pub(super) addresses: Option<FileAddresses>,
     pub(super) labels: Option<IndexMap<String, String>>,
     pub(super) reserved_tokens: Option<u64>,
+    pub(super) limits: Option<Vec<Option<FileLimit>>>,
 }
 
 /// Networks that clients may come from, and may not; for the whole file, a service or a key.
@@ -85,6 +88,39 @@ pub(super) struct FileKey {
 pub(super) struct FileAddresses {
     pub(super) allow: Option<OneOrMany>,
     pub(super) deny: Option<OneOrMany>,
+}
+
+/// A limit; for the whole file or a key.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileLimit {
+    pub(super) name: Option<String>,
+    pub(super) per: Option<FilePer>,
+    pub(super) keys: Option<OneOrMany>,
+    pub(super) models: Option<OneOrMany>,
+    pub(super) services: Option<OneOrMany>,
+    pub(super) window: Option<Span>,
+    pub(super) requests: Option<u64>,
+    pub(super) tokens: Option<u64>,
+    pub(super) tokens_input: Option<u64>,
+    pub(super) tokens_output: Option<u64>,
+    pub(super) concurrent: Option<u64>,
+    pub(super) budget_daily: Option<FileDecimal>,
+    pub(super) budget_monthly: Option<FileDecimal>,
+    pub(super) shadow: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FilePer {
+    Key,
+    Client,
+    Address,
+    Model,
+    Service,
+    #[serde(rename = "key+model")]
+    KeyModel,
+    All,
 }
 
 /// Where usage is kept.

@@ -15,6 +15,7 @@ mod environment;
 mod file;
 mod interpolate;
 mod ledger;
+mod limits;
 mod listen;
 mod naming;
 mod overrides;
@@ -34,6 +35,7 @@ pub use clients::{ClientKeys, KeySpec, KeySpecs};
 pub use diff::{Fixed, differences};
 pub use environment::Environment;
 pub use ledger::{Database, LedgerSpec};
+pub use limits::{Calendar, LimitSpec, MONEY_UNITS, Per, Quantity, Tokens};
 pub use listen::{Listen, ListenAt};
 pub use naming::{Listed, ModelRef, Naming, by_model};
 pub use prices::{Price, Prices, Tariff, Tier};
@@ -217,6 +219,7 @@ mod tests {
             "admin",
             "keys/0",
             "keys/0/addresses",
+            "limits/0",
             "addresses",
             "ledger",
             "prices",

@@ -2,7 +2,7 @@
 
 use super::defaults;
 use super::environment::Environment;
-use super::file::{FileAuthMode, FileConfig, FileSecret, OneOrMany};
+use super::file::{FileAuthMode, FileConfig, FileLimit, FilePer, FileSecret, OneOrMany};
 use super::listen::{self, Listen};
 use super::problem::Problems;
 use super::units::Span;
@@ -39,6 +39,7 @@ pub(super) fn apply(file: &mut FileConfig, environment: &Environment, problems: 
         file.health_check.get_or_insert_default().timeout = Some(span);
     }
     failures(file, &mut reader);
+    rate_limit(file, &mut reader);
     if let Some(span) = reader.seconds("SHUTDOWN_TIMEOUT") {
         file.shutdown_timeout = Some(span);
     }
@@ -85,6 +86,50 @@ fn failures(file: &mut FileConfig, reader: &mut Reader<'_>) {
         let breaker = file.breaker.get_or_insert_default();
         breaker.open = Some(span);
         breaker.open_max = Some(span);
+    }
+}
+
+/// What the limit is called that the variables are.
+const RATE_LIMIT: &str = "RATE_LIMIT";
+
+/// The limit of requests per client. A file may have others, which stay.
+fn rate_limit(file: &mut FileConfig, reader: &mut Reader<'_>) {
+    let enabled = reader.switch("RATE_LIMIT_ENABLED");
+    let requests = reader.count("RATE_LIMIT_REQUESTS");
+    let window = reader.positive_seconds("RATE_LIMIT_WINDOW");
+    let limits = file.limits.get_or_insert_default();
+    let is_it = |limit: &Option<FileLimit>| {
+        limit.as_ref().is_some_and(|limit| limit.name.as_deref() == Some(RATE_LIMIT))
+    };
+    let known = limits.iter().position(is_it);
+    let is_asked = enabled == Some(true) || requests.is_some() || window.is_some();
+    match (enabled, known) {
+        (Some(false), Some(at)) => {
+            limits.remove(at);
+        }
+        (Some(false), None) => {}
+        (_, None) if !is_asked => {}
+        (_, known) => {
+            let at = known.unwrap_or_else(|| {
+                limits.push(Some(default_rate_limit()));
+                limits.len() - 1
+            });
+            if let Some(limit) = &mut limits[at] {
+                limit.requests = requests.map(u64::from).or(limit.requests);
+                limit.window = window.or(limit.window);
+            }
+        }
+    }
+}
+
+/// The limit, where no variable says otherwise.
+pub(super) fn default_rate_limit() -> FileLimit {
+    FileLimit {
+        name: Some(RATE_LIMIT.to_owned()),
+        per: Some(FilePer::Client),
+        requests: Some(defaults::RATE_LIMIT_REQUESTS),
+        window: Some(Span(defaults::RATE_LIMIT_WINDOW)),
+        ..FileLimit::default()
     }
 }
 

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use super::clients::ClientKeys;
 use super::ledger::LedgerSpec;
+use super::limits::{LimitSpec, Quantity};
 use super::listen::Listen;
 use super::naming::Naming;
 use super::prices::{Prices, Tariff};
@@ -37,6 +38,10 @@ pub struct Snapshot {
     pub ledger: Option<LedgerSpec>,
     /// What tokens cost.
     pub prices: Prices,
+    /// How much clients may take.
+    pub limits: Vec<LimitSpec>,
+    /// How long an answer gets, in tokens, where the request does not say how long it may: as much is reserved.
+    pub output_tokens_assumed: u64,
     /// Whether what exchanges take is counted.
     pub meters: bool,
     /// Whether backends are asked to tell usage in streams whose clients did not ask for it.
@@ -72,6 +77,18 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Whether there is a limit of tokens or money, of all or of a key.
+    #[must_use]
+    pub fn limits_tokens(&self) -> bool {
+        let takes =
+            |limit: &LimitSpec| matches!(limit.quantity, Quantity::Tokens(..) | Quantity::Money(_));
+        let of_keys = match &self.clients {
+            ClientKeys::Required(specs) => &specs.keys[..],
+            ClientKeys::Untouched | ClientKeys::Dropped => &[],
+        };
+        self.limits.iter().chain(of_keys.iter().flat_map(|key| &key.limits)).any(takes)
+    }
+
     /// All pools with their service's and model's name.
     pub fn pools(&self) -> impl Iterator<Item = (&str, &str, &PoolSpec)> {
         self.services.iter().flat_map(|(service, models)| {

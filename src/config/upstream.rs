@@ -39,6 +39,7 @@ pub(super) fn read(environment: &Environment) -> Result<Snapshot, ConfigError> {
     let mut file = FileConfig {
         services: Some(IndexMap::from([(SERVICE.to_owned(), service)])),
         health_check: Some(health_check),
+        limits: Some(vec![Some(overrides::default_rate_limit())]),
         ..FileConfig::default()
     };
     let mut problems = Problems::default();

@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn long_files_are_followed_by_others_and_there_is_a_bound_on_all() {
         let folder = tempfile::tempdir().unwrap();
-        let spool = Spool::open(folder.path(), 14 * 1024 * 1024).unwrap();
+        let spool = Spool::open(folder.path(), 18 * 1024 * 1024).unwrap();
         let mut writer = SpoolWriter::new(&spool);
         let rows = vec![row("x"); 10_000];
         let mut written = 0;

@@ -17,7 +17,7 @@ use pingora_proxy::Session;
 use super::course::{self, Course, Leads, Look, Names};
 use super::exchange::{Admitted, Client, Exchange};
 use super::rights::Rights;
-use super::{Proxy, Serves, X_FORWARDED_FOR, body, meter, respond};
+use super::{Proxy, Serves, X_FORWARDED_FOR, body, limit, meter, respond};
 use crate::auth::Grant;
 use crate::config::{ClientBounds, CorsOrigins};
 use crate::lifecycle::Counted;
@@ -123,6 +123,9 @@ async fn take_in(
         return Ok(Err(body::why_not_held(session, &exchange.arrived.runtime.snapshot.replay)));
     }
     meter::begin(session, exchange);
+    if let Err(refusal) = limit::reserve(exchange, &admitted) {
+        return Ok(Err(refusal));
+    }
     exchange.attempts.is_for_tunnel = body::is_tunnel_request(session);
     admitted.pool().count_exchange();
     exchange.admitted = Some(admitted);

@@ -17,6 +17,7 @@ use super::rights::Rights;
 use super::watch::{Stop, Watch};
 use crate::config::Deadlines;
 use crate::lifecycle::Counted;
+use crate::limits::{Reservation, Shown};
 use crate::llm::{Dialect, EndMarker, Tail};
 use crate::pool::{Address, Avoided, Backend, Gate, Permit, Pool};
 use crate::refusal::Refusal;
@@ -31,6 +32,9 @@ pub struct Exchange {
     pub(super) observed: Observed,
     /// What it takes, where that is counted.
     pub(super) metering: Option<Metering>,
+    /// What it may take of its limits, and how those stand.
+    pub(super) reservation: Reservation,
+    pub(super) shown: Shown,
     /// Its deadlines.
     pub(super) watch: Arc<Watch>,
 }
@@ -297,6 +301,8 @@ impl Exchange {
             attempts: Attempts::default(),
             observed: Observed::default(),
             metering: None,
+            reservation: Reservation::default(),
+            shown: Shown::default(),
             watch,
         }
     }

@@ -13,7 +13,9 @@ use super::Proxy;
 use super::exchange::{Admitted, Events, Exchange};
 use crate::config::Tariff;
 use crate::ledger::{self, Month, Row};
+use crate::limits::shares;
 use crate::llm::{EndMarker, Facts, Kind, Meter, Trim, Usage};
+use crate::runtime::Runtime;
 
 /// Bytes of text that make a token, about.
 const TOKEN_BYTES: u64 = 4;
@@ -41,6 +43,9 @@ pub(super) struct Metering {
     takes: bool,
     /// About as many tokens the prompt has.
     input_estimate: u64,
+    /// How many answers are asked for, and how long each may get.
+    answers: u64,
+    output_max: Option<u64>,
     /// Whether the backend is asked to tell usage in its stream.
     pub(super) asks: bool,
     meter: Option<Box<Meter>>,
@@ -69,6 +74,8 @@ pub(super) fn begin(session: &Session, exchange: &mut Exchange) {
     exchange.metering = Some(Metering {
         takes,
         input_estimate: facts.map_or(0, input_estimate),
+        answers: facts.and_then(|facts| facts.answers).unwrap_or(1).max(1),
+        output_max: facts.and_then(|facts| facts.output_tokens_max),
         asks: takes && can_ask && snapshot.include_usage,
         ..Metering::default()
     });
@@ -139,7 +146,7 @@ pub(super) fn settle(
     let Some(metering) = exchange.metering.take().filter(|metering| metering.is_sent) else {
         return;
     };
-    let (Some(admitted), Some(ledger)) = (&exchange.admitted, &proxy.ledger) else { return };
+    let Some(admitted) = &exchange.admitted else { return };
     let status = session.response_written().map_or(0, |head| head.status.as_u16());
     let is_complete = exchange
         .observed
@@ -167,6 +174,8 @@ pub(super) fn settle(
     let price = |tariff: &Tariff| ledger::cost(&ledger::price_after(tariff, taken.before), rest);
     let is_free = rest.total() == 0;
     let cost = tariff.map(price).or_else(|| is_free.then(Default::default));
+    exchange.reservation.settle(usage.input, usage.output, cost.map_or(0, shares));
+    let Some(ledger) = &proxy.ledger else { return };
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     ledger.write(Row {
         id: Row::new_id(timestamp),
@@ -192,8 +201,17 @@ pub(super) fn settle(
     });
 }
 
+/// What so many tokens would cost, in shares of money, as far as is known before.
+pub(super) fn cost_before(runtime: &Runtime, admitted: &Admitted, input: u64, output: u64) -> u64 {
+    let pool = admitted.pool();
+    let of_backend = pool.backends().iter().find_map(|backend| backend.spec.tariff.as_deref());
+    let tariff = of_backend.or_else(|| runtime.tariff(pool.name(), model(admitted).1));
+    let usage = Usage { input, output, ..Usage::default() };
+    tariff.map_or(0, |tariff| shares(ledger::cost(&ledger::price_after(tariff, 0), usage)))
+}
+
 /// The model that was asked, by its own name; where that is a wildcard, as it was called.
-fn model(admitted: &Admitted) -> (&str, &str) {
+pub(super) fn model(admitted: &Admitted) -> (&str, &str) {
     let (service, model) = admitted.to().names();
     let asked = admitted.asked.as_ref().map(|asked| asked.name.as_str());
     let is_wide = model.contains('*') || admitted.way.is_everything;
@@ -208,6 +226,15 @@ impl Metering {
     /// Whether the answer is read.
     pub(super) fn reads(&self) -> bool {
         self.takes
+    }
+
+    /// About as many tokens the exchange may take, of prompt and answer.
+    pub(super) fn estimate(&self, assumed: u64) -> (u64, u64) {
+        if !self.takes {
+            return (0, 0);
+        }
+        let output = self.output_max.filter(|max| *max > 0).unwrap_or(assumed);
+        (self.input_estimate, output.saturating_mul(self.answers))
     }
 
     /// What was taken, and whether that was counted here.

@@ -23,6 +23,7 @@ mod admit;
 mod body;
 mod course;
 mod exchange;
+mod limit;
 mod meter;
 mod receive;
 mod respond;

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use super::course::X_TOLLGATE_MODEL;
 use super::exchange::{Events, Exchange, Unwritten};
 use super::send::repeated;
-use super::{Proxy, body, meter, respond, retry};
+use super::{Proxy, body, limit, meter, respond, retry};
 use crate::config::{BackendUrl, CorsOrigins, Deadlines};
 use crate::llm::{EndMarker, Tail};
 use crate::pool::Outcome;
@@ -44,6 +44,7 @@ pub(super) fn receive(
     expect_body(session, response, exchange);
     hop_by_hop(response);
     response.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;
+    limit::tell(response, &exchange.shown)?;
     cors(response, exchange)?;
     location(response, exchange)?;
     if let Some(admitted) = exchange.admitted.as_ref().filter(|admitted| admitted.tells_model()) {

@@ -13,6 +13,7 @@ use pingora_core::{Error, Result};
 use pingora_proxy::Session;
 
 use super::exchange::Exchange;
+use super::limit;
 use super::watch::Stop;
 use crate::config::CorsOrigins;
 use crate::llm::Dialect;
@@ -74,6 +75,7 @@ async fn send(
     }
     head.insert_header(CACHE_CONTROL, "no-store")?;
     head.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;
+    limit::tell(&mut head, &exchange.shown)?;
     if !headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
         allow_origin(&mut head, exchange)?;
     }

@@ -6,10 +6,16 @@ mod words;
 use std::time::Duration;
 
 use http::header::{ACCEPT_ENCODING, ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde_json::json;
 
 use crate::llm::{CODINGS, Dialect};
+
+/// As [`RETRY_AFTER`], in milliseconds; OpenAI's and Anthropic's SDKs read it.
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+
+/// Tells the same SDKs whether to try again at all.
+const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// Why an exchange is refused. A message names what the client asked for, never a backend's
 /// address or key: those are for the log.
@@ -114,6 +120,17 @@ pub enum Refusal {
     },
     /// Something went wrong in the gateway itself.
     Internal,
+    /// The client has taken as much as it may.
+    Limited {
+        /// What the limit is called.
+        name: String,
+        /// What is limited.
+        kind: LimitKind,
+        /// How much there may be of it.
+        what: String,
+        /// When it allows this.
+        retry_after: Duration,
+    },
     /// The backend broke the protocol or died before it answered.
     BackendFailed {
         /// `service/model`, as asked for.
@@ -160,6 +177,19 @@ pub enum Refusal {
     },
 }
 
+/// What a limit is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitKind {
+    /// Requests in a window.
+    Requests,
+    /// Tokens in a window.
+    Tokens,
+    /// Exchanges at the same time.
+    Concurrent,
+    /// Money in a day or month.
+    Budget,
+}
+
 impl Refusal {
     /// The HTTP status.
     #[must_use]
@@ -176,7 +206,9 @@ impl Refusal {
     /// Seconds for a `Retry-After` header, where a later try can succeed.
     fn retry_after_seconds(&self) -> Option<u64> {
         match self {
-            Self::NoBackend { retry_after, .. } | Self::Busy { retry_after, .. } => {
+            Self::NoBackend { retry_after, .. }
+            | Self::Busy { retry_after, .. }
+            | Self::Limited { retry_after, .. } => {
                 // Rounded up: who comes at that time shall find it true.
                 Some(retry_after.as_secs_f64().ceil().max(1.0) as u64)
             }
@@ -191,6 +223,15 @@ impl Refusal {
         let mut headers = HeaderMap::new();
         if let Some(seconds) = self.retry_after_seconds() {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Self::Limited { kind, retry_after, .. } = self {
+            // Rounded up, as in seconds.
+            let millis = retry_after.as_secs_f64().mul_add(1000.0, 0.999).max(1.0) as u64;
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(millis));
+            if *kind == LimitKind::Budget {
+                // Otherwise SDKs try twice more.
+                headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
+            }
         }
         if let Self::MethodNotAllowed { allow } = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use super::Refusal;
+use super::{LimitKind, Refusal};
 
 /// Status and code; the types of both API families follow from them.
 pub(super) struct Shape {
@@ -14,6 +14,8 @@ impl Shape {
     /// As OpenAI's API has it.
     pub(super) fn openai_type(&self) -> &'static str {
         match self.status.as_u16() {
+            429 if self.code == "insufficient_quota" => "insufficient_quota",
+            429 => "rate_limit_error",
             502 if self.code == "stream_interrupted" => "upstream_error",
             500..=599 => "server_error",
             _ => "invalid_request_error",
@@ -28,6 +30,7 @@ impl Shape {
             404 => "not_found_error",
             408 | 504 => "timeout_error",
             413 => "request_too_large",
+            429 => "rate_limit_error",
             503 => "overloaded_error",
             500..=599 => "api_error",
             _ => "invalid_request_error",
@@ -62,6 +65,8 @@ impl Refusal {
             Self::BodyTooLarge { .. } | Self::ModelTooLate { .. } => (413, "body_too_large"),
             Self::UrlTooLong { .. } => (414, "url_too_long"),
             Self::CodingUnknown => (415, "unsupported_encoding"),
+            Self::Limited { kind: LimitKind::Budget, .. } => (429, "insufficient_quota"),
+            Self::Limited { .. } => (429, "rate_limit_exceeded"),
             Self::HeadTooLarge { .. } => (431, "headers_too_large"),
             Self::Internal => (500, "internal_error"),
             Self::BackendFailed { .. } => (502, "backend_failed"),

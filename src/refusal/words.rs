@@ -1,6 +1,8 @@
 //! The words of a refusal.
 
-use super::Refusal;
+use std::time::Duration;
+
+use super::{LimitKind, Refusal};
 use crate::llm::CODINGS;
 
 /// Longest piece of a client's own text that a message repeats, in characters.
@@ -48,9 +50,7 @@ impl Refusal {
             | Self::KeyExpired
             | Self::AddressDenied
             | Self::NotAllowed => self.about_rights().into(),
-            Self::ModelDenied { model } => {
-                format!("the API key is not for model \"{}\"", echo(model))
-            }
+            Self::ModelDenied { model } => not_for(model),
             Self::OtherOrigin => "pages of other origins may not do this".into(),
             Self::NoRoute { path } => {
                 format!(
@@ -63,11 +63,15 @@ impl Refusal {
                 format!("service \"{}\" has no model for \"{}\"", echo(service), echo(model))
             }
             Self::MethodNotAllowed { allow } => format!("this path takes {allow}"),
-            Self::HeadSlow => "the request head did not arrive in time".into(),
-            Self::BodySlow => "the request body did not arrive in time".into(),
+            Self::HeadSlow => too_slow("head"),
+            Self::BodySlow => too_slow("body"),
             Self::BodyTooLarge { bytes_max } => too_large("body is larger", *bytes_max),
             Self::UrlTooLong { bytes_max } => too_large("target is longer", *bytes_max),
             Self::HeadTooLarge { bytes_max } => too_large("headers are larger", *bytes_max),
+            Self::Limited { name, kind: LimitKind::Budget, what, .. } => {
+                format!("the budget \"{name}\" of {what} is used up")
+            }
+            Self::Limited { name, what, retry_after, .. } => limited(name, what, *retry_after),
             Self::Internal => "the gateway failed; its log has the reason".into(),
             Self::BackendFailed { pool } => {
                 format!("the backend of {} failed before it answered", echo(pool))
@@ -120,6 +124,20 @@ fn no_service(service: &str) -> String {
     format!("there is no service \"{}\"{hint}", echo(service))
 }
 
+/// Some clients read the time from the text.
+fn limited(name: &str, what: &str, retry_after: Duration) -> String {
+    let seconds = retry_after.as_secs_f64();
+    format!("rate limit \"{name}\" reached: {what}; try again in {seconds:.1}s")
+}
+
 fn too_large(what: &str, bytes_max: usize) -> String {
     format!("the request {what} than {bytes_max} bytes")
+}
+
+fn not_for(model: &str) -> String {
+    format!("the API key is not for model \"{}\"", echo(model))
+}
+
+fn too_slow(what: &str) -> String {
+    format!("the request {what} did not arrive in time")
 }

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::auth::{Grant, Keys};
 use crate::config::{Snapshot, Tariff};
+use crate::limits::Limits;
 use crate::names::Names;
 use crate::pool::{Addresses, Hosts, Pool, Prober};
 use crate::refusal::Refusal;
@@ -42,6 +43,8 @@ pub struct Runtime {
     pub tls: Option<Arc<ServerConfig>>,
     /// Who may pass.
     pub keys: Arc<Keys>,
+    /// How much clients may take.
+    pub limits: Arc<Limits>,
     /// From `/{service}/{model}` to pools.
     pub router: Router<Arc<Way>>,
     /// From a model's name to pools.
@@ -100,12 +103,26 @@ impl Runtime {
         let ways = Ways::new(&snapshot, &pools);
         let router = Router::new(ways.of_paths(&snapshot));
         let catalog = ways.catalog(&snapshot);
+        let limits =
+            Arc::new(Limits::new(&snapshot, previous.map(|previous| previous.limits.as_ref())));
         let mut tariffs = Names::default();
         for (name, tariff) in &snapshot.prices.models {
             tariffs.add(name, Arc::clone(tariff));
         }
         let since = SystemTime::now();
-        Ok(Self { since, tls, keys, router, catalog, tariffs, pools, hosts, prober, snapshot })
+        Ok(Self {
+            since,
+            tls,
+            keys,
+            limits,
+            router,
+            catalog,
+            tariffs,
+            pools,
+            hosts,
+            prober,
+            snapshot,
+        })
     }
 
     /// What the client may do that sent these headers from this address.

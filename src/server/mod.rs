@@ -22,7 +22,7 @@ use tokio::signal::unix::SignalKind;
 use tokio::sync::{Notify, broadcast};
 
 use crate::admin::{Admin, Scope};
-use crate::config::{ConfigError, Listen, Snapshot};
+use crate::config::{Calendar, ConfigError, Listen, Snapshot};
 use crate::ledger::{Known, Ledger, Month, Months};
 use crate::lifecycle::Lifecycle;
 use crate::proxy::{Proxy, Serves};
@@ -129,7 +129,7 @@ impl Gateway {
         let current = Arc::new(Current::from_pointee(runtime));
         background::resolve_at_start(&current.load_full())?;
         let months = Arc::new(Months::default());
-        let ledger = start_ledger(&current.load().snapshot, &months, &lifecycle)?;
+        let ledger = start_ledger(&current, &months, &lifecycle)?;
         let configuration = server_configuration(&current.load().snapshot);
         let sockets = [self.traffic.clone(), self.admin.clone()].concat();
         let (reloads, asked) = Reloads::new();
@@ -189,18 +189,26 @@ impl Gateway {
 
 /// The ledger, where there is one; it knows what keys have taken in this month as soon as its database does.
 fn start_ledger(
-    snapshot: &Snapshot,
+    current: &Arc<Current>,
     months: &Arc<Months>,
     lifecycle: &Lifecycle,
 ) -> Result<Option<Arc<Ledger>>> {
-    let Some(spec) = &snapshot.ledger else { return Ok(None) };
-    let months = Arc::clone(months);
+    let runtime = current.load();
+    let Some(spec) = &runtime.snapshot.ledger else { return Ok(None) };
+    let (current, months) = (Arc::clone(current), Arc::clone(months));
     let known = move |known: &Known| {
+        let limits = &current.load().limits;
         let month = Month::of(known.at);
         for line in &known.month {
             let [key, _, _, model] = &line.names[..] else { continue };
             let tokens = line.tokens_input + line.tokens_output;
             months.restore(month, &key.as_str().into(), model, tokens, line.tokens_reserved);
+        }
+        for (calendar, lines) in [(Calendar::Month, &known.month), (Calendar::Day, &known.day)] {
+            for line in lines {
+                let [key, name, service, model] = &line.names[..] else { continue };
+                limits.restore(calendar, [key, name, service, model], line.cost);
+            }
         }
     };
     let ledger = Arc::new(Ledger::start(spec, known)?);

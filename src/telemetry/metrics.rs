@@ -14,6 +14,16 @@ pub const BUFFERED_BYTES: Metric =
 pub const RELOADS: Metric =
     ("proxy_reloads_total", "Reloads of the configuration since the start, by outcome.");
 
+/// Exchanges refused by limits.
+pub const RATE_LIMITED: Metric =
+    ("proxy_rate_limited_total", "Exchanges that a limit refused, by its name.");
+
+/// Exchanges that limits would have refused.
+pub const LIMITS_SHADOWED: Metric = (
+    "proxy_limits_shadowed_total",
+    "Exchanges that a limit in shadow mode would have refused, by its name.",
+);
+
 /// Exchanges that wait.
 pub const QUEUE_LENGTH: Metric =
     ("proxy_queue_length", "Exchanges that wait for a place at a backend.");

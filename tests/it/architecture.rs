@@ -9,7 +9,7 @@ const RANKS: [&[&str]; 8] = [
     &["server"],
     &["proxy", "admin"],
     &["runtime"],
-    &["auth", "routing", "pool", "ledger"],
+    &["auth", "limits", "routing", "pool", "ledger"],
     &["telemetry", "lifecycle", "config", "refusal"],
     &["llm", "names", "networks", "secret"],
 ];

@@ -22,6 +22,7 @@ mod http2;
 mod keys;
 mod ledger;
 mod lifecycle;
+mod limits;
 mod queue;
 mod retries;
 mod smuggling;

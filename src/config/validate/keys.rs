@@ -12,7 +12,7 @@ use super::super::beside::Beside;
 use super::super::clients::{ClientKeys, KeySpec, KeySpecs};
 use super::super::file::{FileAddresses, FileConfig, FileKey, OneOrMany};
 use super::super::problem::{KeyPath, Problems};
-use super::{Context, item_path, network, secret};
+use super::{Context, item_path, limits, network, secret};
 use crate::names::{NameList, Pattern};
 use crate::networks::{AddressRules, Networks};
 use crate::secret::{Hashing, KeyHash, SecretBytes};
@@ -141,6 +141,12 @@ fn read_key(
         models: names(key.models.as_ref(), &at.key("models"), problems),
         services: names(key.services.as_ref(), &at.key("services"), problems),
         addresses: addresses(key.addresses.as_ref(), &at.key("addresses"), problems),
+        limits: limits::limits(
+            key.limits.as_deref().unwrap_or_default(),
+            &at.key("limits"),
+            true,
+            problems,
+        ),
         reserved_tokens: key.reserved_tokens.unwrap_or_default(),
         labels: key
             .labels
@@ -187,7 +193,11 @@ fn hashes(
 }
 
 /// The names that are allowed; none: all.
-fn names(written: Option<&OneOrMany>, at: &KeyPath, problems: &mut Problems) -> Option<NameList> {
+pub(super) fn names(
+    written: Option<&OneOrMany>,
+    at: &KeyPath,
+    problems: &mut Problems,
+) -> Option<NameList> {
     let written = written?;
     for (index, name) in written.items.iter().enumerate() {
         let is_readable = !name.contains('*') || Pattern::parse(name).is_some();

@@ -3,6 +3,7 @@
 mod backend;
 mod keys;
 mod ledger;
+mod limits;
 mod names;
 mod policy;
 mod pools;
@@ -141,6 +142,15 @@ fn snapshot(
         addresses: keys::addresses(file.addresses.as_ref(), &root.key("addresses"), problems),
         ledger: ledger::ledger(file, context, problems),
         prices,
+        limits: limits::limits(
+            file.limits.as_deref().unwrap_or_default(),
+            &root.key("limits"),
+            false,
+            problems,
+        ),
+        output_tokens_assumed: file
+            .output_tokens_assumed
+            .unwrap_or(defaults::OUTPUT_TOKENS_ASSUMED),
         meters: false,
         include_usage: file.ledger.as_ref().and_then(|ledger| ledger.include_usage).unwrap_or(true),
         trusts_unix: file
@@ -172,7 +182,7 @@ fn snapshot(
         naming: names::naming(file, &services.by_name, problems),
         services: services.by_name,
     };
-    snapshot.meters = snapshot.ledger.is_some();
+    snapshot.meters = snapshot.ledger.is_some() || snapshot.limits_tokens();
     snapshot.files = context.files.read.borrow().clone();
     for (key, listen) in [("listen", &snapshot.listen), ("admin.listen", &snapshot.admin_listen)] {
         if file.tls.is_none() && listen.iter().any(|listen| listen.tls) {

@@ -1,0 +1,281 @@
+//! Counts in this process: exact ones for what is known by name, and estimates of bounded size for addresses.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pingora_limits::inflight::{Guard, Inflight};
+use pingora_limits::rate::Rate;
+
+use super::window::{Length, Window};
+use super::{Moment, calendar};
+use crate::config::{Calendar, Quantity};
+
+/// So many locks share all counts.
+const SHARDS: usize = 64;
+
+/// A shard with more counts than this is looked through for those that are over, as often as it has doubled.
+const COUNTS_MIN: usize = 1024;
+
+/// Rows and columns of an estimate: 4 MB, and of 100,000 addresses with ten requests each, each looks like one with
+/// 15 more at most.
+const ESTIMATE_ROWS: usize = 4;
+const ESTIMATE_COLUMNS: usize = 64 * 1024;
+
+/// What a limit counts for one of those that it counts by. Half of the hash would do to tell them apart.
+pub(super) type Subject = u128;
+
+/// The exact counts.
+pub(super) struct Counts {
+    shards: Vec<Mutex<Shard>>,
+}
+
+#[derive(Default)]
+struct Shard {
+    counts: HashMap<Subject, Count>,
+    /// It is looked through when it has so many.
+    full: usize,
+}
+
+/// A count of one thing.
+#[derive(Debug)]
+enum Count {
+    Window(Window, Length),
+    Concurrent(u64),
+    /// Of a time of the calendar, which began then: spent, and reserved by what goes on.
+    Money {
+        calendar: Calendar,
+        begin: i64,
+        spent: u64,
+        reserved: u64,
+    },
+}
+
+/// How a limit stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub(super) used: u64,
+    /// Until nothing of it is used.
+    pub(super) reset: Duration,
+}
+
+/// That an amount does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Exceeded {
+    pub(super) standing: Standing,
+    /// Until it would.
+    pub(super) wait: Duration,
+}
+
+/// Where an amount was counted, so that it can be given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spot {
+    Part(u64),
+    Place,
+    Since(i64),
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        let shard = || Mutex::new(Shard { counts: HashMap::new(), full: COUNTS_MIN });
+        Self { shards: (0..SHARDS).map(|_| shard()).collect() }
+    }
+}
+
+impl Counts {
+    fn shard(&self, subject: Subject) -> MutexGuard<'_, Shard> {
+        #[allow(clippy::cast_possible_truncation, reason = "only its last bits are of interest")]
+        let at = subject as usize % SHARDS;
+        self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an amount, if it fits.
+    pub(super) fn take(
+        &self,
+        subject: Subject,
+        quantity: Quantity,
+        (amount, max): (u64, u64),
+        now: Moment,
+    ) -> Result<(Spot, Standing), Exceeded> {
+        let mut shard = self.shard(subject);
+        shard.make_room(now);
+        let count = shard.counts.entry(subject).or_insert_with(|| Count::new(quantity, now));
+        count.turn(now);
+        let taken = match count {
+            Count::Window(window, length) => {
+                window.take(*length, now.micros, amount, max).map(Spot::Part)
+            }
+            Count::Concurrent(count) if *count + amount > max => Err(Duration::from_secs(1)),
+            Count::Concurrent(count) => {
+                *count += amount;
+                Ok(Spot::Place)
+            }
+            Count::Money { begin, spent, reserved, .. } => {
+                // What is spent may be over already; what is left is for who comes first.
+                if spent.saturating_add(*reserved).saturating_add(amount) > max || *spent >= max {
+                    Err(calendar::end(quantity, now.millis))
+                } else {
+                    *reserved += amount;
+                    Ok(Spot::Since(*begin))
+                }
+            }
+        };
+        let standing = count.standing(quantity, now);
+        taken.map(|spot| (spot, standing)).map_err(|wait| Exceeded { standing, wait })
+    }
+
+    /// Counts an amount, whether it fits or not.
+    pub(super) fn add(&self, subject: Subject, quantity: Quantity, amount: u64, now: Moment) {
+        let mut shard = self.shard(subject);
+        let count = shard.counts.entry(subject).or_insert_with(|| Count::new(quantity, now));
+        count.turn(now);
+        match count {
+            Count::Window(window, length) => {
+                window.add(*length, now.micros, amount);
+            }
+            Count::Concurrent(count) => *count += amount,
+            Count::Money { spent, .. } => *spent = spent.saturating_add(amount),
+        }
+    }
+
+    /// Gives back what was taken there.
+    pub(super) fn give_back(&self, subject: Subject, spot: Spot, amount: u64) {
+        let mut shard = self.shard(subject);
+        match (shard.counts.get_mut(&subject), spot) {
+            (Some(Count::Window(window, _)), Spot::Part(part)) => window.give_back(part, amount),
+            (Some(Count::Concurrent(count)), Spot::Place) => *count = count.saturating_sub(amount),
+            (Some(Count::Money { begin, reserved, .. }), Spot::Since(since)) if *begin == since => {
+                *reserved = reserved.saturating_sub(amount);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Shard {
+    /// Forgets counts of nothing, now and then.
+    fn make_room(&mut self, now: Moment) {
+        if self.counts.len() >= self.full {
+            self.counts.retain(|_, count| !count.is_over(now));
+            self.full = (2 * self.counts.len()).max(COUNTS_MIN);
+        }
+    }
+}
+
+impl Count {
+    fn new(quantity: Quantity, now: Moment) -> Self {
+        match quantity {
+            Quantity::Requests(window) | Quantity::Tokens(_, window) => {
+                Self::Window(Window::default(), Length::of(window))
+            }
+            Quantity::Concurrent => Self::Concurrent(0),
+            Quantity::Money(calendar) => {
+                let begin = calendar::begin(calendar, now.millis);
+                Self::Money { calendar, begin, spent: 0, reserved: 0 }
+            }
+        }
+    }
+
+    /// Begins anew with a new time of the calendar. The clock may be set back: then nothing changes.
+    fn turn(&mut self, now: Moment) {
+        let Self::Money { calendar, begin, spent, reserved } = self else { return };
+        let current = calendar::begin(*calendar, now.millis);
+        if current > *begin {
+            (*begin, *spent, *reserved) = (current, 0, 0);
+        }
+    }
+
+    fn standing(&mut self, quantity: Quantity, now: Moment) -> Standing {
+        match self {
+            Self::Window(window, length) => Standing {
+                used: window.sum(*length, now.micros),
+                reset: window.reset(*length, now.micros),
+            },
+            Self::Concurrent(count) => Standing { used: *count, reset: Duration::ZERO },
+            Self::Money { spent, reserved, .. } => Standing {
+                used: spent.saturating_add(*reserved),
+                reset: calendar::end(quantity, now.millis),
+            },
+        }
+    }
+
+    fn is_over(&mut self, now: Moment) -> bool {
+        self.turn(now);
+        match self {
+            Self::Window(window, length) => window.is_empty(*length, now.micros),
+            Self::Concurrent(count) => *count == 0,
+            Self::Money { spent, reserved, .. } => *spent == 0 && *reserved == 0,
+        }
+    }
+}
+
+/// Estimates for addresses: there may be any number of them, and nobody knows them before.
+pub(super) enum Estimate {
+    Rate(Rate),
+    Inflight(Inflight),
+}
+
+impl Estimate {
+    /// Of a quantity; none of money, which nobody owes who has no name.
+    pub(super) fn new(quantity: Quantity) -> Option<Self> {
+        match quantity {
+            Quantity::Requests(window) | Quantity::Tokens(_, window) => Some(Self::Rate(
+                Rate::new_with_estimator_config(window, ESTIMATE_ROWS, ESTIMATE_COLUMNS),
+            )),
+            Quantity::Concurrent => Some(Self::Inflight(Inflight::new())),
+            Quantity::Money(_) => None,
+        }
+    }
+
+    /// Takes an amount, if it fits. What is held as long as it goes on is given back by dropping it.
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "estimates of counts that are far below 2^52"
+    )]
+    pub(super) fn take(
+        &self,
+        address: IpAddr,
+        amount: u64,
+        max: u64,
+    ) -> Result<(Option<Arc<Guard>>, Standing), Exceeded> {
+        let signed = isize::try_from(amount).unwrap_or(isize::MAX);
+        match self {
+            Self::Inflight(inflight) => {
+                let (guard, count) = inflight.incr(address, signed);
+                let used = u64::try_from(count).unwrap_or_default();
+                let standing = Standing { used: used.min(max), reset: Duration::ZERO };
+                if used > max {
+                    return Err(Exceeded { standing, wait: Duration::from_secs(1) });
+                }
+                Ok((Some(Arc::new(guard)), standing))
+            }
+            Self::Rate(rate) => {
+                let mut left = Duration::ZERO;
+                let used = rate.rate_with(&address, |it| {
+                    left =
+                        it.interval.mul_f64((1.0 - it.current_interval_fraction).clamp(0.0, 1.0));
+                    let before = it.prev_samples as f64 * (1.0 - it.current_interval_fraction);
+                    before + it.curr_samples as f64
+                });
+                let used = used.max(0.0).round() as u64;
+                let fits = used.saturating_add(amount) <= max;
+                if fits {
+                    rate.observe(&address, signed);
+                }
+                let used = if fits { used + amount } else { used };
+                let standing = Standing { used, reset: left };
+                if fits { Ok((None, standing)) } else { Err(Exceeded { standing, wait: left }) }
+            }
+        }
+    }
+
+    /// Counts what was not known before, or gives it back.
+    pub(super) fn correct(&self, address: IpAddr, amount: i64) {
+        if let Self::Rate(rate) = self {
+            rate.observe(&address, isize::try_from(amount).unwrap_or_default());
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! How much of its limits an exchange takes, and what its client is told of them.
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use pingora::http::ResponseHeader;
+use pingora_core::Result;
+use smallvec::SmallVec;
+
+use super::exchange::{Admitted, Exchange};
+use super::meter;
+use crate::config::KeySpec;
+use crate::limits::{Ask, Shown, Tightest};
+use crate::refusal::Refusal;
+
+/// What clients are told in, in OpenAI's words.
+const PREFIX: &str = "x-ratelimit-";
+
+const REQUESTS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
+
+const TOKENS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
+
+/// Reserves what the exchange may take.
+///
+/// # Errors
+/// When a limit does not allow it.
+pub(super) fn reserve(exchange: &mut Exchange, admitted: &Admitted) -> Result<(), Refusal> {
+    let runtime = &exchange.arrived.runtime;
+    let grant = &admitted.rights.grant;
+    let (service, model) = meter::model(admitted);
+    let (input, output) = match &exchange.metering {
+        Some(metering) => metering.estimate(runtime.snapshot.output_tokens_assumed),
+        None => (0, 0),
+    };
+    let cost = |input, output| meter::cost_before(runtime, admitted, input, output);
+    let ask = Ask {
+        key: &grant.key_id,
+        name: &grant.name,
+        is_shared: grant.key_id.is_empty() || *grant.key_id == *KeySpec::GLOBAL,
+        address: admitted.client.address,
+        service,
+        model,
+        input,
+        output,
+        cost: &cost,
+    };
+    exchange.reservation = runtime.limits.reserve(&ask, &mut exchange.shown)?;
+    Ok(())
+}
+
+/// Tells the client how its tightest limits stand. What a backend says of its own is not the client's business then.
+pub(super) fn tell(head: &mut ResponseHeader, shown: &Shown) -> Result<()> {
+    if *shown == Shown::default() {
+        return Ok(());
+    }
+    let is_own = |name: &&HeaderName| name.as_str().starts_with(PREFIX);
+    let own: SmallVec<[HeaderName; 8]> = head.headers.keys().filter(is_own).cloned().collect();
+    for name in &own {
+        head.remove_header(name);
+    }
+    for (names, tightest) in [(REQUESTS, shown.requests), (TOKENS, shown.tokens)] {
+        let Some(Tightest { limit, remaining, reset }) = tightest else { continue };
+        let [of_limit, of_remaining, of_reset] = names;
+        head.insert_header(of_limit, HeaderValue::from(limit))?;
+        head.insert_header(of_remaining, HeaderValue::from(remaining))?;
+        head.insert_header(of_reset, duration(reset))?;
+    }
+    Ok(())
+}
+
+/// A time as OpenAI's API writes it: `12ms`, `1s`, `6m0s`.
+fn duration(time: Duration) -> String {
+    let millis = u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+    if millis < 1000 {
+        return format!("{millis}ms");
+    }
+    let (minutes, rest) = (millis / 60_000, millis % 60_000);
+    let (hours, minutes) = (minutes / 60, minutes % 60);
+    let seconds = if rest % 1000 == 0 {
+        format!("{}s", rest / 1000)
+    } else {
+        format!("{}.{:03}s", rest / 1000, rest % 1000)
+    };
+    match (hours, minutes) {
+        (0, 0) => seconds,
+        (0, minutes) => format!("{minutes}m{seconds}"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_clients_read_them() {
+        for (millis, text) in [
+            (0, "0ms"),
+            (12, "12ms"),
+            (1000, "1s"),
+            (1250, "1.250s"),
+            (60_000, "1m0s"),
+            (360_001, "6m0.001s"),
+            (3_600_000, "1h0m0s"),
+        ] {
+            assert_eq!(duration(Duration::from_millis(millis)), text);
+        }
+        assert_eq!(duration(Duration::from_nanos(1)), "1ms");
+    }
+}
