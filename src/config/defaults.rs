@@ -114,6 +114,13 @@ pub(super) const OUTPUT_TOKENS_ASSUMED: u64 = 1024;
 pub(super) const RATE_LIMIT_REQUESTS: u64 = 100;
 pub(super) const RATE_LIMIT_WINDOW: Duration = Duration::from_secs(60);
 
+/// A server near by answers within a millisecond; what takes longer is not well.
+pub(super) const REDIS_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Each takes some ten thousand requests a second.
+pub(super) const REDIS_CONNECTIONS: u32 = 2;
+pub(super) const REDIS_PREFIX: &str = "tollgate";
+
 /// Beside the configuration, where systemd names no folder for state.
 pub(super) const STATE_DIRECTORY: &str = "state";
 pub(super) const LEDGER_FILE: &str = "ledger.db";

@@ -137,6 +137,7 @@ fn top(before: &Snapshot, next: &Snapshot, lines: &mut Lines) {
     lines.changed("limits", &before.limits, &next.limits);
     let assumed = (before.output_tokens_assumed, next.output_tokens_assumed);
     lines.compare("output_tokens_assumed", &assumed.0, &assumed.1);
+    lines.changed("redis", &before.redis, &next.redis);
     lines.changed("ledger", &before.ledger, &next.ledger);
     lines.compare("ledger.include_usage", &before.include_usage, &next.include_usage);
     lines.changed("prices", &before.prices, &next.prices);

@@ -29,6 +29,7 @@ pub(super) struct FileConfig {
     pub(super) addresses: Option<FileAddresses>,
     pub(super) limits: Option<Vec<Option<FileLimit>>>,
     pub(super) output_tokens_assumed: Option<u64>,
+    pub(super) redis: Option<FileRedis>,
     pub(super) state_directory: Option<String>,
     pub(super) ledger: Option<FileLedger>,
     pub(super) prices: Option<FilePrices>,
@@ -121,6 +122,27 @@ pub(super) enum FilePer {
     #[serde(rename = "key+model")]
     KeyModel,
     All,
+}
+
+/// Where gateways share what they count.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileRedis {
+    pub(super) url: Option<FileSecret>,
+    pub(super) url_file: Option<String>,
+    pub(super) cluster: Option<bool>,
+    pub(super) sentinel_master: Option<String>,
+    pub(super) timeout: Option<Span>,
+    pub(super) connections: Option<u32>,
+    pub(super) prefix: Option<String>,
+    pub(super) when_down: Option<FileWhenDown>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FileWhenDown {
+    Local,
+    Refuse,
 }
 
 /// Where usage is kept.

@@ -21,6 +21,7 @@ mod naming;
 mod overrides;
 mod prices;
 mod problem;
+mod redis;
 mod seen;
 mod snapshot;
 mod source;
@@ -40,6 +41,7 @@ pub use listen::{Listen, ListenAt};
 pub use naming::{Listed, ModelRef, Naming, by_model};
 pub use prices::{Price, Prices, Tariff, Tier};
 pub use problem::ConfigError;
+pub use redis::{RedisKind, RedisSpec, WhenDown};
 pub use seen::SeenFile;
 pub use snapshot::{
     BackendSpec, BackendTls, BackendUrl, Balance, BreakerSpec, Certificate, ClientAuth,

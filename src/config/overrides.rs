@@ -40,6 +40,11 @@ pub(super) fn apply(file: &mut FileConfig, environment: &Environment, problems: 
     }
     failures(file, &mut reader);
     rate_limit(file, &mut reader);
+    if let Some(url) = environment.get("REDIS_URL") {
+        let redis = file.redis.get_or_insert_default();
+        redis.url = Some(FileSecret(Secret::new(url)));
+        redis.url_file = None;
+    }
     if let Some(span) = reader.seconds("SHUTDOWN_TIMEOUT") {
         file.shutdown_timeout = Some(span);
     }

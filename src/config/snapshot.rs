@@ -15,6 +15,7 @@ use super::limits::{LimitSpec, Quantity};
 use super::listen::Listen;
 use super::naming::Naming;
 use super::prices::{Prices, Tariff};
+use super::redis::RedisSpec;
 use super::seen::SeenFile;
 use crate::networks::AddressRules;
 use crate::secret::{Secret, SecretBytes};
@@ -40,6 +41,8 @@ pub struct Snapshot {
     pub prices: Prices,
     /// How much clients may take.
     pub limits: Vec<LimitSpec>,
+    /// Where gateways share what they have taken.
+    pub redis: Option<RedisSpec>,
     /// How long an answer gets, in tokens, where the request does not say how long it may: as much is reserved.
     pub output_tokens_assumed: u64,
     /// Whether what exchanges take is counted.

@@ -33,9 +33,14 @@ pub(super) struct Counts {
 
 #[derive(Default)]
 struct Shard {
-    counts: HashMap<Subject, Count>,
+    counts: HashMap<Subject, Entry>,
     /// It is looked through when it has so many.
     full: usize,
+}
+
+struct Entry {
+    quantity: Quantity,
+    count: Count,
 }
 
 /// A count of one thing.
@@ -100,8 +105,7 @@ impl Counts {
     ) -> Result<(Spot, Standing), Exceeded> {
         let mut shard = self.shard(subject);
         shard.make_room(now);
-        let count = shard.counts.entry(subject).or_insert_with(|| Count::new(quantity, now));
-        count.turn(now);
+        let count = shard.count(subject, quantity, now);
         let taken = match count {
             Count::Window(window, length) => {
                 window.take(*length, now.micros, amount, max).map(Spot::Part)
@@ -128,9 +132,7 @@ impl Counts {
     /// Counts an amount, whether it fits or not.
     pub(super) fn add(&self, subject: Subject, quantity: Quantity, amount: u64, now: Moment) {
         let mut shard = self.shard(subject);
-        let count = shard.counts.entry(subject).or_insert_with(|| Count::new(quantity, now));
-        count.turn(now);
-        match count {
+        match shard.count(subject, quantity, now) {
             Count::Window(window, length) => {
                 window.add(*length, now.micros, amount);
             }
@@ -139,10 +141,37 @@ impl Counts {
         }
     }
 
+    /// What there is of each count: of a window by how many parts ago it was, of all others at once.
+    pub(super) fn known(&self, now: Moment) -> Vec<(Subject, Quantity, Vec<(u64, u64)>)> {
+        let mut known = Vec::new();
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for (subject, Entry { quantity, count }) in &mut shard.counts {
+                count.turn(now);
+                let amounts = match count {
+                    Count::Window(window, length) => window.ages(*length, now.micros),
+                    Count::Concurrent(count) => vec![(0, *count)],
+                    Count::Money { spent, .. } => vec![(0, *spent)],
+                };
+                if amounts.iter().any(|(_, amount)| *amount > 0) {
+                    known.push((*subject, *quantity, amounts));
+                }
+            }
+        }
+        known
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&self) {
+        for shard in &self.shards {
+            shard.lock().unwrap_or_else(PoisonError::into_inner).counts.clear();
+        }
+    }
+
     /// Gives back what was taken there.
     pub(super) fn give_back(&self, subject: Subject, spot: Spot, amount: u64) {
         let mut shard = self.shard(subject);
-        match (shard.counts.get_mut(&subject), spot) {
+        match (shard.counts.get_mut(&subject).map(|entry| &mut entry.count), spot) {
             (Some(Count::Window(window, _)), Spot::Part(part)) => window.give_back(part, amount),
             (Some(Count::Concurrent(count)), Spot::Place) => *count = count.saturating_sub(amount),
             (Some(Count::Money { begin, reserved, .. }), Spot::Since(since)) if *begin == since => {
@@ -157,9 +186,16 @@ impl Shard {
     /// Forgets counts of nothing, now and then.
     fn make_room(&mut self, now: Moment) {
         if self.counts.len() >= self.full {
-            self.counts.retain(|_, count| !count.is_over(now));
+            self.counts.retain(|_, entry| !entry.count.is_over(now));
             self.full = (2 * self.counts.len()).max(COUNTS_MIN);
         }
+    }
+
+    fn count(&mut self, subject: Subject, quantity: Quantity, now: Moment) -> &mut Count {
+        let new = || Entry { quantity, count: Count::new(quantity, now) };
+        let count = &mut self.counts.entry(subject).or_insert_with(new).count;
+        count.turn(now);
+        count
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod calendar;
 mod local;
+mod shared;
 mod window;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,10 +21,11 @@ use smallvec::SmallVec;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::config::{
-    Calendar, ClientKeys, LimitSpec, MONEY_UNITS, Per, Quantity, Snapshot, Tokens,
+    Calendar, ClientKeys, LimitSpec, MONEY_UNITS, Per, Quantity, Snapshot, Tokens, WhenDown,
 };
 use crate::refusal::{LimitKind, Refusal};
 use local::{Counts, Estimate, Exceeded, Spot, Standing, Subject};
+use shared::{Away, Claim, Settlement, Shared};
 
 /// The limits of all clients.
 pub struct Limits {
@@ -31,6 +33,8 @@ pub struct Limits {
     /// Of keys that have limits of their own, by their ids.
     own: HashMap<Arc<str>, Vec<Arc<Rule>>>,
     counts: Arc<Counts>,
+    /// Where gateways share what they have taken.
+    shared: Option<Arc<Shared>>,
     /// What limits have done since the start, by their names.
     tallies: Tallies,
     clock: Clock,
@@ -89,7 +93,7 @@ pub struct Ask<'a> {
     /// Tokens of the answer at most, as far as is known.
     pub output: u64,
     /// What so many tokens of both cost, in shares of money.
-    pub cost: &'a dyn Fn(u64, u64) -> u64,
+    pub cost: &'a (dyn Fn(u64, u64) -> u64 + Sync),
 }
 
 /// A moment, by both clocks.
@@ -169,6 +173,15 @@ impl Rule {
         }
     }
 
+    /// It allows an exchange.
+    fn passes(&self, standing: Standing, shown: &mut Shown) {
+        if !self.spec.shadow {
+            shown.note(self, standing);
+        } else if standing.used > self.spec.max {
+            self.tally.shadowed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// How much of its quantity an exchange takes, as far as is known before.
     fn amount(&self, ask: &Ask<'_>) -> u64 {
         match self.spec.quantity {
@@ -196,18 +209,47 @@ enum In {
     Address(IpAddr),
 }
 
+/// What is asked of a limit.
+struct Asked {
+    rule: Arc<Rule>,
+    at: In,
+    amount: u64,
+}
+
+impl Asked {
+    /// Which count it is among gateways: there, addresses have exact ones too.
+    fn subject(&self) -> Subject {
+        match self.at {
+            In::Count(subject) => subject,
+            In::Address(address) => xxh3_128(format!("{:x} {address}", self.rule.id).as_bytes()),
+        }
+    }
+}
+
 /// What an exchange has reserved. What is not settled is given back when it is dropped.
 #[derive(Default)]
 pub struct Reservation {
-    counts: Option<(Arc<Counts>, Clock)>,
+    books: Option<Books>,
     taken: SmallVec<[Taken; 4]>,
+}
+
+/// Where it is written down.
+struct Books {
+    counts: Arc<Counts>,
+    shared: Option<Arc<Shared>>,
+    clock: Clock,
 }
 
 struct Taken {
     rule: Arc<Rule>,
     at: In,
-    spot: Option<Spot>,
     amount: u64,
+    /// Where it is counted here.
+    spot: Option<Spot>,
+    /// Where it is counted as what the server has missed.
+    missed: Option<Spot>,
+    /// Where it is counted in the server.
+    shared: Option<i64>,
     _guard: Option<Arc<Guard>>,
 }
 
@@ -264,12 +306,23 @@ impl Limits {
             let before = known.get(&Rule::id(spec)).copied();
             rules.push(Rule::new(spec, before, &mut tallies));
         }
+        let own = own_rules(&snapshot.clients, &mut tallies);
+        let counts = previous.map(|it| Arc::clone(&it.counts)).unwrap_or_default();
+        let clock = previous.map_or_else(|| Clock { start: Instant::now() }, |it| it.clock);
+        let known = previous.and_then(|it| it.shared.as_ref());
+        // Without limits nobody is asked.
+        let redis = snapshot.redis.as_ref().filter(|_| !rules.is_empty() || !own.is_empty());
+        let shared = redis.map(|spec| match known {
+            Some(known) if known.spec == *spec => Arc::clone(known),
+            _ => Shared::start(spec, &counts, clock),
+        });
         Self {
             rules,
-            own: own_rules(&snapshot.clients, &mut tallies),
+            own,
             tallies,
-            counts: previous.map(|it| Arc::clone(&it.counts)).unwrap_or_default(),
-            clock: previous.map_or_else(|| Clock { start: Instant::now() }, |it| it.clock),
+            counts,
+            shared,
+            clock,
             currency: Arc::clone(&snapshot.prices.currency),
         }
     }
@@ -283,34 +336,128 @@ impl Limits {
     /// Reserves what an exchange may take; `shown` is how the limits then stand.
     ///
     /// # Errors
-    /// A 429 refusal, when one of the limits does not allow it.
-    pub fn reserve(&self, ask: &Ask<'_>, shown: &mut Shown) -> Result<Reservation, Refusal> {
-        let mut reservation = Reservation::default();
-        let mut rules = self.rules_for(ask);
-        let Some(first) = rules.next() else { return Ok(reservation) };
+    /// A 429 refusal, when one of the limits does not allow it; or 503, when it is not known and may not be guessed.
+    pub async fn reserve(&self, ask: &Ask<'_>, shown: &mut Shown) -> Result<Reservation, Refusal> {
+        let counted = |rule: &Arc<Rule>| {
+            let at = rule.counted_in(ask)?;
+            Some(Asked { rule: Arc::clone(rule), at, amount: rule.amount(ask) })
+        };
+        let asked: SmallVec<[Asked; 4]> = self.rules_for(ask).filter_map(counted).collect();
+        if asked.is_empty() {
+            return Ok(Reservation::default());
+        }
         let now = self.clock.now();
-        reservation.counts = Some((Arc::clone(&self.counts), self.clock));
-        for rule in std::iter::once(first).chain(rules) {
-            let Some(at) = rule.counted_in(ask) else { continue };
-            let amount = rule.amount(ask);
-            match self.take(rule, at, amount, now) {
+        if let Some(shared) = &self.shared {
+            match self.reserve_shared(shared, &asked, now, shown).await {
+                Ok(reserved) => return reserved,
+                Err(Away) if shared.spec.when_down == WhenDown::Refuse => {
+                    return Err(Refusal::LimitsUnknown);
+                }
+                Err(Away) => {}
+            }
+        }
+        self.reserve_here(asked, now, shown)
+    }
+
+    /// In this process; where others share the limits, its share of them.
+    fn reserve_here(
+        &self,
+        asked: SmallVec<[Asked; 4]>,
+        now: Moment,
+        shown: &mut Shown,
+    ) -> Result<Reservation, Refusal> {
+        let mut reservation = self.reservation();
+        for Asked { rule, at, amount } in asked {
+            let max = self.max_here(&rule);
+            // One that may take more than all of it passes when nothing else is there.
+            let is_of_tokens = matches!(rule.spec.quantity, Quantity::Tokens(..));
+            let amount = if is_of_tokens { amount.min(max) } else { amount };
+            match self.take(&rule, at, (amount, max), now) {
                 Ok((spot, guard, standing)) => {
-                    if !rule.spec.shadow {
-                        shown.note(rule, standing);
-                    } else if standing.used > rule.spec.max {
-                        rule.tally.shadowed.fetch_add(1, Ordering::Relaxed);
-                    }
-                    let rule = Arc::clone(rule);
-                    reservation.taken.push(Taken { rule, at, spot, amount, _guard: guard });
+                    rule.passes(standing, shown);
+                    let missed = match (at, &self.shared) {
+                        (In::Count(subject), Some(shared)) => {
+                            let quantity = rule.spec.quantity;
+                            let taken =
+                                shared.unshared.take(subject, quantity, (amount, u64::MAX), now);
+                            taken.ok().map(|(spot, _)| spot)
+                        }
+                        _ => None,
+                    };
+                    let taken =
+                        Taken { rule, at, amount, spot, missed, shared: None, _guard: guard };
+                    reservation.taken.push(taken);
                 }
                 Err(exceeded) => {
-                    shown.note(rule, exceeded.standing);
-                    rule.tally.refused.fetch_add(1, Ordering::Relaxed);
-                    return Err(self.refusal(rule, amount, exceeded));
+                    reservation.cancel();
+                    return Err(self.exceeded(&rule, amount, exceeded, shown));
                 }
             }
         }
         Ok(reservation)
+    }
+
+    /// In the server that gateways share. What is taken is noted here, too, for when it is away.
+    async fn reserve_shared(
+        &self,
+        shared: &Arc<Shared>,
+        asked: &[Asked],
+        now: Moment,
+        shown: &mut Shown,
+    ) -> Result<Result<Reservation, Refusal>, Away> {
+        let claim = |asked: &Asked| Claim {
+            subject: asked.subject(),
+            quantity: asked.rule.spec.quantity,
+            amount: asked.amount,
+            max: if asked.rule.spec.shadow { u64::MAX } else { asked.rule.spec.max },
+        };
+        let claims: SmallVec<[Claim; 4]> = asked.iter().map(claim).collect();
+        let taken = match shared.take(&claims, now.millis).await? {
+            Ok(taken) => taken,
+            Err((at, exceeded)) => {
+                let Asked { rule, amount, .. } = &asked[at];
+                return Ok(Err(self.exceeded(rule, *amount, exceeded, shown)));
+            }
+        };
+        let mut reservation = self.reservation();
+        for (Asked { rule, at, amount }, (standing, spot)) in asked.iter().zip(taken) {
+            rule.passes(standing, shown);
+            let quantity = rule.spec.quantity;
+            let here = match at {
+                In::Count(subject) => {
+                    let taken = self.counts.take(*subject, quantity, (*amount, u64::MAX), now);
+                    taken.ok().map(|(spot, _)| spot)
+                }
+                In::Address(_) => None,
+            };
+            reservation.taken.push(Taken {
+                rule: Arc::clone(rule),
+                at: *at,
+                amount: *amount,
+                spot: here,
+                missed: None,
+                shared: Some(spot),
+                _guard: None,
+            });
+        }
+        Ok(Ok(reservation))
+    }
+
+    fn reservation(&self) -> Reservation {
+        let (counts, shared, clock) = (Arc::clone(&self.counts), self.shared.clone(), self.clock);
+        Reservation { books: Some(Books { counts, shared, clock }), taken: SmallVec::new() }
+    }
+
+    fn exceeded(&self, rule: &Rule, amount: u64, exceeded: Exceeded, shown: &mut Shown) -> Refusal {
+        shown.note(rule, exceeded.standing);
+        rule.tally.refused.fetch_add(1, Ordering::Relaxed);
+        self.refusal(rule, amount, exceeded)
+    }
+
+    /// How much a rule allows here.
+    fn max_here(&self, rule: &Rule) -> u64 {
+        let gateways = self.shared.as_ref().map_or(1, |shared| shared.gateways() as u64);
+        if rule.spec.shadow { u64::MAX } else { rule.spec.max.div_ceil(gateways) }
     }
 
     #[allow(clippy::type_complexity, reason = "three things that a rule gives")]
@@ -318,11 +465,10 @@ impl Limits {
         &self,
         rule: &Rule,
         at: In,
-        amount: u64,
+        (amount, max): (u64, u64),
         now: Moment,
     ) -> Result<(Option<Spot>, Option<Arc<Guard>>, Standing), Exceeded> {
-        let LimitSpec { quantity, max, shadow, .. } = rule.spec;
-        let max = if shadow { u64::MAX } else { max };
+        let quantity = rule.spec.quantity;
         match (at, &rule.estimate) {
             (In::Count(subject), _) => {
                 let taken = self.counts.take(subject, quantity, (amount, max), now);
@@ -366,6 +512,14 @@ impl Limits {
             }
         };
         Refusal::Limited { name: name.to_string(), kind, what, retry_after: exceeded.wait }
+    }
+
+    /// How it is with the server that gateways share: none where there is none; how many gateways there are, how
+    /// many round trips failed, and why there is no answer now.
+    #[must_use]
+    pub fn shared(&self) -> Option<(usize, u64, Option<String>)> {
+        let shared = self.shared.as_ref()?;
+        Some((shared.gateways(), shared.failures(), shared.why_away()))
     }
 
     /// What limits have done since the start, by their names.
@@ -434,45 +588,79 @@ impl Reservation {
     /// The exchange took so many tokens, which cost so much: the rest is given back, and what it took beyond what
     /// was reserved counts, too.
     pub fn settle(&mut self, input: u64, output: u64, cost: u64) {
-        let Some((counts, clock)) = &self.counts else { return };
-        let now = clock.now();
+        let Some(books) = &self.books else { return };
         for taken in &mut self.taken {
-            let quantity = taken.rule.spec.quantity;
-            let took = match quantity {
-                Quantity::Requests(_) | Quantity::Concurrent => continue,
-                Quantity::Tokens(tokens, _) => count(tokens, input, output),
-                Quantity::Money(_) => cost,
-            };
-            match (taken.at, taken.spot, &taken.rule.estimate) {
-                (In::Count(subject), Some(spot), _) => {
-                    let kept = if matches!(quantity, Quantity::Money(_)) { 0 } else { took };
-                    counts.give_back(subject, spot, taken.amount.saturating_sub(kept));
-                    let beyond = took - kept + kept.saturating_sub(taken.amount);
-                    if beyond > 0 {
-                        counts.add(subject, quantity, beyond, now);
+            match taken.rule.spec.quantity {
+                Quantity::Requests(_) | Quantity::Concurrent => {}
+                Quantity::Tokens(tokens, _) => {
+                    let took = count(tokens, input, output);
+                    let back = taken.amount.saturating_sub(took);
+                    books.correct(taken, back, took.saturating_sub(taken.amount));
+                    taken.amount = 0;
+                }
+                // What was reserved and what is spent are counted apart.
+                Quantity::Money(_) => {
+                    books.correct(taken, taken.amount, cost);
+                    taken.amount = 0;
+                }
+            }
+        }
+    }
+
+    /// Nothing of it was taken.
+    fn cancel(&mut self) {
+        let Some(books) = &self.books else { return };
+        for taken in &mut self.taken {
+            books.correct(taken, taken.amount, 0);
+            taken.amount = 0;
+        }
+    }
+}
+
+impl Books {
+    /// Gives back some of what was taken, and counts what was taken beyond it.
+    fn correct(&self, taken: &Taken, back: u64, more: u64) {
+        let quantity = taken.rule.spec.quantity;
+        if back == 0 && more == 0 {
+            return;
+        }
+        if let (Some(spot), Some(shared)) = (taken.shared, &self.shared) {
+            let asked = Asked { rule: Arc::clone(&taken.rule), at: taken.at, amount: 0 };
+            let subject = asked.subject();
+            shared.settle(Settlement { subject, quantity, spot, back, more });
+        }
+        match taken.at {
+            In::Count(subject) => {
+                let now = self.clock.now();
+                let missed = self.shared.as_ref().map(|shared| (&shared.unshared, taken.missed));
+                for (counts, spot) in
+                    std::iter::once((self.counts.as_ref(), taken.spot)).chain(missed)
+                {
+                    let Some(spot) = spot else { continue };
+                    counts.give_back(subject, spot, back);
+                    if more > 0 {
+                        counts.add(subject, quantity, more, now);
                     }
                 }
-                (In::Address(address), _, Some(estimate)) => {
-                    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-                    estimate.correct(address, signed(took) - signed(taken.amount));
-                }
-                _ => {}
             }
-            // There is nothing left to be given back.
-            taken.amount = 0;
+            In::Address(address) => {
+                let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+                let estimate = taken.rule.estimate.as_ref().filter(|_| taken.shared.is_none());
+                if let Some(estimate) = estimate {
+                    estimate.correct(address, signed(more) - signed(back));
+                }
+            }
         }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let Some((counts, _)) = &self.counts else { return };
+        let Some(books) = &self.books else { return };
         for taken in &self.taken {
-            let is_given_back = !matches!(taken.rule.spec.quantity, Quantity::Requests(_));
-            if let (In::Count(subject), Some(spot)) = (taken.at, taken.spot)
-                && is_given_back
-            {
-                counts.give_back(subject, spot, taken.amount);
+            // A request that was made stays one.
+            if !matches!(taken.rule.spec.quantity, Quantity::Requests(_)) {
+                books.correct(taken, taken.amount, 0);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Parts of a window that are counted as one. An amount counts until all of its part is out of the window: so a
 /// limit is never passed, in whatever window one looks, and what is admitted falls short of it by at most the
 /// 256th part.
-const PARTS: u64 = 256;
+pub(super) const PARTS: u64 = 256;
 
 /// A moment, in microseconds since some beginning.
 pub(super) type Micros = u64;
@@ -34,6 +34,11 @@ impl Length {
     /// The part that a moment is in.
     pub(super) fn part_of(self, now: Micros) -> u64 {
         now / self.part
+    }
+
+    /// The length of a part.
+    pub(super) fn part(self) -> Micros {
+        self.part
     }
 
     /// When nothing of a part counts any more.
@@ -113,6 +118,14 @@ impl Window {
         if *sum == 0 {
             self.parts.remove(at);
         }
+    }
+
+    /// What there is, by how many parts ago it was.
+    pub(super) fn ages(&mut self, length: Length, now: Micros) -> Vec<(u64, u64)> {
+        self.turn(length, now);
+        let current = length.part_of(now);
+        let age = |(part, amount): &(u64, u64)| (current.saturating_sub(*part), *amount);
+        self.parts.iter().map(age).collect()
     }
 
     /// How long until there is nothing.

@@ -32,7 +32,7 @@ const TOKENS: [HeaderName; 3] = [
 ///
 /// # Errors
 /// When a limit does not allow it.
-pub(super) fn reserve(exchange: &mut Exchange, admitted: &Admitted) -> Result<(), Refusal> {
+pub(super) async fn reserve(exchange: &mut Exchange, admitted: &Admitted) -> Result<(), Refusal> {
     let runtime = &exchange.arrived.runtime;
     let grant = &admitted.rights.grant;
     let (service, model) = meter::model(admitted);
@@ -52,7 +52,7 @@ pub(super) fn reserve(exchange: &mut Exchange, admitted: &Admitted) -> Result<()
         output,
         cost: &cost,
     };
-    exchange.reservation = runtime.limits.reserve(&ask, &mut exchange.shown)?;
+    exchange.reservation = runtime.limits.reserve(&ask, &mut exchange.shown).await?;
     Ok(())
 }
 

@@ -131,6 +131,8 @@ pub enum Refusal {
         /// When it allows this.
         retry_after: Duration,
     },
+    /// How much of its limits the client has taken is not known, because Redis gives no answer.
+    LimitsUnknown,
     /// The backend broke the protocol or died before it answered.
     BackendFailed {
         /// `service/model`, as asked for.
@@ -212,7 +214,10 @@ impl Refusal {
                 // Rounded up: who comes at that time shall find it true.
                 Some(retry_after.as_secs_f64().ceil().max(1.0) as u64)
             }
-            Self::Draining | Self::TooManyConnections | Self::TooManyBodies => Some(1),
+            Self::Draining
+            | Self::TooManyConnections
+            | Self::TooManyBodies
+            | Self::LimitsUnknown => Some(1),
             _ => None,
         }
     }

@@ -73,6 +73,7 @@ impl Refusal {
             Self::Interrupted { .. } => (502, "stream_interrupted"),
             Self::NoBackend { .. } => (503, "no_backend"),
             Self::Busy { .. } | Self::TooManyBodies => (503, "busy"),
+            Self::LimitsUnknown => (503, "limits_unavailable"),
             Self::TooManyConnections => (503, "too_many_connections"),
             Self::Draining => (503, "draining"),
             Self::BackendSlow { .. } => (504, "backend_timeout"),

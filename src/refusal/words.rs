@@ -42,7 +42,7 @@ impl Refusal {
             }
             Self::ModelUnknown { model } => format!("there is no model \"{}\"", echo(model)),
             Self::LengthRequired => "send the body with a Content-Length".into(),
-            Self::TooManyBodies => "too many requests are being read; try again".into(),
+            Self::TooManyBodies => try_again("too many requests are being read"),
             Self::KeyMissing
             | Self::KeyWrong
             | Self::KeysDiffer
@@ -85,8 +85,9 @@ impl Refusal {
             Self::Interrupted { pool, why } => {
                 format!("the answer of {} was interrupted: {why}", echo(pool))
             }
-            Self::TooManyConnections => "too many open connections; try again".into(),
-            Self::Draining => "the gateway is shutting down; try again".into(),
+            Self::TooManyConnections => try_again("too many open connections"),
+            Self::LimitsUnknown => try_again("rate limits cannot be looked up"),
+            Self::Draining => try_again("the gateway is shutting down"),
             Self::BackendSlow { pool, deadline, limit } => format!(
                 "the backend of {} took too long ({deadline}: {} s)",
                 echo(pool),
@@ -136,6 +137,10 @@ fn too_large(what: &str, bytes_max: usize) -> String {
 
 fn not_for(model: &str) -> String {
     format!("the API key is not for model \"{}\"", echo(model))
+}
+
+fn try_again(why: &str) -> String {
+    format!("{why}; try again")
 }
 
 fn too_slow(what: &str) -> String {

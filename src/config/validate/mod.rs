@@ -7,6 +7,7 @@ mod limits;
 mod names;
 mod policy;
 mod pools;
+mod redis;
 mod tls;
 mod url;
 
@@ -148,6 +149,7 @@ fn snapshot(
             false,
             problems,
         ),
+        redis: redis::redis(file, context, problems),
         output_tokens_assumed: file
             .output_tokens_assumed
             .unwrap_or(defaults::OUTPUT_TOKENS_ASSUMED),

@@ -1,0 +1,358 @@
+//! Counts that gateways share, in Redis: one round trip an exchange, and none while the server is away.
+
+mod link;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use redis::Script;
+use smallvec::SmallVec;
+use tokio::sync::{Notify, mpsc};
+
+use super::local::{Counts, Exceeded, Standing, Subject};
+use super::window::{Length, PARTS};
+use super::{Clock, Moment, calendar};
+use crate::config::{Quantity, RedisSpec};
+use link::Link;
+
+/// How often a gateway says that it is there, and looks for a server that was away.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// Places at a time are forgotten so long after they were last heard of.
+const PLACES_KEPT: u64 = 120;
+
+/// Money is kept so long after the end of the time that it is counted in.
+const MONEY_KEPT: u64 = 86_400;
+
+/// Most that waits to be settled. Beyond it, what was reserved stays until it is out of its window.
+const SETTLING_MAX: usize = 100_000;
+
+/// As many are settled with one round trip.
+const SETTLED_AT_ONCE: usize = 256;
+
+/// The server, as one gateway has it.
+pub(super) struct Shared {
+    pub(super) spec: RedisSpec,
+    me: String,
+    links: Vec<ArcSwapOption<Link>>,
+    next: AtomicUsize,
+    gateways: AtomicUsize,
+    scripts: Scripts,
+    settling: mpsc::Sender<Settlement>,
+    /// Counts of which something is held as long as exchanges go on, and how often.
+    held: Mutex<HashMap<String, usize>>,
+    /// Woken when the server gave no answer.
+    failed: Notify,
+    /// Round trips that failed.
+    failures: AtomicU64,
+    /// Why there is no answer, if there is none.
+    why: Mutex<Option<String>>,
+    /// What was taken while the server was away.
+    pub(super) unshared: Counts,
+}
+
+struct Scripts {
+    take: Script,
+    settle: Script,
+    seed: Script,
+    beat: Script,
+}
+
+/// An amount of one count.
+pub(super) struct Claim {
+    pub(super) subject: Subject,
+    pub(super) quantity: Quantity,
+    pub(super) amount: u64,
+    pub(super) max: u64,
+}
+
+/// What is known of an amount afterwards.
+pub(super) struct Settlement {
+    pub(super) subject: Subject,
+    pub(super) quantity: Quantity,
+    /// The part of a window that it was counted in; of money, when its time began.
+    pub(super) spot: i64,
+    pub(super) back: u64,
+    pub(super) more: u64,
+}
+
+/// What is brought to a server.
+#[derive(Clone, Copy)]
+enum Seed<'a> {
+    /// Places that are held here: nobody else knows of them.
+    Places(&'a Counts),
+    /// All else that was taken here.
+    All(&'a Counts),
+    /// What of it the server has missed.
+    Missed(&'a Counts),
+}
+
+/// That the server gives no answer.
+pub(super) struct Away;
+
+/// The largest number that scripts can count with.
+const NUMBER_MAX: u64 = 1 << 53;
+
+impl Shared {
+    /// Connects in the background, from a thread of its own.
+    pub(super) fn start(spec: &RedisSpec, counts: &Arc<Counts>, clock: Clock) -> Arc<Self> {
+        let (settling, settlements) = mpsc::channel(SETTLING_MAX);
+        let shared = Arc::new(Self {
+            spec: spec.clone(),
+            me: format!("{:016x}", fastrand::u64(..)),
+            links: (0..spec.connections).map(|_| ArcSwapOption::empty()).collect(),
+            next: AtomicUsize::new(0),
+            gateways: AtomicUsize::new(1),
+            scripts: Scripts {
+                take: Script::new(include_str!("take.lua")),
+                settle: Script::new(include_str!("settle.lua")),
+                seed: Script::new(include_str!("seed.lua")),
+                beat: Script::new(include_str!("beat.lua")),
+            },
+            settling,
+            held: Mutex::default(),
+            failed: Notify::new(),
+            failures: AtomicU64::new(0),
+            why: Mutex::new(Some("not connected yet".to_owned())),
+            unshared: Counts::default(),
+        });
+        let (weak, counts) = (Arc::downgrade(&shared), Arc::clone(counts));
+        let keeper = link::Keeper::new(weak, counts, clock, settlements);
+        let thread = std::thread::Builder::new().name("redis".to_owned());
+        if let Err(error) = thread.spawn(move || keeper.run()) {
+            log::error!("cannot start the thread for Redis: {error}");
+        }
+        shared
+    }
+
+    /// How many gateways there were when last heard of.
+    pub(super) fn gateways(&self) -> usize {
+        self.gateways.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Why there is no answer, if there is none.
+    pub(super) fn why_away(&self) -> Option<String> {
+        self.why.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Round trips that failed since the start.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    fn link(&self) -> Option<Arc<Link>> {
+        let at = self.next.fetch_add(1, Ordering::Relaxed) % self.links.len();
+        self.links[at].load_full()
+    }
+
+    /// Takes each of the amounts, or none of them: then which one did not fit.
+    pub(super) async fn take(
+        &self,
+        claims: &[Claim],
+        now_millis: i64,
+    ) -> Result<Result<Vec<(Standing, i64)>, (usize, Exceeded)>, Away> {
+        let link = self.link().ok_or(Away)?;
+        let mut call = self.scripts.take.prepare_invoke();
+        call.arg(&self.me);
+        for claim in claims {
+            call.key(self.key(claim.subject, claim.quantity, now_millis));
+            call.arg(kind(claim.quantity))
+                .arg(claim.amount.min(NUMBER_MAX / 4))
+                .arg(claim.max.min(NUMBER_MAX / 2))
+                .arg(extra(claim.quantity, now_millis));
+        }
+        let answer: Vec<i64> = match link.call(&call, self.spec.timeout).await {
+            Ok(answer) => answer,
+            Err(why) => {
+                self.lost(&link, &why);
+                return Err(Away);
+            }
+        };
+        let millis = |number: i64| Duration::from_millis(number.max(0).cast_unsigned());
+        let standing = |used: i64, reset: i64, quantity: Quantity| Standing {
+            used: used.max(0).cast_unsigned(),
+            reset: match quantity {
+                Quantity::Money(_) => calendar::end(quantity, now_millis),
+                _ => millis(reset),
+            },
+        };
+        match &answer[..] {
+            [0, at, used, reset, wait] => {
+                let at = usize::try_from(*at - 1).unwrap_or_default().min(claims.len() - 1);
+                let quantity = claims[at].quantity;
+                let standing = standing(*used, *reset, quantity);
+                let is_money = matches!(quantity, Quantity::Money(_));
+                let wait = if is_money { standing.reset } else { millis(*wait) };
+                Ok(Err((at, Exceeded { standing, wait })))
+            }
+            [1, rest @ ..] if rest.len() == 3 * claims.len() => {
+                let parts = rest.chunks(3).zip(claims);
+                let taken = parts.map(|(part, claim)| {
+                    self.hold(claim, now_millis, true);
+                    let begin = match claim.quantity {
+                        Quantity::Money(calendar) => calendar::begin(calendar, now_millis),
+                        _ => part[2],
+                    };
+                    (standing(part[0], part[1], claim.quantity), begin)
+                });
+                Ok(Ok(taken.collect()))
+            }
+            _ => {
+                self.lost(&link, "an answer that is none");
+                Err(Away)
+            }
+        }
+    }
+
+    /// Settles an amount that was taken, soon.
+    pub(super) fn settle(&self, settlement: Settlement) {
+        let Settlement { subject, quantity, .. } = settlement;
+        let claim = Claim { subject, quantity, amount: 0, max: 0 };
+        if settlement.back > 0 {
+            self.hold(&claim, settlement.spot, false);
+        }
+        if self.settling.try_send(settlement).is_err() {
+            log::debug!("too much waits to be settled in Redis");
+        }
+    }
+
+    /// Notes what has to be heard of as long as it goes on.
+    fn hold(&self, claim: &Claim, millis: i64, is_taken: bool) {
+        if matches!(claim.quantity, Quantity::Requests(_) | Quantity::Tokens(..)) {
+            return;
+        }
+        let key = self.key(claim.subject, claim.quantity, millis);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = held.entry(key).or_default();
+        *count = if is_taken { *count + 1 } else { count.saturating_sub(1) };
+        held.retain(|_, count| *count > 0);
+    }
+
+    /// The key of a count. All are in one slot of a cluster, so that a script can take several.
+    fn key(&self, subject: Subject, quantity: Quantity, millis: i64) -> String {
+        let prefix = &self.spec.prefix;
+        match quantity {
+            Quantity::Money(calendar) => {
+                let begin = calendar::begin(calendar, millis);
+                format!("{{{prefix}}}:limit:{subject:032x}:{begin}")
+            }
+            _ => format!("{{{prefix}}}:limit:{subject:032x}"),
+        }
+    }
+
+    /// A link gave no answer: it is not used until there is one again.
+    fn lost(&self, link: &Arc<Link>, why: &str) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        let mut is_news = false;
+        for known in &self.links {
+            let is_it = known.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, link));
+            if is_it {
+                known.store(None);
+                is_news = true;
+            }
+        }
+        if is_news {
+            self.note(Some(why.to_owned()));
+            self.failed.notify_one();
+        }
+    }
+
+    /// Notes whether there is an answer; tells when that changes.
+    fn note(&self, why: Option<String>) {
+        let mut known = self.why.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*known, &why) {
+            (None, Some(why)) => {
+                let gateways = self.gateways();
+                log::error!(
+                    "Redis gives no answer: {why}; until it does, limits hold in each of {gateways} \
+                     gateways by themselves ({:?})",
+                    self.spec.when_down
+                );
+            }
+            (Some(_), None) => log::info!("Redis answers; gateways: {}", self.gateways()),
+            _ => {}
+        }
+        *known = why;
+    }
+
+    /// Brings what is known here to a server that has forgotten it, or what it missed while it was away.
+    async fn seed(&self, link: &Link, seed: Seed<'_>, now: Moment) -> Result<(), String> {
+        let (counts, how) = match seed {
+            Seed::Places(counts) => (counts, "set"),
+            Seed::All(counts) => (counts, "set"),
+            Seed::Missed(counts) => (counts, "add"),
+        };
+        for (subject, quantity, known) in counts.known(now) {
+            let is_place = quantity == Quantity::Concurrent;
+            if is_place != matches!(seed, Seed::Places(_)) {
+                continue;
+            }
+            let mut call = self.scripts.seed.prepare_invoke();
+            call.key(self.key(subject, quantity, now.millis));
+            call.arg(kind(quantity)).arg(how).arg(&self.me).arg(extra(quantity, now.millis));
+            for (ago, amount) in &known {
+                call.arg(*ago).arg(*amount);
+            }
+            link.call::<i64>(&call, self.spec.timeout).await?;
+        }
+        Ok(())
+    }
+
+    /// Settles amounts with one round trip.
+    async fn send(&self, link: &Link, settlements: &[Settlement], now: i64) -> Result<(), String> {
+        let mut call = self.scripts.settle.prepare_invoke();
+        call.arg(&self.me);
+        for settlement in settlements {
+            let Settlement { subject, quantity, spot, back, more } = settlement;
+            let is_money = matches!(quantity, Quantity::Money(_));
+            let millis = if is_money { *spot } else { now };
+            call.key(self.key(*subject, *quantity, millis));
+            call.arg(kind(*quantity))
+                .arg((*back).min(NUMBER_MAX / 4))
+                .arg((*more).min(NUMBER_MAX / 4))
+                .arg(if is_money { 0 } else { *spot })
+                .arg(extra(*quantity, millis));
+        }
+        link.call::<i64>(&call, self.spec.timeout).await.map(|_| ())
+    }
+
+    /// Says that we are there; the mark of the server's memory.
+    async fn beat(&self, link: &Link) -> Result<String, String> {
+        let held: SmallVec<[String; 8]> =
+            self.held.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        let prefix = &self.spec.prefix;
+        let mut call = self.scripts.beat.prepare_invoke();
+        call.key(format!("{{{prefix}}}:gateways")).key(format!("{{{prefix}}}:memory"));
+        for key in held {
+            call.key(key);
+        }
+        call.arg(&self.me).arg(format!("{:016x}", fastrand::u64(..)));
+        let (gateways, mark): (usize, String) = link.call(&call, self.spec.timeout).await?;
+        self.gateways.store(gateways.max(1), Ordering::Relaxed);
+        Ok(mark)
+    }
+}
+
+/// What a count is, for the scripts.
+fn kind(quantity: Quantity) -> &'static str {
+    match quantity {
+        Quantity::Requests(_) | Quantity::Tokens(..) => "w",
+        Quantity::Concurrent => "c",
+        Quantity::Money(_) => "m",
+    }
+}
+
+/// What the scripts have to know of it besides.
+fn extra(quantity: Quantity, millis: i64) -> u64 {
+    match quantity {
+        Quantity::Requests(window) | Quantity::Tokens(_, window) => Length::of(window).part(),
+        Quantity::Concurrent => PLACES_KEPT,
+        Quantity::Money(_) => calendar::end(quantity, millis).as_secs() + MONEY_KEPT,
+    }
+}
+
+/// The parts of a window are counted in the scripts, too.
+const _: () = assert!(PARTS == 256);
