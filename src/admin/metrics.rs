@@ -7,6 +7,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response};
 use prometheus::{Encoder, GaugeVec, IntCounterVec, Opts, Registry, TEXT_FORMAT, TextEncoder};
 
+use crate::ledger::Ledger;
 use crate::lifecycle::Lifecycle;
 use crate::pool::{BreakerState, HealthState};
 use crate::runtime::{ReloadState, Runtime};
@@ -20,10 +21,14 @@ pub(super) fn page(
     runtime: &Runtime,
     lifecycle: &Lifecycle,
     reloads: &ReloadState,
+    ledger: Option<&Ledger>,
 ) -> prometheus::Result<Response<Bytes>> {
     let registry = Registry::new();
     process(&registry, lifecycle, reloads)?;
     limits(&registry, runtime)?;
+    if let Some(ledger) = ledger {
+        self::ledger(&registry, ledger)?;
+    }
     pools(&registry, runtime)?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&registry.gather(), &mut text)?;
@@ -56,6 +61,32 @@ fn limits(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
         refused.with_label_values(&[name]).inc_by(tally.refused());
         shadowed.with_label_values(&[name]).inc_by(tally.shadowed());
     }
+    if let Some((gateways, failures, away)) = runtime.limits.shared() {
+        let up = gauge(registry, names::REDIS_UP, &[])?;
+        up.with_label_values::<&str>(&[]).set(f64::from(u8::from(away.is_none())));
+        let failed = counter(registry, names::REDIS_FAILURES, &[])?;
+        failed.with_label_values::<&str>(&[]).inc_by(failures);
+        let count = gauge(registry, names::GATEWAYS, &[])?;
+        #[allow(clippy::cast_precision_loss, reason = "a count of gateways")]
+        count.with_label_values::<&str>(&[]).set(gateways as f64);
+    }
+    Ok(())
+}
+
+fn ledger(registry: &Registry, ledger: &Ledger) -> prometheus::Result<()> {
+    let rows = counter(registry, names::LEDGER_ROWS, &["stage"])?;
+    for (stage, count) in ["spooled", "stored", "dropped"].iter().zip(ledger.state().counts()) {
+        rows.with_label_values(&[stage]).inc_by(count);
+    }
+    let up = gauge(registry, names::LEDGER_UP, &["part"])?;
+    for (part, failure) in ["spool", "database"].iter().zip(ledger.state().failures()) {
+        up.with_label_values(&[part]).set(f64::from(u8::from(failure.is_none())));
+    }
+    let bytes = gauge(registry, names::LEDGER_SPOOL_BYTES, &[])?;
+    #[allow(clippy::cast_precision_loss, reason = "a count of bytes")]
+    bytes.with_label_values::<&str>(&[]).set(ledger.spool_bytes() as f64);
+    let unpriced = counter(registry, names::UNPRICED, &[])?;
+    unpriced.with_label_values::<&str>(&[]).inc_by(ledger.state().unpriced());
     Ok(())
 }
 

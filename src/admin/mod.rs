@@ -17,6 +17,7 @@ use http::{HeaderValue, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde_json::json;
 
+use crate::ledger::Ledger;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::llm::Dialect;
 use crate::refusal::Refusal;
@@ -40,6 +41,7 @@ pub struct Admin {
     lifecycle: Arc<Lifecycle>,
     scope: Scope,
     reloads: Arc<Reloads>,
+    ledger: Option<Arc<Ledger>>,
     dashboard: Dashboard,
 }
 
@@ -51,8 +53,13 @@ const STATUS: &str = "/api/health/status";
 impl Admin {
     /// The pages of `scope`.
     #[must_use]
-    pub fn new(lifecycle: Arc<Lifecycle>, scope: Scope, reloads: Arc<Reloads>) -> Self {
-        Self { lifecycle, scope, reloads, dashboard: Dashboard::new() }
+    pub fn new(
+        lifecycle: Arc<Lifecycle>,
+        scope: Scope,
+        reloads: Arc<Reloads>,
+        ledger: Option<Arc<Ledger>>,
+    ) -> Self {
+        Self { lifecycle, scope, reloads, ledger, dashboard: Dashboard::new() }
     }
 
     /// The page at a path, if there is one.
@@ -71,7 +78,8 @@ impl Admin {
             }
             ("/", _) => Ok(self.dashboard.page()),
             ("/metrics", _) => {
-                let page = metrics::page(runtime, &self.lifecycle, &self.reloads.state());
+                let ledger = self.ledger.as_deref();
+                let page = metrics::page(runtime, &self.lifecycle, &self.reloads.state(), ledger);
                 page.map_err(|error| {
                     log::error!("the metrics cannot be shown: {error}");
                     Refusal::Internal

@@ -69,6 +69,8 @@ pub struct State {
     stored: AtomicU64,
     /// Rows that are lost: there was no room for them.
     dropped: AtomicU64,
+    /// Rows without a price.
+    unpriced: AtomicU64,
     /// Whether the process is about to end.
     is_ending: AtomicBool,
     /// Why the spool or the database does not take rows now.
@@ -87,6 +89,12 @@ impl State {
     #[must_use]
     pub fn counts(&self) -> [u64; 3] {
         [&self.spooled, &self.stored, &self.dropped].map(|count| count.load(Ordering::SeqCst))
+    }
+
+    /// Rows that have no price, since the start.
+    #[must_use]
+    pub fn unpriced(&self) -> u64 {
+        self.unpriced.load(Ordering::SeqCst)
     }
 
     /// Why rows are not taken now: by the disk, by the database.
@@ -143,6 +151,9 @@ impl Ledger {
 
     /// Keeps a row. Returns at once, whatever the disk does.
     pub fn write(&self, row: Row) {
+        if row.cost.is_none() {
+            self.state.unpriced.fetch_add(1, Ordering::SeqCst);
+        }
         match self.queue.try_send(Message::Row(Box::new(row))) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {

@@ -143,7 +143,12 @@ impl Gateway {
                 lifecycle: Arc::clone(&lifecycle),
                 ledger: ledger.clone(),
                 months: Arc::clone(&months),
-                pages: Arc::new(Admin::new(Arc::clone(&lifecycle), scope, Arc::clone(&reloads))),
+                pages: Arc::new(Admin::new(
+                    Arc::clone(&lifecycle),
+                    scope,
+                    Arc::clone(&reloads),
+                    ledger.clone(),
+                )),
                 serves,
             };
             let proxy = http_proxy(&server.configuration, proxy);

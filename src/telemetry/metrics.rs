@@ -24,6 +24,36 @@ pub const LIMITS_SHADOWED: Metric = (
     "Exchanges that a limit in shadow mode would have refused, by its name.",
 );
 
+/// Whether Redis answers.
+pub const REDIS_UP: Metric =
+    ("proxy_redis_up", "1 while Redis answers, 0 while limits hold in each gateway by itself.");
+
+/// Failed round trips.
+pub const REDIS_FAILURES: Metric =
+    ("proxy_redis_failures_total", "Round trips to Redis without an answer.");
+
+/// Gateways.
+pub const GATEWAYS: Metric =
+    ("proxy_gateways", "Gateways that shared limits in Redis when it was last asked.");
+
+/// Rows of the ledger.
+pub const LEDGER_ROWS: Metric = (
+    "proxy_ledger_rows_total",
+    "Rows of the ledger since the start: spooled (safe on disk), stored (in the database), dropped (lost).",
+);
+
+/// Rows that wait.
+pub const LEDGER_SPOOL_BYTES: Metric =
+    ("proxy_ledger_spool_bytes", "Bytes of rows that the ledger's database does not have yet.");
+
+/// Whether the ledger's parts take rows.
+pub const LEDGER_UP: Metric =
+    ("proxy_ledger_up", "1 while a part of the ledger (spool, database) takes rows.");
+
+/// Exchanges without a price.
+pub const UNPRICED: Metric =
+    ("proxy_unpriced_total", "Metered exchanges whose model has no price.");
+
 /// Exchanges that wait.
 pub const QUEUE_LENGTH: Metric =
     ("proxy_queue_length", "Exchanges that wait for a place at a backend.");

@@ -25,6 +25,7 @@ mod lifecycle;
 mod limits;
 mod queue;
 mod retries;
+mod shared;
 mod smuggling;
 mod status;
 mod streaming;
