@@ -5,6 +5,7 @@ mod metrics;
 mod models;
 mod reload;
 mod status;
+mod usage;
 
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use crate::refusal::Refusal;
 use crate::runtime::{PageAnswer, PageRequest, Pages, Reloads, Runtime};
 
 use dashboard::Dashboard;
+use usage::Reports;
 
 /// Which pages an address serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,7 @@ pub struct Admin {
     scope: Scope,
     reloads: Arc<Reloads>,
     ledger: Option<Arc<Ledger>>,
+    reports: Reports,
     dashboard: Dashboard,
 }
 
@@ -59,7 +62,8 @@ impl Admin {
         reloads: Arc<Reloads>,
         ledger: Option<Arc<Ledger>>,
     ) -> Self {
-        Self { lifecycle, scope, reloads, ledger, dashboard: Dashboard::new() }
+        let reports = Reports::new(ledger.clone());
+        Self { lifecycle, scope, reloads, ledger, reports, dashboard: Dashboard::new() }
     }
 
     /// The page at a path, if there is one.
@@ -120,6 +124,10 @@ impl Pages for Admin {
             && let Some(page) = models::answer(runtime, request)
         {
             return Some(page.map_or_else(PageAnswer::Refused, PageAnswer::Now));
+        }
+        if request.path == usage::PATH && matches!(*request.method, Method::GET) {
+            let sees_all = self.scope != Scope::Probes;
+            return Some(self.reports.answer(runtime, request, sees_all));
         }
         let page = self.page(runtime, request)?;
         let page = match *request.method {

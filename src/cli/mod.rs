@@ -1,6 +1,7 @@
 //! The command line: what to do, and how the process ends.
 
 mod key;
+mod usage;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,8 @@ enum Command {
     Demo(DemoArgs),
     /// Make keys for clients
     Key(key::KeyArgs),
+    /// Print who used what, from the ledger
+    Usage(usage::UsageArgs),
 }
 
 const AFTER_HELP: &str = "\
@@ -71,6 +74,7 @@ pub fn run() -> ExitCode {
         Command::Serve => serve(config),
         Command::Check(args) => Ok(check(config, args.against.as_deref())),
         Command::Demo(args) => demo(args.port),
+        Command::Usage(args) => usage::run(&args, config).map(|()| ExitCode::SUCCESS),
         Command::Key(args) => key::run(args, config).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {

@@ -3,6 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, ToSpan};
+
 use crate::names::NameList;
 
 /// One limit: so much of something in a time, for each of what it is counted by.
@@ -80,3 +84,52 @@ pub enum Calendar {
 
 /// The shares that money is counted in for a limit.
 pub const MONEY_UNITS: u64 = 1_000_000_000;
+
+impl Calendar {
+    /// When the time of the calendar began that a moment is in; both in milliseconds since 1970.
+    #[must_use]
+    pub fn begin(self, millis: i64) -> i64 {
+        start(self.first(millis))
+    }
+
+    /// When it is over, in milliseconds since 1970.
+    #[must_use]
+    pub fn end(self, millis: i64) -> i64 {
+        let first = self.first(millis);
+        let next = match self {
+            Self::Day => first.checked_add(1.day()),
+            Self::Month => first.checked_add(1.month()),
+        };
+        next.map_or(i64::MAX, start)
+    }
+
+    fn first(self, millis: i64) -> Date {
+        let time = Timestamp::from_millisecond(millis).unwrap_or_default();
+        let day = time.to_zoned(TimeZone::UTC).date();
+        match self {
+            Self::Day => day,
+            Self::Month => day.first_of_month(),
+        }
+    }
+}
+
+fn start(day: Date) -> i64 {
+    day.to_zoned(TimeZone::UTC).map_or(0, |day| day.timestamp().as_millisecond())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_and_months_begin_and_end_at_midnight_utc() {
+        let now: i64 = "2026-02-28T23:59:59.500Z".parse::<Timestamp>().unwrap().as_millisecond();
+        let shown = |millis| Timestamp::from_millisecond(millis).unwrap().to_string();
+        assert_eq!(shown(Calendar::Day.begin(now)), "2026-02-28T00:00:00Z");
+        assert_eq!(shown(Calendar::Month.begin(now)), "2026-02-01T00:00:00Z");
+        for calendar in [Calendar::Day, Calendar::Month] {
+            assert_eq!(shown(calendar.end(now)), "2026-03-01T00:00:00Z");
+            assert_eq!(calendar.begin(now + 500), now + 500);
+        }
+    }
+}

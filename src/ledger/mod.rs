@@ -22,10 +22,10 @@ use anyhow::{Context, Result};
 
 pub use month::{Month, Months, Taken};
 pub use price::{cost, price_after, without_reserved};
-pub use report::{Dimension, Line, Query};
+pub use report::{Dimension, Line, Query, as_json, moment};
 pub use row::Row;
 
-use crate::config::LedgerSpec;
+use crate::config::{Calendar, LedgerSpec};
 use spool::{Spool, SpoolReader, SpoolWriter};
 use store::Store;
 
@@ -49,6 +49,7 @@ const MILLIS_A_DAY: i64 = 86_400_000;
 
 /// The ledger of this process.
 pub struct Ledger {
+    spec: LedgerSpec,
     queue: SyncSender<Message>,
     state: Arc<State>,
     spool: Arc<Spool>,
@@ -146,7 +147,13 @@ impl Ledger {
                 Filler { spec, reader, store: None, pruned: None, known }.fill(&spool, &state);
             }
         })?;
-        Ok(Self { queue, state, spool, threads: Mutex::new(vec![writer, reader]) })
+        Ok(Self {
+            spec: spec.clone(),
+            queue,
+            state,
+            spool,
+            threads: Mutex::new(vec![writer, reader]),
+        })
     }
 
     /// Keeps a row. Returns at once, whatever the disk does.
@@ -160,6 +167,12 @@ impl Ledger {
                 self.state.dropped.fetch_add(1, Ordering::SeqCst);
             }
         }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn spec(&self) -> &LedgerSpec {
+        &self.spec
     }
 
     /// How it does.
@@ -359,5 +372,5 @@ fn known(store: &mut dyn Store) -> Result<Known> {
         let by = vec![Dimension::Key, Dimension::Service, Dimension::Model];
         store.report(&Query { since, until: i64::MAX / 4, by, key_id: None })
     };
-    Ok(Known { at, month: since(Month::of(at).begin())?, day: since(at - at % MILLIS_A_DAY)? })
+    Ok(Known { at, month: since(Calendar::Month.begin(at))?, day: since(Calendar::Day.begin(at))? })
 }

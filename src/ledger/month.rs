@@ -3,35 +3,17 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use jiff::Timestamp;
-use jiff::civil::Date;
-use jiff::tz::TimeZone;
+use crate::config::Calendar;
 
-/// A month (UTC), as the number of months since year 0.
+/// A month (UTC), by when it began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Month(i32);
+pub struct Month(i64);
 
 impl Month {
     /// That of a time, in milliseconds since 1970.
     #[must_use]
     pub fn of(millis: i64) -> Self {
-        let day = Timestamp::from_millisecond(millis).unwrap_or_default().to_zoned(TimeZone::UTC);
-        Self(i32::from(day.year()) * 12 + i32::from(day.month()) - 1)
-    }
-
-    /// When it began, in milliseconds since 1970.
-    #[must_use]
-    pub fn begin(self) -> i64 {
-        let year = i16::try_from(self.0.div_euclid(12)).unwrap_or_default();
-        let month = i8::try_from(self.0.rem_euclid(12) + 1).unwrap_or(1);
-        let first = Date::new(year, month, 1).and_then(|day| day.to_zoned(TimeZone::UTC));
-        first.map_or(0, |first| first.timestamp().as_millisecond())
-    }
-
-    /// When the next one begins, in milliseconds since 1970.
-    #[must_use]
-    pub fn end(self) -> i64 {
-        Self(self.0 + 1).begin()
+        Self(Calendar::Month.begin(millis))
     }
 }
 
@@ -120,7 +102,6 @@ mod tests {
         let october = Month::of(1_760_000_000_000);
         let november = Month::of(1_762_000_000_000);
         assert!(october < november);
-        assert_eq!((october.end(), november.begin()), (november.begin(), 1_761_955_200_000));
         let take = |month, tokens| months.take(month, &key, "m", tokens, 100);
         assert_eq!(take(october, 60), Taken { before: 0, reserved: 60 });
         assert_eq!(take(october, 60), Taken { before: 60, reserved: 40 });

@@ -1,6 +1,12 @@
 //! What the ledger is asked, and what it answers.
 
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use rust_decimal::Decimal;
+use serde_json::{Map, Value, json};
+
+use crate::config::Calendar;
 
 /// Sums over the rows of a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,7 +174,7 @@ impl Query {
         };
         format!(
             "SELECT {columns}count(*){number}, {}, {}, {}, {}, {}, {}, {} FROM api_usage \
-             WHERE timestamp >= {since} AND timestamp < {until} AND ({key} = '' OR key_id = {key}){group}",
+             WHERE timestamp >= {since} AND timestamp < {until} AND ({key} IS NULL OR key_id = {key}){group}",
             sum("tokens_input"),
             sum("tokens_output"),
             sum("tokens_cached"),
@@ -177,5 +183,142 @@ impl Query {
             sum("CASE WHEN cost IS NULL THEN 1 ELSE 0 END"),
             sum(&format!("CASE WHEN {} THEN 1 ELSE 0 END", sql.is_true)),
         )
+    }
+}
+
+impl Line {
+    /// The sum of lines, with `columns` names of which the first one says so.
+    #[must_use]
+    pub fn total(lines: &[Self], columns: usize) -> Self {
+        let mut names = vec![String::new(); columns];
+        if let Some(first) = names.first_mut() {
+            "total".clone_into(first);
+        }
+        let mut total = Self {
+            names,
+            exchanges: 0,
+            tokens_input: 0,
+            tokens_output: 0,
+            tokens_cached: 0,
+            tokens_reserved: 0,
+            cost: Decimal::ZERO,
+            unpriced: 0,
+            estimated: 0,
+        };
+        for line in lines {
+            total.exchanges += line.exchanges;
+            total.tokens_input += line.tokens_input;
+            total.tokens_output += line.tokens_output;
+            total.tokens_cached += line.tokens_cached;
+            total.tokens_reserved += line.tokens_reserved;
+            total.cost += line.cost;
+            total.unpriced += line.unpriced;
+            total.estimated += line.estimated;
+        }
+        total.cost = total.cost.normalize();
+        total
+    }
+
+    fn as_json(&self, columns: &[&str]) -> Value {
+        let mut object = Map::new();
+        for (column, name) in columns.iter().zip(&self.names) {
+            object.insert((*column).to_owned(), name.as_str().into());
+        }
+        for (key, number) in [
+            ("exchanges", self.exchanges),
+            ("tokens_input", self.tokens_input),
+            ("tokens_output", self.tokens_output),
+            ("tokens_cached", self.tokens_cached),
+            ("tokens_reserved", self.tokens_reserved),
+        ] {
+            object.insert(key.to_owned(), number.into());
+        }
+        // As a text: a JSON number may be read as one that is not exact.
+        object.insert("cost".to_owned(), self.cost.to_string().into());
+        object.insert("unpriced".to_owned(), self.unpriced.into());
+        object.insert("estimated".to_owned(), self.estimated.into());
+        Value::Object(object)
+    }
+}
+
+/// A report as JSON.
+#[must_use]
+pub fn as_json(query: &Query, lines: &[Line], currency: &str) -> Value {
+    let columns = query.columns();
+    let time = |millis| Timestamp::from_millisecond(millis).unwrap_or_default().to_string();
+    let data: Vec<Value> = lines.iter().map(|line| line.as_json(&columns)).collect();
+    json!({
+        "since": time(query.since),
+        "until": time(query.until),
+        "currency": currency,
+        "data": data,
+        "total": Line::total(lines, 0).as_json(&[]),
+    })
+}
+
+/// Reads a moment, in milliseconds since 1970: so long before now (`7d`, `24h`, `90m`), `today`, `month`, a day
+/// (its beginning, UTC) or a time.
+#[must_use]
+pub fn moment(text: &str, now: i64) -> Option<i64> {
+    let text = text.trim();
+    match text {
+        "today" => return Some(Calendar::Day.begin(now)),
+        "month" => return Some(Calendar::Month.begin(now)),
+        "now" => return Some(now),
+        _ => {}
+    }
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Some(time.as_millisecond());
+    }
+    if let Ok(day) = text.parse::<Date>() {
+        return Some(start(day));
+    }
+    let digits = text.trim_end_matches(|last: char| last.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "d" => 86_400_000,
+        "h" => 3_600_000,
+        "m" => 60_000,
+        _ => return None,
+    };
+    let ago = digits.parse::<u32>().ok()?;
+    Some(now - i64::from(ago) * unit)
+}
+
+fn start(day: Date) -> i64 {
+    day.to_zoned(TimeZone::UTC).map_or(0, |day| day.timestamp().as_millisecond())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_read_as_people_write_them() {
+        let now = "2026-02-28T12:34:56.789Z".parse::<Timestamp>().unwrap().as_millisecond();
+        let shown =
+            |text| moment(text, now).map(|at| Timestamp::from_millisecond(at).unwrap().to_string());
+        for (text, expected) in [
+            ("7d", "2026-02-21T12:34:56.789Z"),
+            ("24h", "2026-02-27T12:34:56.789Z"),
+            ("90m", "2026-02-28T11:04:56.789Z"),
+            ("today", "2026-02-28T00:00:00Z"),
+            ("month", "2026-02-01T00:00:00Z"),
+            ("2026-01-31", "2026-01-31T00:00:00Z"),
+            ("2026-01-31T12:00:00+02:00", "2026-01-31T10:00:00Z"),
+        ] {
+            assert_eq!(shown(text).as_deref(), Some(expected), "{text}");
+        }
+        for wrong in ["", "7", "7w", "-1d", "yesterday", "2026-13-01"] {
+            assert_eq!(moment(wrong, now), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn dimensions_are_read_once_each() {
+        assert_eq!(
+            Dimension::parse_list("key, model,day,key"),
+            Ok(vec![Dimension::Key, Dimension::Model, Dimension::Day])
+        );
+        assert!(Dimension::parse_list("key,colour").unwrap_err().contains("\"colour\" is none of"));
     }
 }

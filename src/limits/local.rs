@@ -9,7 +9,7 @@ use pingora_limits::inflight::{Guard, Inflight};
 use pingora_limits::rate::Rate;
 
 use super::window::{Length, Window};
-use super::{Moment, calendar};
+use super::{Moment, until_end};
 use crate::config::{Calendar, Quantity};
 
 /// So many locks share all counts.
@@ -65,6 +65,13 @@ pub(super) struct Standing {
     pub(super) reset: Duration,
 }
 
+/// What there is of a count: of a window by how many parts ago it was, of all others at once.
+pub(super) struct Known {
+    pub(super) subject: Subject,
+    pub(super) quantity: Quantity,
+    pub(super) amounts: Vec<(u64, u64)>,
+}
+
 /// That an amount does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Exceeded {
@@ -118,7 +125,7 @@ impl Counts {
             Count::Money { begin, spent, reserved, .. } => {
                 // What is spent may be over already; what is left is for who comes first.
                 if spent.saturating_add(*reserved).saturating_add(amount) > max || *spent >= max {
-                    Err(calendar::end(quantity, now.millis))
+                    Err(until_end(quantity, now.millis))
                 } else {
                     *reserved += amount;
                     Ok(Spot::Since(*begin))
@@ -141,8 +148,8 @@ impl Counts {
         }
     }
 
-    /// What there is of each count: of a window by how many parts ago it was, of all others at once.
-    pub(super) fn known(&self, now: Moment) -> Vec<(Subject, Quantity, Vec<(u64, u64)>)> {
+    /// What there is of each count.
+    pub(super) fn known(&self, now: Moment) -> Vec<Known> {
         let mut known = Vec::new();
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,7 +161,7 @@ impl Counts {
                     Count::Money { spent, .. } => vec![(0, *spent)],
                 };
                 if amounts.iter().any(|(_, amount)| *amount > 0) {
-                    known.push((*subject, *quantity, amounts));
+                    known.push(Known { subject: *subject, quantity: *quantity, amounts });
                 }
             }
         }
@@ -207,7 +214,7 @@ impl Count {
             }
             Quantity::Concurrent => Self::Concurrent(0),
             Quantity::Money(calendar) => {
-                let begin = calendar::begin(calendar, now.millis);
+                let begin = calendar.begin(now.millis);
                 Self::Money { calendar, begin, spent: 0, reserved: 0 }
             }
         }
@@ -216,7 +223,7 @@ impl Count {
     /// Begins anew with a new time of the calendar. The clock may be set back: then nothing changes.
     fn turn(&mut self, now: Moment) {
         let Self::Money { calendar, begin, spent, reserved } = self else { return };
-        let current = calendar::begin(*calendar, now.millis);
+        let current = calendar.begin(now.millis);
         if current > *begin {
             (*begin, *spent, *reserved) = (current, 0, 0);
         }
@@ -231,7 +238,7 @@ impl Count {
             Self::Concurrent(count) => Standing { used: *count, reset: Duration::ZERO },
             Self::Money { spent, reserved, .. } => Standing {
                 used: spent.saturating_add(*reserved),
-                reset: calendar::end(quantity, now.millis),
+                reset: until_end(quantity, now.millis),
             },
         }
     }

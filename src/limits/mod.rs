@@ -3,7 +3,6 @@
 //! What an exchange may take is reserved before, and settled after it for what it took: so many exchanges at
 //! once do not take more than one after the other. What is not settled is given back.
 
-mod calendar;
 mod local;
 mod shared;
 mod window;
@@ -193,6 +192,13 @@ impl Rule {
             Quantity::Money(_) => (ask.cost)(ask.input, ask.output),
         }
     }
+}
+
+/// How long until the time of the calendar is over that a quantity is counted in.
+fn until_end(quantity: Quantity, millis: i64) -> Duration {
+    let Quantity::Money(calendar) = quantity else { return Duration::ZERO };
+    let left = calendar.end(millis).saturating_sub(millis);
+    Duration::from_millis(u64::try_from(left).unwrap_or_default())
 }
 
 fn count(tokens: Tokens, input: u64, output: u64) -> u64 {
@@ -508,10 +514,39 @@ impl Limits {
                     Calendar::Month => "month",
                 };
                 let currency = &self.currency;
-                (LimitKind::Budget, format!("{} {currency} a {time}", money(*max)))
+                let left = max.saturating_sub(used);
+                let rest = if left == 0 {
+                    "is used up".to_owned()
+                } else {
+                    let (left, asked) = (money(left), money(amount));
+                    format!(
+                        "has {left} left, and this may cost {asked}: a lower max_tokens may fit"
+                    )
+                };
+                (LimitKind::Budget, format!("{} {currency} a {time} {rest}", money(*max)))
             }
         };
         Refusal::Limited { name: name.to_string(), kind, what, retry_after: exceeded.wait }
+    }
+
+    /// The budgets that a key has for all that it does: their names, of which time they are, and how much, in shares of
+    /// money.
+    #[must_use]
+    pub fn budgets(&self, key: &str, name: &str) -> Vec<(String, Calendar, u64)> {
+        let own = self.own.get(key).into_iter().flatten();
+        let budget = |rule: &Arc<Rule>| {
+            let LimitSpec { name: limit, per, keys, models, services, quantity, max, .. } =
+                &rule.spec;
+            let is_its = *per == Per::Key && models.is_none() && services.is_none();
+            let holds = keys.as_ref().is_none_or(|keys| keys.holds(key) || keys.holds(name));
+            match quantity {
+                Quantity::Money(calendar) if is_its && holds => {
+                    Some((limit.to_string(), *calendar, *max))
+                }
+                _ => None,
+            }
+        };
+        self.rules.iter().chain(own).filter_map(budget).collect()
     }
 
     /// How it is with the server that gateways share: none where there is none; how many gateways there are, how

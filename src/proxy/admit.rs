@@ -173,7 +173,7 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
     let snapshot = &runtime.snapshot;
     check_bounds(head, &snapshot.client)?;
     check_head(head)?;
-    let (path, _) = split_target(head);
+    let (path, query) = split_target(head);
     let client = client(session, &snapshot.trusted_proxies, snapshot.trusts_unix);
     let is_traffic = proxy.serves == Serves::PagesAndTraffic;
     let is_probe = matches!(path, b"/health" | b"/ready");
@@ -182,7 +182,8 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
     }
     if let Ok(path) = std::str::from_utf8(path) {
         let (method, headers) = (&head.method, &head.headers);
-        let request = PageRequest { method, path, headers, client: client.address };
+        let query = std::str::from_utf8(query).unwrap_or_default();
+        let request = PageRequest { method, path, query, headers, client: client.address };
         if let Some(page) = proxy.pages.answer(runtime, &request) {
             return Ok(Decision::Page(page));
         }

@@ -131,6 +131,10 @@ pub enum Refusal {
         /// When it allows this.
         retry_after: Duration,
     },
+    /// There is no ledger to ask.
+    NoLedger,
+    /// As many reports are being made as there is room for.
+    TooManyReports,
     /// How much of its limits the client has taken is not known, because Redis gives no answer.
     LimitsUnknown,
     /// The backend broke the protocol or died before it answered.
@@ -217,6 +221,7 @@ impl Refusal {
             Self::Draining
             | Self::TooManyConnections
             | Self::TooManyBodies
+            | Self::TooManyReports
             | Self::LimitsUnknown => Some(1),
             _ => None,
         }

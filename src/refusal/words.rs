@@ -69,23 +69,21 @@ impl Refusal {
             Self::UrlTooLong { bytes_max } => too_large("target is longer", *bytes_max),
             Self::HeadTooLarge { bytes_max } => too_large("headers are larger", *bytes_max),
             Self::Limited { name, kind: LimitKind::Budget, what, .. } => {
-                format!("the budget \"{name}\" of {what} is used up")
+                format!("the budget \"{name}\" of {what}")
             }
             Self::Limited { name, what, retry_after, .. } => limited(name, what, *retry_after),
+            Self::NoLedger => "usage is not kept here (no \"ledger\" is configured)".into(),
             Self::Internal => "the gateway failed; its log has the reason".into(),
             Self::BackendFailed { pool } => {
                 format!("the backend of {} failed before it answered", echo(pool))
             }
-            Self::NoBackend { pool, .. } => {
-                format!("no backend of {} is available now; try again later", echo(pool))
-            }
-            Self::Busy { pool, .. } => {
-                format!("every backend of {} is busy; try again later", echo(pool))
-            }
+            Self::NoBackend { pool, .. } => later("no backend of", pool, "available now"),
+            Self::Busy { pool, .. } => later("every backend of", pool, "busy"),
             Self::Interrupted { pool, why } => {
                 format!("the answer of {} was interrupted: {why}", echo(pool))
             }
             Self::TooManyConnections => try_again("too many open connections"),
+            Self::TooManyReports => try_again("other reports are being made"),
             Self::LimitsUnknown => try_again("rate limits cannot be looked up"),
             Self::Draining => try_again("the gateway is shutting down"),
             Self::BackendSlow { pool, deadline, limit } => format!(
@@ -145,4 +143,8 @@ fn try_again(why: &str) -> String {
 
 fn too_slow(what: &str) -> String {
     format!("the request {what} did not arrive in time")
+}
+
+fn later(who: &str, pool: &str, how: &str) -> String {
+    format!("{who} {} is {how}; try again later", echo(pool))
 }

@@ -170,6 +170,8 @@ pub struct PageRequest<'a> {
     pub method: &'a Method,
     /// The raw path.
     pub path: &'a str,
+    /// The raw query, with its question mark.
+    pub query: &'a str,
     /// The headers.
     pub headers: &'a HeaderMap,
     /// Where the client is.

@@ -368,3 +368,106 @@ fn the_ledger_survives_a_restart_and_tiers_go_on_from_it() {
     });
     drop(first);
 }
+
+/// Two keys, with what each of them asks for.
+fn busy_gateway(top: &str) -> (Gateway, Upstream) {
+    let upstream = json_answer(
+        r#"{"usage":{"prompt_tokens":100,"completion_tokens":50,"prompt_tokens_details":{"cached_tokens":40}}}"#,
+    );
+    let key = |name: &str, more: &str| {
+        let digest = ring::digest::digest(&ring::digest::SHA256, format!("tg-{name}").as_bytes());
+        let hash: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("  - {{id: key-{name}, name: \"{name}, Inc.\", hash: \"sha256:{hash}\"{more}}}\n")
+    };
+    let top = format!(
+        "{top}{LEDGER}\nprices: {{per: 1, currency: EUR, models: {{mdl: {{input: 0.001, output: 0.002, cached: 0}}}}}}\n\
+         limits: [{{name: purse, per: key, budget_monthly: 10}}]\nkeys:\n{}{}{}",
+        key("a", ""),
+        key("b", ", limits: [{name: day, budget_daily: 1}]"),
+        key("root", ", admin: true"),
+    );
+    let gateway = Gateway::start(&config(&top, &[&upstream]));
+    for key in ["a", "a", "b"] {
+        let headers = [&format!("X-API-Key: tg-{key}")[..]];
+        let answer = post(gateway.address(), CHAT, &headers, r#"{"model":"mdl","max_tokens":50}"#);
+        assert_eq!(answer.status, 200);
+    }
+    wait_rows(&gateway, 3);
+    (gateway, upstream)
+}
+
+#[test]
+fn the_command_line_sums_the_ledger_up() {
+    let (gateway, _upstream) = busy_gateway("");
+    let usage = |arguments: &[&str]| {
+        let output =
+            crate::harness::run_program(gateway.folder(), &[], &[&["usage"], arguments].concat());
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{error}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let table = usage(&["--by", "key,model"]);
+    let lines: Vec<Vec<&str>> =
+        table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0][..6], ["KEY", "USER", "MODEL", "EXCHANGES", "INPUT", "OUTPUT"]);
+    assert_eq!(
+        lines[1],
+        ["key-a", "a,", "Inc.", "mdl", "2", "200", "100", "80", "0", "0.32", "0", "0"]
+    );
+    assert_eq!(lines[3], ["total", "3", "300", "150", "120", "0", "0.48", "0", "0"]);
+    let csv = usage(&["--by", "user,day", "--since", "24h", "--format", "csv"]);
+    assert!(csv.starts_with("user,day,exchanges,input,output,cached,reserved,cost,unpriced,estimated\r\n\"a, Inc.\",20"), "{csv}");
+    let json: serde_json::Value =
+        serde_json::from_str(&usage(&["--by", "user", "--key", "key-b", "--format", "json"]))
+            .unwrap();
+    assert_eq!(json["data"].as_array().unwrap().len(), 1);
+    assert_eq!(json["data"][0]["cost"], "0.16");
+    assert_eq!((&json["currency"], &json["total"]["exchanges"]), (&json!("EUR"), &json!(1)));
+    let none = usage(&["--since", "2020-01-01", "--until", "2020-02-01", "--format", "csv"]);
+    assert_eq!(none.lines().count(), 1);
+    let wrong = crate::harness::run_program(gateway.folder(), &[], &["usage", "--by", "colour"]);
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("\"colour\" is none of key, user"));
+}
+
+#[test]
+fn a_key_sees_its_own_usage_and_an_admins_key_all() {
+    let (gateway, _upstream) = busy_gateway("");
+    let ask = |key: &str, query: &str| {
+        get(gateway.address(), &format!("/api/usage{query}"), &[&format!("X-API-Key: tg-{key}")])
+    };
+    let own = ask("a", "").json();
+    assert_eq!(own["total"]["cost"], "0.32");
+    assert_eq!(
+        own["budgets"],
+        json!([{"name": "purse", "per": "month", "limit": "10", "spent": "0.32", "remaining": "9.68"}])
+    );
+    let budgets = ask("b", "?by=model").json()["budgets"].clone();
+    assert_eq!(
+        budgets[1],
+        json!({"name": "day", "per": "day", "limit": "1", "spent": "0.16", "remaining": "0.84"})
+    );
+    assert_eq!(ask("a", "?by=user").json()["data"].as_array().unwrap().len(), 1);
+    assert_eq!(ask("a", "?key=key-a").status, 200);
+    for query in ["?key=key-b", "?by=colour", "?since=never", "?x=1"] {
+        assert_eq!(ask("a", query).status, 400, "{query}");
+    }
+    let all = ask("root", "?by=user,model&since=today").json();
+    let users: Vec<&str> =
+        all["data"].as_array().unwrap().iter().map(|line| line["user"].as_str().unwrap()).collect();
+    assert_eq!(users, ["a, Inc.", "b, Inc."]);
+    assert_eq!(ask("root", "?key=key-b").json()["total"]["exchanges"], 1);
+    assert_eq!(ask("wrong", "").status, 401);
+}
+
+#[test]
+fn beside_an_admin_address_the_traffic_address_shows_a_key_its_own_usage_only() {
+    let (mut gateway, _upstream) = busy_gateway("admin: {listen: 127.0.0.1:0}\n");
+    let line = gateway.wait_log("status and dashboard on");
+    let admin = line.rsplit("http://").next().unwrap().trim().parse().unwrap();
+    let total = |to| {
+        let answer = get(to, "/api/usage?by=user", &["X-API-Key: tg-root"]);
+        answer.json()["total"]["exchanges"].as_u64()
+    };
+    assert_eq!((total(gateway.address()), total(admin)), (Some(0), Some(3)));
+}

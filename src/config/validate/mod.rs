@@ -167,13 +167,12 @@ fn snapshot(
             .shutdown_timeout
             .map_or(context.defaults.shutdown_timeout, |span| span.0),
         client: client_bounds(file, problems),
-        idle_connections: file
-            .upstream
-            .as_ref()
-            .and_then(|upstream| upstream.idle_connections)
-            .unwrap_or(context.defaults.idle_connections) as usize,
+        idle_connections: {
+            let written = file.upstream.as_ref().and_then(|it| it.idle_connections);
+            written.unwrap_or(context.defaults.idle_connections) as usize
+        },
         replay: replay(file),
-        reload_on_change: file.reload.as_ref().and_then(|reload| reload.watch).unwrap_or(true),
+        reload_on_change: file.reload.as_ref().and_then(|it| it.watch).unwrap_or(true),
         files: Vec::new(),
         dns_refresh: positive(
             file.dns.as_ref().and_then(|dns| dns.refresh),

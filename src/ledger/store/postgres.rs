@@ -205,7 +205,7 @@ impl Store for Postgres {
     #[allow(clippy::cast_precision_loss, reason = "milliseconds are below 2^52")]
     fn report(&mut self, query: &Query) -> Result<Vec<Line>> {
         let sql = query.sql(&Sql::POSTGRES);
-        let key = query.key_id.clone().unwrap_or_default();
+        let key = query.key_id.as_deref();
         let (since, until) = (query.since as f64, query.until as f64);
         let columns = query.columns().len();
         let rows = timed(&self.executor, async {

@@ -183,7 +183,7 @@ impl Store for Sqlite {
         let sql = query.sql(&Sql::SQLITE);
         let mut statement = self.connection.prepare(&sql)?;
         let columns = query.columns().len();
-        let key = query.key_id.as_deref().unwrap_or_default();
+        let key = query.key_id.as_deref();
         let rows =
             statement.query_map(params![time(query.since), time(query.until), key], |row| {
                 let number = |at: usize| -> rusqlite::Result<u64> {

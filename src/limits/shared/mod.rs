@@ -12,9 +12,9 @@ use redis::Script;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, mpsc};
 
-use super::local::{Counts, Exceeded, Standing, Subject};
+use super::local::{Counts, Exceeded, Known, Standing, Subject};
 use super::window::{Length, PARTS};
-use super::{Clock, Moment, calendar};
+use super::{Clock, Moment, until_end};
 use crate::config::{Quantity, RedisSpec};
 use link::Link;
 
@@ -175,7 +175,7 @@ impl Shared {
         let standing = |used: i64, reset: i64, quantity: Quantity| Standing {
             used: used.max(0).cast_unsigned(),
             reset: match quantity {
-                Quantity::Money(_) => calendar::end(quantity, now_millis),
+                Quantity::Money(_) => until_end(quantity, now_millis),
                 _ => millis(reset),
             },
         };
@@ -193,7 +193,7 @@ impl Shared {
                 let taken = parts.map(|(part, claim)| {
                     self.hold(claim, now_millis, true);
                     let begin = match claim.quantity {
-                        Quantity::Money(calendar) => calendar::begin(calendar, now_millis),
+                        Quantity::Money(calendar) => calendar.begin(now_millis),
                         _ => part[2],
                     };
                     (standing(part[0], part[1], claim.quantity), begin)
@@ -236,7 +236,7 @@ impl Shared {
         let prefix = &self.spec.prefix;
         match quantity {
             Quantity::Money(calendar) => {
-                let begin = calendar::begin(calendar, millis);
+                let begin = calendar.begin(millis);
                 format!("{{{prefix}}}:limit:{subject:032x}:{begin}")
             }
             _ => format!("{{{prefix}}}:limit:{subject:032x}"),
@@ -285,7 +285,7 @@ impl Shared {
             Seed::All(counts) => (counts, "set"),
             Seed::Missed(counts) => (counts, "add"),
         };
-        for (subject, quantity, known) in counts.known(now) {
+        for Known { subject, quantity, amounts } in counts.known(now) {
             let is_place = quantity == Quantity::Concurrent;
             if is_place != matches!(seed, Seed::Places(_)) {
                 continue;
@@ -293,7 +293,7 @@ impl Shared {
             let mut call = self.scripts.seed.prepare_invoke();
             call.key(self.key(subject, quantity, now.millis));
             call.arg(kind(quantity)).arg(how).arg(&self.me).arg(extra(quantity, now.millis));
-            for (ago, amount) in &known {
+            for (ago, amount) in &amounts {
                 call.arg(*ago).arg(*amount);
             }
             link.call::<i64>(&call, self.spec.timeout).await?;
@@ -350,7 +350,7 @@ fn extra(quantity: Quantity, millis: i64) -> u64 {
     match quantity {
         Quantity::Requests(window) | Quantity::Tokens(_, window) => Length::of(window).part(),
         Quantity::Concurrent => PLACES_KEPT,
-        Quantity::Money(_) => calendar::end(quantity, millis).as_secs() + MONEY_KEPT,
+        Quantity::Money(_) => until_end(quantity, millis).as_secs() + MONEY_KEPT,
     }
 }
 

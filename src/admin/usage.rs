@@ -1,0 +1,152 @@
+//! `GET /api/usage`: sums over the ledger. Who may see what concerns all sees all; every key sees its own.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use percent_encoding::percent_decode_str;
+use rust_decimal::Decimal;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::{json_page, refusal_page};
+use crate::auth::Grant;
+use crate::config::{Calendar, LedgerSpec, MONEY_UNITS};
+use crate::ledger::{self, Dimension, Ledger, Line, Query, Row};
+use crate::refusal::Refusal;
+use crate::runtime::{PageAnswer, PageRequest, Runtime};
+
+pub(super) const PATH: &str = "/api/usage";
+
+/// Reports that are made at the same time: each keeps a thread and the database busy.
+const AT_ONCE: usize = 2;
+
+/// Makes reports.
+pub(super) struct Reports {
+    ledger: Option<Arc<Ledger>>,
+    room: Arc<Semaphore>,
+}
+
+impl Reports {
+    pub(super) fn new(ledger: Option<Arc<Ledger>>) -> Self {
+        Self { ledger, room: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+
+    /// The report that is asked for; `sees_all`: also of others, for who may.
+    pub(super) fn answer(
+        &self,
+        runtime: &Runtime,
+        request: &PageRequest<'_>,
+        sees_all: bool,
+    ) -> PageAnswer {
+        let refused = |refusal: &Refusal| PageAnswer::Now(refusal_page(refusal));
+        let grant = match runtime.grant(request.headers, request.client) {
+            Ok(grant) => grant,
+            Err(refusal) => return refused(&refusal),
+        };
+        let Some(ledger) = &self.ledger else { return refused(&Refusal::NoLedger) };
+        let now = Row::now();
+        let query = match query(request.query, now, &grant, sees_all) {
+            Ok(query) => query,
+            Err(reason) => return refused(&Refusal::BadRequest { reason }),
+        };
+        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
+            return refused(&Refusal::TooManyReports);
+        };
+        let spec = ledger.spec().clone();
+        let currency = Arc::clone(&runtime.snapshot.prices.currency);
+        let budgets = runtime.limits.budgets(&grant.key_id, &grant.name);
+        PageAnswer::Later(Box::pin(async move {
+            let made = tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                page(&spec, &query, &currency, &grant, &budgets, now)
+            });
+            match made.await {
+                Ok(Ok(page)) => page,
+                Ok(Err(error)) => {
+                    log::error!("the ledger cannot be read: {error:#}");
+                    failed()
+                }
+                Err(_) => failed(),
+            }
+        }))
+    }
+}
+
+fn failed() -> Response<Bytes> {
+    let mut page = refusal_page(&Refusal::Internal);
+    *page.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    page
+}
+
+/// A budget that holds for a key: its name, of which time it is, and how much it is.
+pub(super) type Budget = (String, Calendar, u64);
+
+fn page(
+    spec: &LedgerSpec,
+    query: &Query,
+    currency: &str,
+    grant: &Grant,
+    budgets: &[Budget],
+    now: i64,
+) -> anyhow::Result<Response<Bytes>> {
+    let lines = if ledger::exists(spec) { ledger::report(spec, query)? } else { Vec::new() };
+    let mut report = ledger::as_json(query, &lines, currency);
+    if !budgets.is_empty() {
+        let states: anyhow::Result<Vec<Value>> =
+            budgets.iter().map(|budget| state(spec, budget, grant, now)).collect();
+        report["budgets"] = Value::from(states?);
+    }
+    Ok(json_page(&report))
+}
+
+/// How a budget of a key stands.
+fn state(
+    spec: &LedgerSpec,
+    (name, calendar, max): &Budget,
+    grant: &Grant,
+    now: i64,
+) -> anyhow::Result<Value> {
+    let key_id = Some(grant.key_id.to_string());
+    let query = Query { since: calendar.begin(now), until: now + 1, by: Vec::new(), key_id };
+    let spent = Line::total(&ledger::report(spec, &query)?, 0).cost;
+    let limit = Decimal::from(*max) / Decimal::from(MONEY_UNITS);
+    Ok(json!({
+        "name": name,
+        "per": match calendar { Calendar::Day => "day", Calendar::Month => "month" },
+        "limit": limit.normalize().to_string(),
+        "spent": spent.to_string(),
+        "remaining": (limit - spent).max(Decimal::ZERO).normalize().to_string(),
+    }))
+}
+
+/// What is asked for.
+fn query(raw: &str, now: i64, grant: &Grant, sees_all: bool) -> Result<Query, &'static str> {
+    const WHEN: &str =
+        "since and until take 7d, 24h, today, month, 2026-01-31 or 2026-01-31T12:00:00Z";
+    let sees_all = sees_all && grant.is_admin;
+    let mut query = Query {
+        since: Calendar::Month.begin(now),
+        until: now + 1,
+        by: if sees_all { vec![Dimension::Key] } else { Vec::new() },
+        key_id: (!sees_all).then(|| grant.key_id.to_string()),
+    };
+    for pair in raw.trim_start_matches('?').split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = percent_decode_str(value).decode_utf8_lossy();
+        match name {
+            "since" => query.since = ledger::moment(&value, now).ok_or(WHEN)?,
+            "until" => query.until = ledger::moment(&value, now).ok_or(WHEN)?,
+            "by" => {
+                query.by = Dimension::parse_list(&value).map_err(
+                    |_| "by takes key, user, service, model, backend, day, month and status",
+                )?;
+            }
+            "key" if sees_all => query.key_id = Some(value.into_owned()),
+            "key" if *value == *grant.key_id => {}
+            "key" => return Err("a key may ask for its own usage only"),
+            _ => return Err("it takes by, since, until and key"),
+        }
+    }
+    Ok(query)
+}
