@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 30
 
 # Pingora links zlib-ng and zstd, which are built with cmake and a C compiler.
 BUILD_PACKAGES = cmake gcc libc6-dev make
-TEST_PACKAGES = curl nodejs npm python3-venv
+TEST_PACKAGES = curl nodejs npm postgresql python3-venv redis-server
 
 .PHONY: help demo build test unit lint clients bench chaos endurance fuzz install uninstall deps test-deps clean
 
@@ -27,6 +27,7 @@ test: deps test-deps lint unit ## lint, then run all tests; installs what they n
 unit: clients
 	$(CARGO) test --locked
 	$(CARGO) test --locked --test stress -- streams
+	$(CARGO) test --locked --test stress -- limits
 
 lint: deps
 	$(CARGO) fmt --check

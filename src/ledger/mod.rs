@@ -64,7 +64,7 @@ enum Message {
 /// How the ledger does.
 #[derive(Debug, Default)]
 pub struct State {
-    /// Rows that are safe on disk.
+    /// Rows that are on disk, whatever happens to the process or the machine.
     spooled: AtomicU64,
     /// Rows that the database has.
     stored: AtomicU64,
@@ -147,13 +147,12 @@ impl Ledger {
                 Filler { spec, reader, store: None, pruned: None, known }.fill(&spool, &state);
             }
         })?;
-        Ok(Self {
-            spec: spec.clone(),
-            queue,
-            state,
-            spool,
-            threads: Mutex::new(vec![writer, reader]),
-        })
+        let syncer = std::thread::Builder::new().name("ledger-sync".to_owned()).spawn({
+            let (state, spool) = (Arc::clone(&state), Arc::clone(&spool));
+            move || sync_spool(&spool, &state)
+        })?;
+        let threads = Mutex::new(vec![writer, reader, syncer]);
+        Ok(Self { spec: spec.clone(), queue, state, spool, threads })
     }
 
     /// Keeps a row. Returns at once, whatever the disk does.
@@ -247,7 +246,6 @@ fn write_spool(rows: &Receiver<Message>, spool: &Arc<Spool>, state: &State) {
         while !batch.is_empty() {
             match writer.append(&batch) {
                 Ok(()) => {
-                    state.spooled.fetch_add(batch.len() as u64, Ordering::SeqCst);
                     state.note(Part::Spool, None);
                     batch.clear();
                 }
@@ -266,6 +264,24 @@ fn write_spool(rows: &Receiver<Message>, spool: &Arc<Spool>, state: &State) {
         told = tell_dropped(state, told);
     }
     spool.finish();
+}
+
+/// Sees to it that what is written outlives the machine. Rows that come meanwhile wait for the next time.
+fn sync_spool(spool: &Spool, state: &State) {
+    let mut synced = 0;
+    loop {
+        match spool.sync(synced) {
+            Ok(Some(rows)) => {
+                synced = rows;
+                state.spooled.store(rows, Ordering::SeqCst);
+            }
+            Ok(None) => return,
+            Err(error) => {
+                log::error!("rows of the ledger may not be on the disk: {error}");
+                std::thread::park_timeout(RETRY);
+            }
+        }
+    }
 }
 
 /// Says, now and then, how many rows were lost.
@@ -370,7 +386,7 @@ fn known(store: &mut dyn Store) -> Result<Known> {
     let at = Row::now();
     let mut since = |since| {
         let by = vec![Dimension::Key, Dimension::Service, Dimension::Model];
-        store.report(&Query { since, until: i64::MAX / 4, by, key_id: None })
+        store.report(&Query { since, until: at + MILLIS_A_DAY, by, key_id: None })
     };
     Ok(Known { at, month: since(Calendar::Month.begin(at))?, day: since(Calendar::Day.begin(at))? })
 }

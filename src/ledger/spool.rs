@@ -39,6 +39,9 @@ struct Files {
     left: usize,
     /// One more with each change.
     changes: u64,
+    /// Files that were written to and may not be on the disk yet, and rows in them since the start.
+    unsynced: Vec<Arc<File>>,
+    rows: u64,
     is_finished: bool,
 }
 
@@ -104,6 +107,27 @@ impl Spool {
         self.files().is_finished
     }
 
+    /// Waits for rows beyond so many, and sees to it that they outlive the machine. How many there are then; none:
+    /// there will be no more.
+    ///
+    /// # Errors
+    /// When the disk does not take them.
+    pub(super) fn sync(&self, synced: u64) -> io::Result<Option<u64>> {
+        let is_done = |files: &mut Files| files.rows == synced && !files.is_finished;
+        let mut files =
+            self.changed.wait_while(self.files(), is_done).unwrap_or_else(PoisonError::into_inner);
+        if files.rows == synced {
+            return Ok(None);
+        }
+        let (rows, unsynced) = (files.rows, std::mem::take(&mut files.unsynced));
+        drop(files);
+        if let Err(error) = unsynced.iter().try_for_each(|file| file.sync_data()) {
+            self.files().unsynced.extend(unsynced);
+            return Err(error);
+        }
+        Ok(Some(rows))
+    }
+
     /// Waits, at most so long, until there were more changes than that.
     pub(super) fn wait(&self, changes: u64, longest: Duration) {
         let is_same = |files: &mut Files| files.changes == changes;
@@ -125,7 +149,8 @@ impl SpoolWriter {
         Self { spool: Arc::clone(spool), current: None, written: 0, count: 0, text: Vec::new() }
     }
 
-    /// Writes rows down, so that they outlive the process and the machine. All of them or none.
+    /// Writes rows down, so that they outlive the process; [`Spool::sync`] sees to it that they outlive the machine. All
+    /// of them or none.
     ///
     /// # Errors
     /// When the disk does not take them, or there are as many already as there may be.
@@ -141,8 +166,7 @@ impl SpoolWriter {
         }
         let file = self.file()?;
         // Not behind what a write left that failed half-way, but over it.
-        let done = file.write_all_at(&self.text, self.written).and_then(|()| file.sync_data());
-        if let Err(error) = done {
+        if let Err(error) = file.write_all_at(&self.text, self.written) {
             let _ = file.set_len(self.written);
             return Err(error);
         }
@@ -154,6 +178,10 @@ impl SpoolWriter {
             entry.is_open = is_open;
         }
         files.changes += 1;
+        files.rows += rows.len() as u64;
+        if !files.unsynced.iter().any(|known| Arc::ptr_eq(known, &file)) {
+            files.unsynced.push(Arc::clone(&file));
+        }
         drop(files);
         if !is_open {
             self.current = None;

@@ -57,6 +57,9 @@ const BEGIN_WITHIN: Duration = Duration::from_millis(500);
 /// that has stopped to answer takes that long.
 const FLUSH_SECONDS_MAX: u64 = 5;
 
+/// How long a start waits for what the ledger's database knows of this month.
+const KNOWN_WITHIN: Duration = Duration::from_secs(1);
+
 /// What the ledger's database gets at the end of the process to take the last rows; what it does not take, the
 /// next process gives it.
 const LAST_ROWS: Duration = Duration::from_secs(5);
@@ -201,6 +204,7 @@ fn start_ledger(
     let runtime = current.load();
     let Some(spec) = &runtime.snapshot.ledger else { return Ok(None) };
     let (current, months) = (Arc::clone(current), Arc::clone(months));
+    let (told, is_known) = std::sync::mpsc::channel();
     let known = move |known: &Known| {
         let limits = &current.load().limits;
         let month = Month::of(known.at);
@@ -215,10 +219,13 @@ fn start_ledger(
                 limits.restore(calendar, [key, name, service, model], line.cost);
             }
         }
+        let _ = told.send(());
     };
     let ledger = Arc::new(Ledger::start(spec, known)?);
     let last = Arc::clone(&ledger);
     lifecycle.do_at_last(move |longest| last.finish(longest));
+    // So that budgets hold from the first exchange on. A database that is down is not waited for.
+    let _ = is_known.recv_timeout(KNOWN_WITHIN);
     Ok(Some(ledger))
 }
 

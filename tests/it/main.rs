@@ -23,6 +23,7 @@ mod keys;
 mod ledger;
 mod lifecycle;
 mod limits;
+mod loss;
 mod queue;
 mod retries;
 mod shared;

@@ -1,5 +1,6 @@
 //! The program under stress, for minutes: `chaos`, where everything fails that can, and `endurance`,
-//! where there is more of everything than usual (`streams` is its first part). Each prints what it saw, and ends with 1 if that is
+//! where there is more of everything than usual (`streams` is its first part);
+//! `limits`, where clients ask for more than they may have. Each prints what it saw, and ends with 1 if that is
 //! not as it should be. `STRESS_LOG` names a file for the program's log.
 
 #![allow(clippy::unwrap_used, reason = "a run that cannot go on has failed")]
@@ -10,6 +11,7 @@ mod client;
 mod crowd;
 mod endurance;
 mod gateway;
+mod limits;
 
 use std::process::ExitCode;
 
@@ -23,8 +25,9 @@ async fn main() -> ExitCode {
         Some("chaos") => chaos::run().await,
         Some("endurance") => endurance::run(true).await,
         Some("streams") => endurance::run(false).await,
+        Some("limits") => limits::run().await,
         _ => {
-            println!("usage: stress chaos|endurance|streams");
+            println!("usage: stress chaos|endurance|streams|limits");
             false
         }
     };

@@ -194,7 +194,7 @@ impl Store for Postgres {
             self.client
                 .execute(
                     "DELETE FROM api_usage WHERE id IN (SELECT id FROM api_usage WHERE timestamp < \
-                     to_timestamp($1 / 1000.0) LIMIT $2)",
+                     to_timestamp($1::float8 / 1000.0) LIMIT $2)",
                     &[&before, &rows_max],
                 )
                 .await

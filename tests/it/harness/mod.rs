@@ -3,6 +3,7 @@
 mod client;
 mod gateway;
 mod http2;
+mod postgres;
 mod redis;
 mod tls;
 mod upstream;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 pub(crate) use client::{Answer, Connection, get, http2, post, send, send_from};
 pub(crate) use gateway::{Gateway, config, config_of, run_program};
 pub(crate) use http2::Http2Upstream;
+pub(crate) use postgres::Postgres;
 pub(crate) use redis::{Redis, free_port};
 pub(crate) use tls::{Authority, Pair, TlsFront};
 pub(crate) use upstream::{BlackHole, Reply, Seen, Upstream, raw_upstream, read_head};
