@@ -62,7 +62,10 @@ async fn hammer(backend: &Arc<Backend>, gateways: usize, redis: Option<(Redis, b
         .map(|client| {
             let to = gateways[client % gateways.len()].address();
             let pause = Duration::from_secs(1) * CLIENTS as u32 / (LIMIT * TIMES) as u32;
-            tokio::spawn(ask(to, pause, began, Arc::clone(&admitted), Arc::clone(&stop)))
+            // One after the other: what is free is taken at once, by whoever is next.
+            let first = began + pause * client as u32 / CLIENTS as u32;
+            let pace = tokio::time::interval_at(first.into(), pause);
+            tokio::spawn(ask(to, pace, began, Arc::clone(&admitted), Arc::clone(&stop)))
         })
         .collect();
     let until = |seconds: usize| {
@@ -92,12 +95,11 @@ async fn hammer(backend: &Arc<Backend>, gateways: usize, redis: Option<(Redis, b
 /// Asks at an even pace, and counts what is admitted before the time is up.
 async fn ask(
     to: SocketAddr,
-    pause: Duration,
+    mut pace: tokio::time::Interval,
     began: Instant,
     admitted: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
 ) {
-    let mut pace = tokio::time::interval(pause);
     let mut connection: Option<TcpStream> = None;
     let request = b"GET /svc/mdl/short HTTP/1.1\r\nHost: g\r\nX-API-Key: sk\r\n\r\n";
     let mut answer = vec![0; 64 * 1024];
