@@ -55,7 +55,7 @@ impl Reports {
         };
         let spec = ledger.spec().clone();
         let currency = Arc::clone(&runtime.snapshot.prices.currency);
-        let budgets = runtime.limits.budgets(&grant.key_id, &grant.name);
+        let budgets = runtime.limits.budgets(&grant.limits_of, &grant.key_id, &grant.name);
         PageAnswer::Later(Box::pin(async move {
             let made = tokio::task::spawn_blocking(move || {
                 let _permit = permit;

@@ -21,7 +21,11 @@ pub struct Grant {
     pub reserved_tokens: u64,
     is_enabled: bool,
     expires: Option<i64>,
+    /// Under which id it has limits of its own.
+    pub limits_of: Arc<str>,
     models: Option<NameList>,
+    /// Of those, which ones a token names.
+    narrowed: Option<NameList>,
     services: Option<NameList>,
     addresses: AddressRules,
 }
@@ -48,7 +52,9 @@ impl Grant {
             reserved_tokens: key.reserved_tokens,
             is_enabled: key.enabled,
             expires: key.expires,
+            limits_of: Arc::clone(&key.id),
             models: key.models.clone(),
+            narrowed: None,
             services: key.services.clone(),
             addresses: key.addresses.clone(),
         }
@@ -64,21 +70,28 @@ impl Grant {
             reserved_tokens: 0,
             is_enabled: true,
             expires: None,
+            limits_of: "".into(),
             models: None,
+            narrowed: None,
             services: None,
             addresses: AddressRules::default(),
         }
+    }
+
+    /// From now on it is for some of its models only.
+    pub(super) fn narrow(&mut self, models: NameList) {
+        self.narrowed = Some(models);
     }
 
     /// Whether it is good from this address, `now` seconds after 1970.
     ///
     /// # Errors
     /// Why it is not.
-    pub fn check(&self, address: Option<IpAddr>, now: impl FnOnce() -> i64) -> Result<(), Refusal> {
+    pub fn check(&self, address: Option<IpAddr>, now: i64) -> Result<(), Refusal> {
         if !self.is_enabled {
             return Err(Refusal::KeyDisabled);
         }
-        if self.expires.is_some_and(|end| now() >= end) {
+        if self.expires.is_some_and(|end| now >= end) {
             return Err(Refusal::KeyExpired);
         }
         if !self.addresses.permit(address) {
@@ -90,7 +103,7 @@ impl Grant {
     /// Whether not every model may be asked: then a request's body may not name another one either.
     #[must_use]
     pub fn is_restricted(&self) -> bool {
-        self.models.is_some()
+        self.models.is_some() || self.narrowed.is_some()
     }
 
     /// Whether it may have this. A model may be listed by its own name, as `service/model`, or as the client
@@ -101,18 +114,20 @@ impl Grant {
         if self.services.as_ref().is_some_and(|services| !services.holds(service)) {
             return false;
         }
-        let Some(models) = &self.models else { return true };
-        let Some(model) = model else { return models.holds(&format!("{service}/*")) };
-        models.holds(model)
-            || asked.is_some_and(|asked| models.holds(asked))
-            || models.holds(&format!("{service}/{model}"))
+        [&self.models, &self.narrowed].into_iter().flatten().all(|models| {
+            let Some(model) = model else { return models.holds(&format!("{service}/*")) };
+            models.holds(model)
+                || asked.is_some_and(|asked| models.holds(asked))
+                || models.holds(&format!("{service}/{model}"))
+        })
     }
 
     /// Whether it may be told that there is no model of this name.
     #[must_use]
     pub fn may_know(&self, name: &str) -> bool {
         let is_listed = |models: &NameList| models.holds(name);
-        self.services.is_none() && self.models.as_ref().is_none_or(is_listed)
+        let mut lists = [&self.models, &self.narrowed].into_iter().flatten();
+        self.services.is_none() && lists.all(is_listed)
     }
 
     /// Whether everything of a service may be had, be it there or not.
@@ -181,12 +196,12 @@ mod tests {
             ..Grant::of_everybody()
         };
         let inside = Some("10.1.2.3".parse().unwrap());
-        assert_eq!(key.check(inside, || 99), Ok(()));
-        assert_eq!(key.check(inside, || 100), Err(Refusal::KeyExpired));
+        assert_eq!(key.check(inside, 99), Ok(()));
+        assert_eq!(key.check(inside, 100), Err(Refusal::KeyExpired));
         for address in [None, Some("11.0.0.1".parse().unwrap())] {
-            assert_eq!(key.check(address, || 99), Err(Refusal::AddressDenied));
+            assert_eq!(key.check(address, 99), Err(Refusal::AddressDenied));
         }
         let disabled = Grant { is_enabled: false, ..key };
-        assert_eq!(disabled.check(inside, || 99), Err(Refusal::KeyDisabled));
+        assert_eq!(disabled.check(inside, 99), Err(Refusal::KeyDisabled));
     }
 }

@@ -1,6 +1,7 @@
 //! Who may pass: the credential a client presents, and whether it is good.
 
 mod grant;
+mod token;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,6 +11,9 @@ use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use http::{HeaderMap, HeaderName};
 
 pub use grant::{Grant, Wish};
+pub use token::PublicKeys;
+
+use token::Issuers;
 
 use crate::config::{ClientKeys, KeySpecs};
 use crate::refusal::Refusal;
@@ -38,15 +42,17 @@ struct Required {
     by_half: HashMap<u128, (KeyHash, Arc<Grant>)>,
     secret: Option<SecretBytes>,
     has: [bool; 2],
+    issuers: Issuers,
 }
 
 impl Keys {
-    /// As they are configured.
+    /// As they are configured. Public keys that were fetched are kept.
     #[must_use]
-    pub fn new(clients: &ClientKeys) -> Self {
+    pub fn new(clients: &ClientKeys, previous: Option<&Self>) -> Self {
+        let issuers = previous.and_then(|it| it.required.as_ref()).map(|it| &it.issuers);
         let required = match clients {
             ClientKeys::Untouched | ClientKeys::Dropped => None,
-            ClientKeys::Required(specs) => Some(Required::new(specs)),
+            ClientKeys::Required(specs) => Some(Required::new(specs, issuers)),
         };
         Self { required, everybody: Arc::new(Grant::of_everybody()) }
     }
@@ -64,14 +70,27 @@ impl Keys {
     ) -> Result<Arc<Grant>, Refusal> {
         let Some(required) = &self.required else { return Ok(Arc::clone(&self.everybody)) };
         let presented = presented(headers)?.ok_or(Refusal::KeyMissing)?;
-        let grant = required.find(presented).ok_or(Refusal::KeyWrong)?;
+        let now = now();
+        if let Some(grant) = required.find(presented) {
+            grant.check(address, now)?;
+            return Ok(Arc::clone(grant));
+        }
+        if !token::is_token(presented) {
+            return Err(Refusal::KeyWrong);
+        }
+        let grant = required.issuers.check(presented, now)?;
         grant.check(address, now)?;
-        Ok(Arc::clone(grant))
+        Ok(grant)
+    }
+
+    /// The public keys of those who issue tokens.
+    pub fn public_keys(&self) -> impl Iterator<Item = &Arc<PublicKeys>> {
+        self.required.iter().flat_map(|required| required.issuers.keys())
     }
 }
 
 impl Required {
-    fn new(specs: &KeySpecs) -> Self {
+    fn new(specs: &KeySpecs, previous: Option<&Issuers>) -> Self {
         let mut by_half = HashMap::with_capacity(specs.keys.len());
         let mut has = [false; 2];
         for key in &specs.keys {
@@ -81,7 +100,8 @@ impl Required {
                 by_half.insert(hash.half(), (hash.clone(), Arc::clone(&grant)));
             }
         }
-        Self { by_half, secret: specs.secret.clone(), has }
+        let issuers = Issuers::new(&specs.issuers, previous);
+        Self { by_half, secret: specs.secret.clone(), has, issuers }
     }
 
     fn find(&self, key: &[u8]) -> Option<&Arc<Grant>> {
@@ -165,7 +185,7 @@ mod tests {
         for (name, value) in pairs {
             headers.append(*name, value.parse().unwrap());
         }
-        let grant = Keys::new(&snapshot.clients).check(&headers, None, || 0)?;
+        let grant = Keys::new(&snapshot.clients, None).check(&headers, None, || 0)?;
         Ok(Arc::clone(&grant.name))
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::jwt::JwtSpec;
 use super::limits::LimitSpec;
 use crate::names::NameList;
 use crate::networks::AddressRules;
@@ -26,6 +27,8 @@ pub struct KeySpecs {
     pub keys: Vec<KeySpec>,
     /// What HMACs are made with.
     pub secret: Option<SecretBytes>,
+    /// Whose tokens are as good as keys.
+    pub issuers: Vec<JwtSpec>,
 }
 
 /// There may be a hundred thousand.

@@ -114,6 +114,9 @@ pub(super) const OUTPUT_TOKENS_ASSUMED: u64 = 1024;
 pub(super) const RATE_LIMIT_REQUESTS: u64 = 100;
 pub(super) const RATE_LIMIT_WINDOW: Duration = Duration::from_secs(60);
 
+/// Clocks that are kept by NTP are closer; laptops are not.
+pub(super) const JWT_LEEWAY: Duration = Duration::from_secs(30);
+
 /// A server near by answers within a millisecond; what takes longer is not well.
 pub(super) const REDIS_TIMEOUT: Duration = Duration::from_millis(200);
 

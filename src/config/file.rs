@@ -26,6 +26,7 @@ pub(super) struct FileConfig {
     pub(super) keys_file: Option<String>,
     pub(super) keys_secret: Option<FileSecret>,
     pub(super) keys_secret_file: Option<String>,
+    pub(super) jwt: Option<Vec<Option<FileJwt>>>,
     pub(super) addresses: Option<FileAddresses>,
     pub(super) limits: Option<Vec<Option<FileLimit>>>,
     pub(super) output_tokens_assumed: Option<u64>,
@@ -80,6 +81,26 @@ pub(super) struct FileKey {
     pub(super) addresses: Option<FileAddresses>,
     pub(super) labels: Option<IndexMap<String, String>>,
     pub(super) reserved_tokens: Option<u64>,
+    pub(super) limits: Option<Vec<Option<FileLimit>>>,
+}
+
+/// Who issues tokens, and what they are good for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileJwt {
+    pub(super) name: Option<String>,
+    pub(super) issuer: Option<String>,
+    pub(super) audience: Option<OneOrMany>,
+    pub(super) jwks_url: Option<String>,
+    pub(super) jwks_file: Option<String>,
+    pub(super) algorithms: Option<OneOrMany>,
+    pub(super) name_claim: Option<String>,
+    pub(super) models_claim: Option<String>,
+    pub(super) leeway: Option<Span>,
+    pub(super) admin: Option<bool>,
+    pub(super) models: Option<OneOrMany>,
+    pub(super) services: Option<OneOrMany>,
+    pub(super) addresses: Option<FileAddresses>,
     pub(super) limits: Option<Vec<Option<FileLimit>>>,
 }
 

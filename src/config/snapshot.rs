@@ -86,10 +86,13 @@ impl Snapshot {
         let takes =
             |limit: &LimitSpec| matches!(limit.quantity, Quantity::Tokens(..) | Quantity::Money(_));
         let of_keys = match &self.clients {
-            ClientKeys::Required(specs) => &specs.keys[..],
-            ClientKeys::Untouched | ClientKeys::Dropped => &[],
+            ClientKeys::Required(specs) => {
+                let issuers = specs.issuers.iter().map(|issuer| issuer.grant.as_ref());
+                specs.keys.iter().chain(issuers).any(|key| key.limits.iter().any(takes))
+            }
+            ClientKeys::Untouched | ClientKeys::Dropped => false,
         };
-        self.limits.iter().chain(of_keys.iter().flat_map(|key| &key.limits)).any(takes)
+        of_keys || self.limits.iter().any(takes)
     }
 
     /// All pools with their service's and model's name.

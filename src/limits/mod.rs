@@ -77,6 +77,8 @@ struct Rule {
 pub struct Ask<'a> {
     /// The key's id; empty: none.
     pub key: &'a str,
+    /// Under which id it has limits of its own.
+    pub limits_of: &'a str,
     /// Who has it.
     pub name: &'a str,
     /// Whether it is one that many may share.
@@ -335,7 +337,7 @@ impl Limits {
 
     /// The limits that hold for an exchange.
     fn rules_for<'r>(&'r self, ask: &'r Ask<'_>) -> impl Iterator<Item = &'r Arc<Rule>> {
-        let own = if self.own.is_empty() { None } else { self.own.get(ask.key) };
+        let own = if self.own.is_empty() { None } else { self.own.get(ask.limits_of) };
         self.rules.iter().chain(own.into_iter().flatten()).filter(|rule| rule.holds_for(ask))
     }
 
@@ -532,8 +534,8 @@ impl Limits {
     /// The budgets that a key has for all that it does: their names, of which time they are, and how much, in shares of
     /// money.
     #[must_use]
-    pub fn budgets(&self, key: &str, name: &str) -> Vec<(String, Calendar, u64)> {
-        let own = self.own.get(key).into_iter().flatten();
+    pub fn budgets(&self, limits_of: &str, key: &str, name: &str) -> Vec<(String, Calendar, u64)> {
+        let own = self.own.get(limits_of).into_iter().flatten();
         let budget = |rule: &Arc<Rule>| {
             let LimitSpec { name: limit, per, keys, models, services, quantity, max, .. } =
                 &rule.spec;
@@ -569,8 +571,12 @@ impl Limits {
         [key, name, service, model]: [&str; 4],
         spent: Decimal,
     ) {
+        // Of a token, its issuer has them.
+        let issuer = key.split(':').next().unwrap_or(key);
+        let limits_of = if self.own.contains_key(key) { key } else { issuer };
         let ask = &Ask {
             key,
+            limits_of,
             name,
             is_shared: true,
             address: None,
@@ -594,7 +600,8 @@ impl Limits {
 
 fn own_rules(clients: &ClientKeys, tallies: &mut Tallies) -> HashMap<Arc<str>, Vec<Arc<Rule>>> {
     let ClientKeys::Required(specs) = clients else { return HashMap::new() };
-    let limited = specs.keys.iter().filter(|key| !key.limits.is_empty());
+    let issuers = specs.issuers.iter().map(|issuer| issuer.grant.as_ref());
+    let limited = specs.keys.iter().chain(issuers).filter(|key| !key.limits.is_empty());
     let mut rules =
         |limits: &[LimitSpec]| limits.iter().map(|spec| Rule::new(spec, None, tallies)).collect();
     limited.map(|key| (Arc::clone(&key.id), rules(&key.limits))).collect()

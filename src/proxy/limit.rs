@@ -43,6 +43,7 @@ pub(super) async fn reserve(exchange: &mut Exchange, admitted: &Admitted) -> Res
     let cost = |input, output| meter::cost_before(runtime, admitted, input, output);
     let ask = Ask {
         key: &grant.key_id,
+        limits_of: &grant.limits_of,
         name: &grant.name,
         is_shared: grant.key_id.is_empty() || *grant.key_id == *KeySpec::GLOBAL,
         address: admitted.client.address,

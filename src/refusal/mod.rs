@@ -66,6 +66,8 @@ pub enum Refusal {
     KeyDisabled,
     /// The key is one whose time is over.
     KeyExpired,
+    /// The public keys are not there that a token could be verified with.
+    TokensUnknown,
     /// Nobody from this address may do this, or not with this key.
     AddressDenied,
     /// The key is not for this model, whether there is one of this name or not.
@@ -222,6 +224,7 @@ impl Refusal {
             | Self::TooManyConnections
             | Self::TooManyBodies
             | Self::TooManyReports
+            | Self::TokensUnknown
             | Self::LimitsUnknown => Some(1),
             _ => None,
         }

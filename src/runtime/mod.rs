@@ -98,7 +98,10 @@ impl Runtime {
         };
         let keys = match previous {
             Some(same) if same.snapshot.clients == snapshot.clients => Arc::clone(&same.keys),
-            _ => Arc::new(Keys::new(&snapshot.clients)),
+            _ => {
+                let previous = previous.map(|previous| previous.keys.as_ref());
+                Arc::new(Keys::new(&snapshot.clients, previous))
+            }
         };
         let ways = Ways::new(&snapshot, &pools);
         let router = Router::new(ways.of_paths(&snapshot));

@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
+use pingora_core::connectors::http::Connector;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use super::fetch;
+use crate::auth::PublicKeys;
+use crate::config::JwksSource;
 use crate::pool::{Addresses, Checks};
 use crate::runtime::{Current, Runtime};
 
@@ -52,6 +56,7 @@ struct Tasks {
     tasks: JoinSet<()>,
     checks: HashMap<usize, tokio::task::AbortHandle>,
     names: HashMap<usize, tokio::task::AbortHandle>,
+    keys: HashMap<usize, tokio::task::AbortHandle>,
 }
 
 impl Background {
@@ -100,6 +105,15 @@ impl Tasks {
                 .entry(id)
                 .or_insert_with(|| tasks.spawn(keep_resolved(Arc::clone(addresses), current)));
         }
+        let is_at_url = |keys: &&Arc<PublicKeys>| matches!(keys.source, JwksSource::Url(_));
+        let fetched = runtime.keys.public_keys().filter(is_at_url);
+        let keys: HashMap<usize, &Arc<PublicKeys>> =
+            fetched.map(|keys| (Arc::as_ptr(keys) as usize, keys)).collect();
+        end_missing(&mut self.keys, |id| keys.contains_key(id));
+        for (id, keys) in keys {
+            let tasks = &mut self.tasks;
+            self.keys.entry(id).or_insert_with(|| tasks.spawn(keep_fetched(Arc::clone(keys))));
+        }
         while self.tasks.try_join_next().is_some() {}
     }
 }
@@ -115,6 +129,31 @@ fn end_missing(
         }
         stays
     });
+}
+
+/// How often public keys are fetched, though none is missing; and how soon again where that failed.
+const FETCH_EVERY: Duration = Duration::from_secs(15 * 60);
+const FETCH_AGAIN: Duration = Duration::from_secs(5);
+
+/// Fetches the public keys of one who issues tokens, again and again. The last good ones are kept. A failure is
+/// logged when it begins and when it ends.
+async fn keep_fetched(keys: Arc<PublicKeys>) {
+    let JwksSource::Url(url) = &keys.source else { return };
+    let connector = Connector::new(None);
+    let mut failing = false;
+    loop {
+        let taken = fetch::get(&connector, url).await.and_then(|text| keys.take(&text));
+        match &taken {
+            Ok(count) if failing => log::info!("{url}: public keys are here again: {count}"),
+            Err(why) if !failing => log::error!("{url}: cannot fetch public keys: {why}"),
+            Ok(_) | Err(_) => {}
+        }
+        failing = taken.is_err();
+        tokio::select! {
+            () = tokio::time::sleep(if failing { FETCH_AGAIN } else { FETCH_EVERY }) => {}
+            () = keys.wanted.notified() => {}
+        }
+    }
 }
 
 /// Looks one name up again and again. A failure is logged when it begins and when it ends.

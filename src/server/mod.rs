@@ -2,6 +2,7 @@
 
 mod background;
 mod connections;
+mod fetch;
 mod front;
 mod listen;
 mod reload;

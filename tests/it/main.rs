@@ -31,5 +31,6 @@ mod smuggling;
 mod status;
 mod streaming;
 mod tls;
+mod tokens;
 mod unix;
 mod websocket;

@@ -12,7 +12,7 @@ use super::super::beside::Beside;
 use super::super::clients::{ClientKeys, KeySpec, KeySpecs};
 use super::super::file::{FileAddresses, FileConfig, FileKey, OneOrMany};
 use super::super::problem::{KeyPath, Problems};
-use super::{Context, item_path, limits, network, secret};
+use super::{Context, item_path, jwt, limits, network, secret};
 use crate::names::{NameList, Pattern};
 use crate::networks::{AddressRules, Networks};
 use crate::secret::{Hashing, KeyHash, SecretBytes};
@@ -56,9 +56,11 @@ pub(super) fn clients(
         keys.read(written, &at, secret.as_ref(), &mut own);
         part.tell(own, problems);
     }
-    let is_required = context.global_key.is_some() || file.keys.is_some() || beside.keys.is_some();
+    let issuers = jwt::issuers(file, context, problems);
+    let has_keys = context.global_key.is_some() || file.keys.is_some() || beside.keys.is_some();
+    let is_required = has_keys || file.jwt.is_some();
     match (is_required, any_backend_key) {
-        (true, _) => ClientKeys::Required(Arc::new(KeySpecs { keys: keys.keys, secret })),
+        (true, _) => ClientKeys::Required(Arc::new(KeySpecs { keys: keys.keys, secret, issuers })),
         (false, true) => ClientKeys::Dropped,
         (false, false) => ClientKeys::Untouched,
     }

@@ -1,6 +1,7 @@
 //! From the file types to the snapshot, collecting every problem on the way.
 
 mod backend;
+mod jwt;
 mod keys;
 mod ledger;
 mod limits;
