@@ -140,13 +140,12 @@ pub(super) struct SpoolWriter {
     spool: Arc<Spool>,
     current: Option<Arc<File>>,
     written: u64,
-    count: u64,
     text: Vec<u8>,
 }
 
 impl SpoolWriter {
     pub(super) fn new(spool: &Arc<Spool>) -> Self {
-        Self { spool: Arc::clone(spool), current: None, written: 0, count: 0, text: Vec::new() }
+        Self { spool: Arc::clone(spool), current: None, written: 0, text: Vec::new() }
     }
 
     /// Writes rows down, so that they outlive the process; [`Spool::sync`] sees to it that they outlive the machine. All
@@ -195,7 +194,7 @@ impl SpoolWriter {
         if let Some(file) = &self.current {
             return Ok(Arc::clone(file));
         }
-        let name = format!("{:013}-{}-{}.{EXTENSION}", Row::now(), std::process::id(), self.count);
+        let name = format!("{:013}-{:016x}.{EXTENSION}", Row::now(), fastrand::u64(..));
         let path = self.spool.folder.join(name);
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
         file.lock()?;
@@ -204,7 +203,6 @@ impl SpoolWriter {
         let file = Arc::new(file);
         let entry = Entry { path, file: Arc::clone(&file), written: 0, is_open: true };
         self.spool.files().list.push_back(entry);
-        self.count += 1;
         self.written = 0;
         self.current = Some(Arc::clone(&file));
         Ok(file)

@@ -24,11 +24,14 @@ pub(super) fn issuers(
     let mut specs: Vec<JwtSpec> = Vec::new();
     for (index, issuer) in file.jwt.iter().flatten().enumerate() {
         let at = path.index(index);
-        match issuer {
-            Some(issuer) => specs.extend(read(issuer, &at, context, problems)),
-            None if problems.has_below(&at) => {}
-            None => problems.value(&at, "expected an issuer, found nothing"),
-        }
+        let Some(issuer) = issuer else {
+            if !problems.has_below(&at) {
+                problems.value(&at, "expected an issuer, found nothing");
+            }
+            continue;
+        };
+        let Some(spec) = read(issuer, &at, context, problems) else { continue };
+        specs.push(spec);
         let Some((last, before)) = specs.split_last() else { continue };
         if before.iter().any(|known| known.grant.id == last.grant.id) {
             problems.value(&at.key("name"), "another issuer has this name");
