@@ -50,12 +50,13 @@ clients: .venv/installed .node/installed
 	cd .node && npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	touch $@
 
-bench: deps ## compare CPU time with nginx and bare Pingora, and time the scanner
+bench: deps ## compare CPU time with nginx and bare Pingora, and time scanner and keys
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || \
 	  { test "$$(id -u)" = 0 && apt-get install -y -qq nginx-light; } || \
 	  echo "nginx is not installed; it will be left out"
 	$(CARGO) bench --locked --bench compare
 	$(CARGO) bench --locked --bench scanner
+	$(CARGO) bench --locked --bench keys
 
 chaos: deps ## load for two minutes while backends fail, configurations change and the program is upgraded
 	$(CARGO) test --locked --test stress -- chaos

@@ -12,6 +12,7 @@ pub(crate) struct Load {
     executor: Runtime,
     /// A question, and one behind 300 KB of code: as the SDKs for Python send them, the model last.
     small: String,
+    stream: String,
     large: String,
 }
 
@@ -26,6 +27,7 @@ impl Load {
         Self {
             executor: Runtime::new().expect("a runtime"),
             small: body("What is the capital of France?"),
+            stream: body("What is the capital of France?").replace("16,", "16,\"stream\":true,"),
             large: body(&code),
         }
     }
@@ -67,8 +69,8 @@ impl Load {
         events: usize,
         interval_ms: u64,
     ) {
-        let target = format!("{path}/v1/stream/{events}/{interval_ms}");
-        let request = request(&target, &self.small);
+        let target = format!("{path}/v1/stream/{events}/{interval_ms}/chat/completions");
+        let request = request(&target, &self.stream);
         self.run(streams, |_| {
             let request = request.clone();
             async move {

@@ -14,7 +14,7 @@ mod upstream;
 use std::net::SocketAddr;
 
 use load::Load;
-use process::Contestant;
+use process::{Contestant, Mode};
 
 /// Rounds over all contestants; the median counts.
 const ROUNDS: usize = 7;
@@ -58,8 +58,9 @@ fn compare() {
         println!("nginx is not installed; it is left out (apt-get install nginx-light)");
     }
     contestants.push(process::bare(upstream.address));
-    contestants.push(process::tollgate(upstream.address, true));
-    contestants.push(process::tollgate(upstream.address, false));
+    for mode in [Mode::Path, Mode::Metered, Mode::FrontDoor] {
+        contestants.push(process::tollgate(upstream.address, mode));
+    }
     let mut series: Vec<Series> = contestants
         .iter()
         .map(|contestant| Series {

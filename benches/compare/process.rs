@@ -81,19 +81,39 @@ pub(crate) fn bare(upstream: SocketAddr) -> Contestant {
     start("bare Pingora", address, "", command, folder())
 }
 
-/// Asked by path, or at the front door, where it has to look for the model in the body.
-pub(crate) fn tollgate(upstream: SocketAddr, by_path: bool) -> Contestant {
+/// How Tollgate is asked, and what it does besides.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// By path.
+    Path,
+    /// By path, with a key, a limit, and a ledger: usage is read from each answer, and asked for in streams.
+    Metered,
+    /// At the front door, where it has to look for the model in the body.
+    FrontDoor,
+}
+
+pub(crate) fn tollgate(upstream: SocketAddr, mode: Mode) -> Contestant {
     let address = free_address();
     let folder = folder();
+    let more = match mode {
+        Mode::Path | Mode::FrontDoor => "",
+        Mode::Metered => {
+            "api_key: sk-bench\nledger: {}\nprices: {models: {m: {input: 1, output: 2}}}\n\
+             limits: [{per: key, requests: 1000000000, tokens: 1000000000000}]\n"
+        }
+    };
     let config = format!(
-        "listen: {address}\nservices: {{bench: {{models: {{m: {{backends: [{{id: a, url: \"http://{upstream}\"}}]}}}}}}}}\n"
+        "listen: {address}\n{more}services: {{bench: {{models: {{m: {{backends: [{{id: a, url: \"http://{upstream}\"}}]}}}}}}}}\n"
     );
     let file = folder.path().join("tollgate.yaml");
     fs::write(&file, config).expect("a file");
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     command.arg("-c").arg(file);
-    let (name, path) =
-        if by_path { ("Tollgate, by path", "/bench/m") } else { ("Tollgate, front door", "") };
+    let (name, path) = match mode {
+        Mode::Path => ("Tollgate, by path", "/bench/m"),
+        Mode::Metered => ("Tollgate, by path, metered", "/bench/m"),
+        Mode::FrontDoor => ("Tollgate, front door", ""),
+    };
     start(name, address, path, command, folder)
 }
 

@@ -10,6 +10,10 @@ const ANSWER: &str = r#"{"id":"chatcmpl-1","object":"chat.completion","created":
 
 const EVENT: &str = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" token\"},\"finish_reason\":null}]}\n\n";
 
+const USAGE: &str = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\",\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":100,\"total_tokens\":109}}\n\n";
+
+const DONE: &str = "data: [DONE]\n\n";
+
 /// Serves until the process is ended.
 pub(crate) fn serve(address: SocketAddr) {
     let executor = tokio::runtime::Runtime::new().expect("a runtime");
@@ -47,7 +51,10 @@ async fn connection(stream: TcpStream) -> std::io::Result<()> {
         let mut body = vec![0; length];
         stream.read_exact(&mut body).await?;
         match target.split_once("/stream/") {
-            Some((_, shape)) => send_stream(stream.get_mut(), shape).await?,
+            Some((_, shape)) => {
+                let usage = body.windows(13).any(|window| window == b"include_usage");
+                send_stream(stream.get_mut(), shape, usage).await?;
+            }
             None => {
                 let head = format!(
                     "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{ANSWER}",
@@ -59,11 +66,11 @@ async fn connection(stream: TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// `shape` is `{events}/{milliseconds}`.
-async fn send_stream(stream: &mut TcpStream, shape: &str) -> std::io::Result<()> {
-    let (events, interval) = shape.split_once('/').unwrap_or(("1", "0"));
-    let events: usize = events.parse().unwrap_or(1);
-    let interval = Duration::from_millis(interval.parse().unwrap_or(0));
+/// `shape` is `{events}/{milliseconds}/...`.
+async fn send_stream(stream: &mut TcpStream, shape: &str, usage: bool) -> std::io::Result<()> {
+    let mut numbers = shape.split('/').map(|number| number.parse().unwrap_or(1));
+    let (events, interval) = (numbers.next().unwrap_or(1), numbers.next().unwrap_or(1));
+    let interval = Duration::from_millis(interval);
     let head =
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
     stream.write_all(head.as_bytes()).await?;
@@ -73,5 +80,7 @@ async fn send_stream(stream: &mut TcpStream, shape: &str) -> std::io::Result<()>
         ticks.tick().await;
         stream.write_all(chunk.as_bytes()).await?;
     }
-    stream.write_all(b"0\r\n\r\n").await
+    let last = if usage { [USAGE, DONE].concat() } else { DONE.to_owned() };
+    let last = format!("{:x}\r\n{last}\r\n0\r\n\r\n", last.len());
+    stream.write_all(last.as_bytes()).await
 }

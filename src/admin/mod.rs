@@ -16,7 +16,7 @@ use http::header::{
 };
 use http::{HeaderValue, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::ledger::Ledger;
 use crate::lifecycle::{Lifecycle, Phase};
@@ -93,6 +93,8 @@ impl Admin {
             (STATUS, Scope::Admin) => {
                 let mut page = status::all(runtime);
                 page["configuration"] = reload::state(&self.reloads.state());
+                page["ledger"] = self.ledger.as_deref().map_or(Value::Null, ledger_state);
+                page["redis"] = runtime.limits.shared().map_or(Value::Null, redis_state);
                 Ok(json_page(&page))
             }
             (path, Scope::Everything | Scope::Admin) => {
@@ -139,6 +141,26 @@ impl Pages for Admin {
     }
 }
 
+/// How the ledger does.
+fn ledger_state(ledger: &Ledger) -> Value {
+    let [spooled, stored, dropped] = ledger.state().counts();
+    let [spool, database] = ledger.state().failures();
+    json!({
+        "rows_spooled": spooled,
+        "rows_stored": stored,
+        "rows_dropped": dropped,
+        "spool_bytes": ledger.spool_bytes(),
+        "spool_failure": spool,
+        "database_failure": database,
+    })
+}
+
+/// How it is with the server that gateways share.
+fn redis_state((gateways, failures, away): (usize, u64, Option<String>)) -> Value {
+    let status = if away.is_none() { "up" } else { "away" };
+    json!({"status": status, "failure": away, "failures": failures, "gateways": gateways})
+}
+
 fn health() -> Response<Bytes> {
     let version = env!("CARGO_PKG_VERSION");
     json_page(&json!({"status": "ok", "service": "tollgate", "version": version}))
@@ -173,7 +195,7 @@ fn service_status(
 }
 
 /// JSON that pages of any origin may read: a team's own dashboard is one.
-fn json_page(body: &serde_json::Value) -> Response<Bytes> {
+fn json_page(body: &Value) -> Response<Bytes> {
     json_text(body.to_string())
 }
 

@@ -129,6 +129,11 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
         Err(error) => return Ok(refuse_configuration(&error)),
     };
     start_log(snapshot.log_level);
+    // Memory holds keys and prompts: it is not written to disk when the process crashes, nor shown to others.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        log::warn!("a crash may write memory to disk: {error}");
+    }
     let pools = snapshot.pools().count();
     let backends: usize = snapshot.pools().map(|(_, _, pool)| pool.backends.len()).sum();
     let origin = source.path().display().to_string();

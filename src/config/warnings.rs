@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::clients::ClientKeys;
+use super::limits::{LimitSpec, Quantity};
 use super::snapshot::Snapshot;
 
 /// A certificate that ends sooner is told of: tools renew theirs 30 days before.
@@ -22,6 +24,7 @@ pub fn warnings(snapshot: &Snapshot) -> Vec<String> {
             }
         }
     }
+    clients(snapshot, &mut lines);
     if snapshot.tls.is_some()
         && !snapshot.listen.iter().chain(&snapshot.admin_listen).any(|it| it.tls)
     {
@@ -46,4 +49,28 @@ pub fn warnings(snapshot: &Snapshot) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Keys that nobody has, and budgets that count nothing.
+fn clients(snapshot: &Snapshot, lines: &mut Vec<String>) {
+    let mut limits: Vec<&LimitSpec> = snapshot.limits.iter().collect();
+    if let ClientKeys::Required(specs) = &snapshot.clients {
+        if specs.keys.is_empty() && specs.issuers.is_empty() {
+            lines.push("clients need a key, and there is none: `tollgate key new NAME`".to_owned());
+        }
+        limits.extend(specs.keys.iter().flat_map(|key| &key.limits));
+        limits.extend(specs.issuers.iter().flat_map(|issuer| &issuer.grant.limits));
+    }
+    if !limits.iter().any(|limit| matches!(limit.quantity, Quantity::Money(_))) {
+        return;
+    }
+    let has_price = snapshot
+        .pools()
+        .any(|(_, _, pool)| pool.backends.iter().any(|backend| backend.tariff.is_some()));
+    if snapshot.prices.models.is_empty() && !has_price {
+        lines.push("there are budgets and no prices: nothing counts against them".to_owned());
+    }
+    if snapshot.ledger.is_none() && snapshot.redis.is_none() {
+        lines.push("there are budgets and no ledger: a restart forgets what was spent".to_owned());
+    }
 }

@@ -265,6 +265,37 @@ fn only_an_admins_key_reloads() {
     }
 }
 
+/// The system neither writes the memory of such a process to disk when it crashes, nor shows it to its own user.
+#[test]
+fn what_is_in_memory_stays_there() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+    let folder = tempfile::tempdir().unwrap();
+    let all = |path: &Path| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    };
+    all(folder.path());
+    let program = folder.path().join("tollgate");
+    std::fs::copy(env!("CARGO_BIN_EXE_tollgate"), &program).unwrap();
+    let mut command = Command::new(&program);
+    command.current_dir(folder.path()).env_clear().stderr(Stdio::null());
+    command.env("UPSTREAM_URL", "http://127.0.0.1:1").envs([("HOST", "127.0.0.1"), ("PORT", "0")]);
+    if nix::unistd::geteuid().is_root() {
+        command.uid(65_534);
+    }
+    let mut child = command.spawn().unwrap();
+    let process = format!("/proc/{}", child.id());
+    // What belongs to such a process belongs to root.
+    eventually("it is nobody's but root's", || {
+        std::fs::metadata(format!("{process}/environ")).is_ok_and(|it| it.uid() == 0)
+            && std::fs::read_to_string(format!("{process}/status"))
+                .is_ok_and(|status| !status.contains("Uid:\t0\t"))
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn a_key_is_in_no_output() {
     let upstream = Upstream::named("x");
