@@ -32,6 +32,12 @@ use store::Store;
 /// Rows that are written to the spool with one wait for the disk.
 const ROWS_AT_ONCE: usize = 4096;
 
+/// How long each part waits for more rows before it takes what is there: few wake-ups and waits for the disk carry
+/// many rows. What is only in the queue is lost with a process that is killed; so that wait is short.
+const GATHER_IN_QUEUE: Duration = Duration::from_millis(2);
+const GATHER_FOR_SYNC: Duration = Duration::from_millis(20);
+const GATHER_FOR_DATABASE: Duration = Duration::from_millis(100);
+
 /// How often a full disk is tried again, and a database at first.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -233,6 +239,9 @@ fn write_spool(rows: &Receiver<Message>, spool: &Arc<Spool>, state: &State) {
     let mut is_finished = false;
     while !is_finished {
         let first = rows.recv();
+        if matches!(first, Ok(Message::Row(_))) {
+            std::thread::park_timeout(GATHER_IN_QUEUE);
+        }
         let more = std::iter::from_fn(|| rows.try_recv().ok());
         for message in first.into_iter().chain(more) {
             match message {
@@ -274,6 +283,7 @@ fn sync_spool(spool: &Spool, state: &State) {
             Ok(Some(rows)) => {
                 synced = rows;
                 state.spooled.store(rows, Ordering::SeqCst);
+                std::thread::park_timeout(GATHER_FOR_SYNC);
             }
             Ok(None) => return,
             Err(error) => {
@@ -329,6 +339,7 @@ impl Filler {
                 Ok(false) => {
                     state.note(Part::Database, None);
                     spool.wait(self.reader.changes, PRUNE_EVERY);
+                    spool.wait_for_end(GATHER_FOR_DATABASE);
                 }
                 Err(error) => {
                     self.store = None;

@@ -29,6 +29,7 @@ pub(super) struct Spool {
     bytes_max: u64,
     files: Mutex<Files>,
     changed: Condvar,
+    finished: Condvar,
 }
 
 #[derive(Default)]
@@ -82,7 +83,8 @@ impl Spool {
             }
         }
         let files = Mutex::new(files);
-        Ok(Arc::new(Self { folder: folder.to_owned(), bytes_max, files, changed: Condvar::new() }))
+        let (changed, finished) = (Condvar::new(), Condvar::new());
+        Ok(Arc::new(Self { folder: folder.to_owned(), bytes_max, files, changed, finished }))
     }
 
     fn files(&self) -> MutexGuard<'_, Files> {
@@ -100,6 +102,7 @@ impl Spool {
         files.is_finished = true;
         files.changes += 1;
         self.changed.notify_all();
+        self.finished.notify_all();
     }
 
     /// Whether nothing more is written.
@@ -132,6 +135,12 @@ impl Spool {
     pub(super) fn wait(&self, changes: u64, longest: Duration) {
         let is_same = |files: &mut Files| files.changes == changes;
         drop(self.changed.wait_timeout_while(self.files(), longest, is_same));
+    }
+
+    /// Waits, at most so long, until nothing more is written.
+    pub(super) fn wait_for_end(&self, longest: Duration) {
+        let goes_on = |files: &mut Files| !files.is_finished;
+        drop(self.finished.wait_timeout_while(self.files(), longest, goes_on));
     }
 }
 
