@@ -117,6 +117,9 @@ fn read(text: &str) -> Result<Vec<PublicKey>, String> {
     Ok(keys)
 }
 
+/// The longest name of who has a token.
+const NAME_BYTES_MAX: usize = 256;
+
 /// All issuers.
 #[derive(Debug)]
 pub(super) struct Issuers {
@@ -244,14 +247,22 @@ impl Issuer {
             _ => Refusal::KeyWrong,
         })?;
         let claims = claims.claims;
-        let expires = claims.get("exp").and_then(Value::as_i64).unwrap_or(now);
-        Ok((self.grant(&claims)?, expires + self.spec.leeway.as_secs().cast_signed()))
+        // It is required to be a number; nothing says that it is a small one.
+        let expires = claims.get("exp").and_then(Value::as_i64).unwrap_or(i64::MAX);
+        if claims.get("nbf").is_some_and(|nbf| !nbf.is_number()) {
+            return Err(Refusal::KeyWrong);
+        }
+        let leeway = self.spec.leeway.as_secs().cast_signed();
+        Ok((self.grant(&claims)?, expires.saturating_add(leeway)))
     }
 
     /// What a token with these claims is good for.
     fn grant(&self, claims: &Value) -> Result<Grant, Refusal> {
         let name = claims.get(&self.spec.name_claim).and_then(Value::as_str);
-        let name = name.filter(|name| !name.is_empty()).ok_or(Refusal::KeyWrong)?;
+        let is_name = |name: &&str| {
+            !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.contains(char::is_control)
+        };
+        let name = name.filter(is_name).ok_or(Refusal::KeyWrong)?;
         let mut grant = self.template.clone();
         grant.key_id = format!("{}:{name}", self.template.key_id).into();
         grant.name = name.into();

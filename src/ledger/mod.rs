@@ -27,7 +27,7 @@ pub use row::Row;
 
 use crate::config::{Calendar, LedgerSpec};
 use spool::{Spool, SpoolReader, SpoolWriter};
-use store::Store;
+use store::{Refused, Store};
 
 /// Rows that are written to the spool with one wait for the disk.
 const ROWS_AT_ONCE: usize = 4096;
@@ -50,6 +50,9 @@ const PRUNE_ROWS: usize = 10_000;
 
 /// How often it is told that rows are lost.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// The file of rows that the database refuses, beside those that wait for it.
+const ASIDE: &str = "refused.jsonl";
 
 const MILLIS_A_DAY: i64 = 86_400_000;
 
@@ -366,10 +369,13 @@ impl Filler {
         if let Some(keep) = self.spec.keep_days
             && self.pruned.is_none_or(|at| at.elapsed() >= PRUNE_EVERY)
         {
-            let before = Row::now() - i64::from(keep) * MILLIS_A_DAY;
-            if store.prune(before, PRUNE_ROWS)? < PRUNE_ROWS {
-                self.pruned = Some(Instant::now());
+            // Budgets and tiers count by what there is of this month.
+            let month = Calendar::Month.begin(Row::now());
+            let before = month.min(Row::now() - i64::from(keep) * MILLIS_A_DAY);
+            if store.prune(before, PRUNE_ROWS)? == PRUNE_ROWS {
+                return Ok(true);
             }
+            self.pruned = Some(Instant::now());
         }
         // Before the first row of this process is there, which counts its own.
         if self.known.is_some() && self.reader.is_past_left() {
@@ -384,13 +390,37 @@ impl Filler {
         if batch.broken > 0 {
             log::error!("rows of the ledger that cannot be read in its spool: {}", batch.broken);
         }
-        if !batch.rows.is_empty() {
-            store.insert(&batch.rows)?;
-            state.stored.fetch_add(batch.rows.len() as u64, Ordering::SeqCst);
-        }
+        put(store.as_mut(), &batch.rows, &self.spec.spool, state)?;
         self.reader.done();
         Ok(true)
     }
+}
+
+/// Puts rows into the database. Those that it refuses for what is in them are put aside, so that the others pass.
+fn put(store: &mut dyn Store, rows: &[Row], folder: &Path, state: &State) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let Err(error) = store.insert(rows) else {
+        state.stored.fetch_add(rows.len() as u64, Ordering::SeqCst);
+        return Ok(());
+    };
+    if error.downcast_ref::<Refused>().is_none() {
+        return Err(error);
+    }
+    if let [row] = rows {
+        let path = folder.join(ASIDE);
+        spool::put_aside(&path, row).with_context(|| format!("cannot write {}", path.display()))?;
+        log::error!(
+            "the ledger's database refuses the row of request {}: {error}; it is in {} now",
+            row.request_id,
+            path.display()
+        );
+        return Ok(());
+    }
+    let (first, second) = rows.split_at(rows.len() / 2);
+    put(store, first, folder, state)?;
+    put(store, second, folder, state)
 }
 
 fn known(store: &mut dyn Store) -> Result<Known> {

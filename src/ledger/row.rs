@@ -68,6 +68,15 @@ impl Row {
         )
     }
 
+    /// A text from outside, as a row may hold it: without control characters, which databases refuse or terminals obey,
+    /// and of bounded length.
+    #[must_use]
+    pub fn text(text: &str) -> String {
+        let clean =
+            |letter: char| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter };
+        text[..text.floor_char_boundary(TEXT_BYTES_MAX)].chars().map(clean).collect()
+    }
+
     /// Now, in milliseconds since 1970.
     #[must_use]
     pub fn now() -> i64 {
@@ -95,6 +104,9 @@ impl Row {
 }
 
 const CHECKSUM_BYTES: usize = 16;
+
+/// The longest text of a row.
+const TEXT_BYTES_MAX: usize = 512;
 
 #[cfg(test)]
 pub(super) mod tests {
@@ -134,6 +146,13 @@ pub(super) mod tests {
             assert_eq!((id.len(), &id[14..15]), (36, "7"), "{id}");
             assert!("89ab".contains(&id[19..20]) && id.starts_with("018bcfe5-68"), "{id}");
         }
+    }
+
+    #[test]
+    fn texts_from_outside_are_cleaned() {
+        assert_eq!(Row::text("gpt-\0x\u{1b}[2J\u{85}é"), "gpt-\u{fffd}x\u{fffd}[2J\u{fffd}é");
+        assert_eq!(Row::text(&"é".repeat(600)).len(), 512);
+        assert_eq!(Row::text(&format!("x{}", "é".repeat(600))).len(), 511);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -144,6 +144,18 @@ impl Spool {
     }
 }
 
+/// Writes a row to the end of a file, for whoever finds out what is wrong with it.
+///
+/// # Errors
+/// When the disk does not take it.
+pub(super) fn put_aside(path: &Path, row: &Row) -> io::Result<()> {
+    let mut line = serde_json::to_vec(row)?;
+    line.push(b'\n');
+    let mut file = OpenOptions::new().append(true).create(true).open(path)?;
+    file.write_all(&line)?;
+    file.sync_data()
+}
+
 /// The end at which rows come in.
 pub(super) struct SpoolWriter {
     spool: Arc<Spool>,
@@ -262,7 +274,11 @@ impl SpoolReader {
                 if !ends {
                     return Ok(None);
                 }
-                self.remove_first()?;
+                let is_last_left = self.remove_first()?;
+                if is_last_left {
+                    // What is known of earlier processes is looked up before rows of this one follow.
+                    return Ok(Some(Batch { rows: Vec::new(), broken: 0 }));
+                }
                 continue;
             }
             let mut bytes =
@@ -292,14 +308,19 @@ impl SpoolReader {
         self.done += std::mem::take(&mut self.read);
     }
 
-    fn remove_first(&mut self) -> io::Result<()> {
+    /// Removes the first file; whether it was the last one that ended processes have left.
+    fn remove_first(&mut self) -> io::Result<bool> {
         let mut files = self.spool.files();
         let first = files.list.pop_front();
+        let is_last_left = files.left == 1;
         files.left = files.left.saturating_sub(1);
         drop(files);
         self.done = 0;
         self.read = 0;
-        first.map_or(Ok(()), |first| std::fs::remove_file(&first.path))
+        if let Some(first) = first {
+            std::fs::remove_file(&first.path)?;
+        }
+        Ok(is_last_left)
     }
 }
 

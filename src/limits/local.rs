@@ -127,7 +127,7 @@ impl Counts {
                 if spent.saturating_add(*reserved).saturating_add(amount) > max || *spent >= max {
                     Err(until_end(quantity, now.millis))
                 } else {
-                    *reserved += amount;
+                    *reserved = reserved.saturating_add(amount);
                     Ok(Spot::Since(*begin))
                 }
             }

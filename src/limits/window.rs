@@ -54,7 +54,7 @@ impl Window {
         while let Some((part, amount)) = self.parts.front()
             && *part < first
         {
-            self.sum -= amount;
+            self.sum = self.sum.saturating_sub(*amount);
             self.parts.pop_front();
         }
     }
@@ -114,7 +114,7 @@ impl Window {
         let sum = &mut self.parts[at].1;
         let given = amount.min(*sum);
         *sum -= given;
-        self.sum -= given;
+        self.sum = self.sum.saturating_sub(given);
         if *sum == 0 {
             self.parts.remove(at);
         }

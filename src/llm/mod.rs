@@ -22,4 +22,4 @@ pub use peek::{Goal, Peek, PeekFault, is_form};
 pub use search::{Fault, Found, Gap, Search};
 pub use splice::spliced;
 pub use stream::{EndMarker, Tail};
-pub use usage::{Kind, Meter, Trim, Usage};
+pub use usage::{Kind, Meter, TOKENS_MAX, Trim, Usage};

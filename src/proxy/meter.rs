@@ -14,7 +14,7 @@ use super::exchange::{Admitted, Events, Exchange};
 use crate::config::Tariff;
 use crate::ledger::{self, Month, Row};
 use crate::limits::shares;
-use crate::llm::{EndMarker, Facts, Kind, Meter, Trim, Usage};
+use crate::llm::{EndMarker, Facts, Kind, Meter, TOKENS_MAX, Trim, Usage};
 use crate::runtime::Runtime;
 
 /// Bytes of text that make a token, about.
@@ -180,11 +180,11 @@ pub(super) fn settle(
     ledger.write(Row {
         id: Row::new_id(timestamp),
         timestamp,
-        request_id: exchange.request_id().to_owned(),
+        request_id: Row::text(exchange.request_id()),
         user_id: grant.name.clone(),
         key_id: grant.key_id.clone(),
         service: service.to_owned(),
-        model: model.to_owned(),
+        model: Row::text(model),
         backend: backend.map(|spec| spec.id.clone()).unwrap_or_default(),
         tokens_input: usage.input,
         tokens_output: usage.output,
@@ -234,7 +234,8 @@ impl Metering {
             return (0, 0);
         }
         let output = self.output_max.filter(|max| *max > 0).unwrap_or(assumed);
-        (self.input_estimate, output.saturating_mul(self.answers))
+        let output = output.min(TOKENS_MAX).saturating_mul(self.answers);
+        (self.input_estimate, output.min(TOKENS_MAX))
     }
 
     /// What was taken, and whether that was counted here.

@@ -3,31 +3,13 @@
 use std::io::Write;
 
 use crate::harness::{
-    Answer, Connection, Gateway, Reply, Seen, Upstream, eventually, get, http2, post, run_program,
-    send,
+    Answer, Connection, Gateway, Model, Reply, Seen, Upstream, eventually, get, http2, post,
+    run_program, send, services,
 };
-
-/// A model of the service `svc`, over upstreams.
-struct Model<'a>(&'a str, &'a [&'a Upstream]);
 
 /// A configuration with models of one service, with more top-level lines before it.
 fn models(top: &str, models: &[Model<'_>]) -> String {
     services(top, &[("svc", models)])
-}
-
-fn services(top: &str, services: &[(&str, &[Model<'_>])]) -> String {
-    let mut text = format!("listen: 127.0.0.1:0\n{top}\nservices:\n");
-    for (service, models) in services {
-        text.push_str(&format!("  {service}:\n    models:\n"));
-        for Model(name, upstreams) in *models {
-            text.push_str(&format!("      \"{name}\":\n        backends:\n"));
-            for (id, upstream) in ('a'..).zip(*upstreams) {
-                let url = upstream.url();
-                text.push_str(&format!("        - {{id: {id}, url: \"{url}\"}}\n"));
-            }
-        }
-    }
-    text
 }
 
 const CHAT: &str = "/v1/chat/completions";

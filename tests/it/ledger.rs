@@ -301,6 +301,21 @@ fn what_costs_nothing_and_what_nobody_answered_cost_nothing() {
 }
 
 #[test]
+fn counts_that_no_answer_has_are_not_believed() {
+    let absurd = "{\"usage\":{\"prompt_tokens\":99999999999999999999999,\"completion_tokens\":9223372036854775807}}";
+    let upstream = json_answer(absurd);
+    let gateway = Gateway::start(&config(LEDGER, &[&upstream]));
+    for _ in 0..3 {
+        ask(&gateway, CHAT, r#"{"model":"mdl","max_tokens":9223372036854775807,"n":4000000000}"#);
+    }
+    for row in wait_rows(&gateway, 3) {
+        let output: u64 = row.tokens().1.parse().unwrap();
+        assert!(output <= absurd.len() as u64 && row.text("estimated") == "1", "{row:?}");
+    }
+    assert_eq!(get(gateway.address(), "/api/usage", &[]).json()["total"]["exchanges"], 3);
+}
+
+#[test]
 fn prices_depend_on_backend_tier_and_what_was_paid_for_before() {
     let upstream = json_answer(r#"{"usage":{"prompt_tokens":100,"completion_tokens":50}}"#);
     let url = upstream.url();

@@ -10,7 +10,11 @@ use std::thread::JoinHandle;
 
 use rusqlite::Connection as Database;
 
-use crate::harness::{Gateway, Postgres, Upstream, config, eventually, get, post, run_program};
+use crate::harness::{
+    Gateway, Model, Postgres, Upstream, config, eventually, get, post, run_program, services,
+};
+
+const CHAT: &str = "/v1/chat/completions";
 
 const PRICES: &str = "prices: {per: 1, models: {mdl: {input: 0.001, output: 0.002}}}";
 
@@ -198,6 +202,38 @@ fn a_database_that_is_down_is_waited_for_and_gets_all_rows_once() {
     let usage = run_program(gateway.folder(), &[], &["usage", "--by", "month", "--format", "csv"]);
     let text = String::from_utf8_lossy(&usage.stdout).into_owned();
     assert!(text.contains(&format!(",{total},")), "{text}");
+}
+
+#[test]
+fn what_a_database_refuses_stands_in_nobodys_way() {
+    let (upstream, _) = counting();
+    let mut postgres = Postgres::start();
+    let folder = tempfile::tempdir().unwrap();
+    let top = format!(
+        "state_directory: {}\nledger: {{database: \"{}\"}}",
+        folder.path().display(),
+        postgres.url()
+    );
+    let mut gateway = Gateway::start(&services(&top, &[("svc", &[Model("*", &[&upstream])])]));
+    let to = gateway.address();
+    let ask = |model: &str, id: &str| {
+        let header = format!("X-Request-ID: {id}");
+        let body = format!("{{\"model\":\"{model}\"}}");
+        assert_eq!(post(to, CHAT, &[&header], body).status, 200);
+    };
+    ask("gpt-\\u0000x\\u001b", "a-1");
+    let models = "SELECT string_agg(model, ' ' ORDER BY id) FROM api_usage";
+    let known = "gpt-\u{fffd}x\u{fffd}";
+    eventually("it is there", || postgres.ask(models) == known);
+    postgres.ask("ALTER TABLE api_usage ADD CHECK (model <> 'bad')");
+    for (at, model) in ["one", "bad", "two", "bad", "three"].into_iter().enumerate() {
+        ask(model, &format!("b-{at}"));
+    }
+    eventually("the others are there", || postgres.ask(models) == format!("{known} one two three"));
+    gateway.wait_log("refuses the row of request b-3");
+    let aside = std::fs::read_to_string(folder.path().join("spool/refused.jsonl")).unwrap();
+    assert_eq!(aside.matches("\"model\":\"bad\"").count(), 2, "{aside}");
+    postgres.stop();
 }
 
 #[test]

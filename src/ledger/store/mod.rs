@@ -5,6 +5,18 @@ mod sqlite;
 
 use anyhow::Result;
 
+/// That a database does not take rows for what is in them: it would not later either.
+#[derive(Debug)]
+pub(super) struct Refused(pub(super) String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
 use super::report::{Line, Query};
 use super::row::Row;
 use crate::config::Database;
@@ -12,6 +24,9 @@ use crate::config::Database;
 /// A database that is connected to.
 pub(super) trait Store {
     /// Puts rows in that are not there yet. All of them or none.
+    ///
+    /// # Errors
+    /// [`Refused`], or that the database cannot be asked.
     fn insert(&mut self, rows: &[Row]) -> Result<()>;
 
     /// Removes some of the rows that are older; how many.

@@ -6,13 +6,14 @@ use anyhow::{Context, Result, anyhow};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::runtime::Runtime;
 use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::super::report::{Line, Query, Sql};
 use super::super::row::Row;
-use super::Store;
+use super::{Refused, Store};
 use crate::secret::Secret;
 
 /// How long a connection may take, and how long a statement.
@@ -132,9 +133,16 @@ fn timed<T>(
 ) -> Result<T> {
     let done = executor.block_on(async { tokio::time::timeout(STATEMENT_TIMEOUT, work).await });
     done.context("no answer in time")?.map_err(|error| match error.as_db_error() {
+        Some(error) if is_of_data(error.code()) => anyhow!(Refused(error.message().to_owned())),
         Some(error) => anyhow!("{}", error.message()),
         None => anyhow!(error),
     })
+}
+
+/// Whether a statement failed for the values in it: data exceptions, violated constraints, and limits of the program
+/// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
+fn is_of_data(code: &SqlState) -> bool {
+    ["22", "23", "54"].iter().any(|class| code.code().starts_with(class))
 }
 
 /// TLS, with the authorities of the system.

@@ -22,6 +22,9 @@ pub struct Usage {
     pub reasoning: u64,
 }
 
+/// More tokens than any prompt or answer has: a count beyond it is not believed.
+pub const TOKENS_MAX: u64 = 1_000_000_000;
+
 impl Usage {
     /// Input and output.
     #[must_use]
@@ -72,7 +75,9 @@ impl Counts {
     }
 
     fn set(&mut self, field: Field, number: u64) {
-        self.numbers[field as usize] = Some(number);
+        if number <= TOKENS_MAX {
+            self.numbers[field as usize] = Some(number);
+        }
     }
 
     /// Takes over what is told by `newer`.

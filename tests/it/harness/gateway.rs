@@ -234,3 +234,22 @@ fn program(folder: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Com
     command.envs(variables.iter().copied());
     command
 }
+
+/// A model by its name, over upstreams.
+pub(crate) struct Model<'a>(pub(crate) &'a str, pub(crate) &'a [&'a Upstream]);
+
+/// A configuration with these models of each service, with more top-level lines before them.
+pub(crate) fn services(top: &str, services: &[(&str, &[Model<'_>])]) -> String {
+    let mut text = format!("listen: 127.0.0.1:0\n{top}\nservices:\n");
+    for (service, models) in services {
+        text.push_str(&format!("  {service}:\n    models:\n"));
+        for Model(name, upstreams) in *models {
+            text.push_str(&format!("      \"{name}\":\n        backends:\n"));
+            for (id, upstream) in ('a'..).zip(*upstreams) {
+                let url = upstream.url();
+                text.push_str(&format!("        - {{id: {id}, url: \"{url}\"}}\n"));
+            }
+        }
+    }
+    text
+}
