@@ -8,6 +8,9 @@ const WORD_BYTES_MAX: usize = 2048;
 /// As much of a text is looked at to tell.
 const BEGINNING_BYTES: usize = 256;
 
+/// The longest number that is read.
+const NUMBER_BYTES_MAX: usize = 24;
+
 /// What a picture in a text begins with (RFC 2397).
 const DATA_URL: &[u8] = b"data:";
 
@@ -21,8 +24,8 @@ pub struct Facts {
     pub output_tokens_max: Option<u64>,
     /// How many answers it wants; none: one.
     pub answers: Option<u64>,
-    /// Bytes of its texts, without what is no text.
-    pub text_bytes: u64,
+    /// Bytes of its texts that have ended, without what is no text.
+    text_bytes: u64,
     /// How many of its texts are images and the like.
     pub media: u64,
     /// What it says about usage in a stream.
@@ -30,7 +33,7 @@ pub struct Facts {
     wanted: Option<Wanted>,
     /// The object one level below the body that is read.
     scope: Option<Scope>,
-    number: u64,
+    number: Number,
     string: Text,
 }
 
@@ -51,10 +54,36 @@ pub struct StreamOptions {
     pub include_usage: Option<bool>,
 }
 
+/// A number that is read, as it is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Number {
+    text: [u8; NUMBER_BYTES_MAX],
+    bytes: usize,
+}
+
+impl Number {
+    /// The whole number that it is, or the nearest that there is.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "what is too large or negative becomes the nearest, and there are no parts of tokens"
+    )]
+    fn value(&self) -> u64 {
+        let text = self.text.get(..self.bytes).and_then(|text| std::str::from_utf8(text).ok());
+        // One that is longer than any that is meant.
+        let Some(text) = text else { return u64::MAX };
+        text.parse().unwrap_or_else(|_| text.parse::<f64>().map_or(0, |number| number as u64))
+    }
+}
+
 /// A text that is read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Text {
+    /// Whether it goes on.
+    is_open: bool,
     bytes: usize,
+    /// Whether it is the value of `stream`, which some servers also take as a text.
+    is_stream: bool,
     /// Whether it has a space, an escape or what is not ASCII, as text has and base64 has not.
     is_prose: bool,
     /// So many bytes of `data:` it begins with.
@@ -79,6 +108,14 @@ enum Wanted {
 }
 
 impl Facts {
+    /// Bytes of its texts so far, without what is no text.
+    #[must_use]
+    pub fn text_bytes(&self) -> u64 {
+        let Text { bytes, is_open, .. } = self.string;
+        let open = if is_open && !self.string.is_media() { bytes as u64 } else { 0 };
+        self.text_bytes + open
+    }
+
     /// Whether keys at this depth are of interest.
     pub(super) fn wants_keys(&self, depth: usize) -> bool {
         depth == 1 || depth == 2 && self.scope.is_some()
@@ -114,8 +151,9 @@ impl Facts {
             (1, _) => self.stream_options.place = inside,
             (2, Some(Wanted::StreamOptions)) => {
                 self.scope = Some(Scope::StreamOptions);
-                self.stream_options.inside = Some(inside);
-                self.stream_options.null = None;
+                let place = self.stream_options.place;
+                let inside = Some(inside);
+                self.stream_options = StreamOptions { place, inside, ..Default::default() };
             }
             (2, Some(Wanted::Bounds)) => self.scope = Some(Scope::Bounds),
             _ => {}
@@ -141,8 +179,8 @@ impl Facts {
         match self.wanted.take() {
             Some(Wanted::Stream) => self.stream = value,
             Some(Wanted::StreamOptions) if value.is_none() => {
-                self.stream_options.null = Some(at..at + length);
-                self.stream_options.inside = None;
+                let (place, null) = (self.stream_options.place, Some(at..at + length));
+                self.stream_options = StreamOptions { place, null, ..Default::default() };
             }
             Some(Wanted::IncludeUsage) => {
                 self.stream_options.include_usage = value;
@@ -153,44 +191,46 @@ impl Facts {
     }
 
     pub(super) fn number_begins(&mut self) {
-        self.number = 0;
+        self.number = Number::default();
     }
 
-    /// More of a number: all but digits ends what is of interest in it.
-    pub(super) fn digits(&mut self, digits: &[u8]) {
+    /// More of a number, raw.
+    pub(super) fn number(&mut self, piece: &[u8]) {
         if self.wanted.is_none() {
             return;
         }
-        for digit in digits {
-            if !digit.is_ascii_digit() {
-                return;
-            }
-            let digit = u64::from(digit - b'0');
-            self.number = self.number.saturating_mul(10).saturating_add(digit);
+        let Number { text, bytes } = &mut self.number;
+        if let Some(room) = text.get_mut(*bytes..bytes.saturating_add(piece.len())) {
+            room.copy_from_slice(piece);
         }
+        *bytes = bytes.saturating_add(piece.len());
     }
 
     pub(super) fn number_ends(&mut self) {
         match self.wanted.take() {
             Some(Wanted::OutputMax) => {
                 let known = self.output_tokens_max.unwrap_or_default();
-                self.output_tokens_max = Some(known.max(self.number));
+                self.output_tokens_max = Some(known.max(self.number.value()));
             }
             Some(Wanted::Answers) => {
-                self.answers = Some(self.answers.unwrap_or_default().max(self.number));
+                self.answers = Some(self.answers.unwrap_or_default().max(self.number.value()));
             }
+            Some(Wanted::Stream) => self.stream = Some(self.number.value() != 0),
             _ => {}
         }
     }
 
     pub(super) fn text_begins(&mut self) {
-        self.wanted = None;
-        self.string = Text::default();
+        let is_stream = self.wanted.take() == Some(Wanted::Stream);
+        self.string = Text { is_open: true, is_stream, ..Text::default() };
     }
 
     /// More of a text that is a value, raw.
     pub(super) fn text(&mut self, piece: &[u8]) {
         let text = &mut self.string;
+        if text.is_stream && text.bytes == 0 && !piece.is_empty() {
+            self.stream = Some(matches!(piece[0], b't' | b'T' | b'1' | b'y' | b'Y'));
+        }
         if text.bytes == text.url_bytes && text.bytes < DATA_URL.len() {
             let rest = DATA_URL[text.bytes..].iter();
             text.url_bytes += rest.zip(piece).take_while(|(known, byte)| known == byte).count();
@@ -203,12 +243,19 @@ impl Facts {
     }
 
     pub(super) fn text_ends(&mut self) {
-        let Text { bytes, is_prose, url_bytes } = self.string;
-        if url_bytes == DATA_URL.len() || !is_prose && bytes > WORD_BYTES_MAX {
+        self.string.is_open = false;
+        if self.string.is_media() {
             self.media += 1;
         } else {
-            self.text_bytes += bytes as u64;
+            self.text_bytes += self.string.bytes as u64;
         }
+    }
+}
+
+impl Text {
+    /// Whether it is an image or the like.
+    fn is_media(&self) -> bool {
+        self.url_bytes == DATA_URL.len() || !self.is_prose && self.bytes > WORD_BYTES_MAX
     }
 }
 
@@ -278,7 +325,9 @@ mod tests {
             ),
             (r#"{"max_tokens":null,"n":"2"}"#, None, None),
             (r#"{"max_tokens":99999999999999999999999}"#, Some(u64::MAX), None),
-            (r#"{"max_tokens":1.5e3}"#, Some(1), None),
+            (r#"{"max_tokens":1.5e3,"n":2E0}"#, Some(1500), Some(2)),
+            (r#"{"max_tokens":1e400,"n":-7}"#, Some(u64::MAX), Some(0)),
+            (r#"{"max_tokens":0.000000000000000000000000000001}"#, Some(u64::MAX), None),
         ] {
             each_way(body, |facts| {
                 assert_eq!((facts.output_tokens_max, facts.answers), (tokens, answers), "{body}");
@@ -293,8 +342,10 @@ mod tests {
         let wide = "模型".repeat(1000);
         let body = json!({"messages": [{"content": "two words"}, image, file, wide]}).to_string();
         each_way(&body, |facts| {
-            assert_eq!((facts.text_bytes, facts.media), (9 + 6000, 2));
+            assert_eq!((facts.text_bytes(), facts.media), (9 + 6000, 2));
         });
+        // What has not ended yet counts as far as it came.
+        each_way(r#"{"a":"one two","b":"three fou"#, |facts| assert_eq!(facts.text_bytes(), 16));
     }
 
     #[test]
@@ -307,6 +358,14 @@ mod tests {
             (
                 r#"{"stream_options":{"include_usage": false,"x":{"include_usage":true}}}"#,
                 Some(json!({"include_usage": true, "x": {"include_usage": true}})),
+            ),
+            (
+                r#"{"stream_options":{"include_usage":true},"stream_options":{}}"#,
+                Some(json!({"include_usage": true})),
+            ),
+            (
+                r#"{"stream_options":{"include_usage":true},"stream_options":null}"#,
+                Some(json!({"include_usage": true})),
             ),
             (r#"{"stream_options":{"include_usage":null}}"#, Some(json!({"include_usage": true}))),
             (
@@ -330,7 +389,11 @@ mod tests {
     fn a_stream_is_told_from_none() {
         each_way(r#"{"stream":true,"a":{"stream":false}}"#, |it| assert_eq!(it.stream, Some(true)));
         each_way(r#"{"stream":false}"#, |it| assert_eq!(it.stream, Some(false)));
-        each_way(r#"{"stream":"true"}"#, |it| assert_eq!(it.stream, None));
+        // Some servers take these, too.
+        each_way(r#"{"stream":"true"}"#, |it| assert_eq!(it.stream, Some(true)));
+        each_way(r#"{"stream":1}"#, |it| assert_eq!(it.stream, Some(true)));
+        each_way(r#"{"stream":0,"a":"true"}"#, |it| assert_eq!(it.stream, Some(false)));
+        each_way(r#"{"stream":null}"#, |it| assert_eq!(it.stream, None));
     }
 
     proptest! {

@@ -340,13 +340,10 @@ impl Scanner {
         use Number::{
             Exponent, ExponentDigits, ExponentSign, Fraction, Integer, Minus, Point, Zero,
         };
+        let start = at;
         loop {
             if matches!(number, Integer | Fraction | ExponentDigits) {
-                let digits = piece[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-                if let Some(facts) = self.facts.as_mut().filter(|_| number == Integer) {
-                    facts.digits(&piece[at..at + digits]);
-                }
-                at += digits;
+                at += piece[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
             }
             let Some(byte) = piece.get(at) else { break };
             number = match (number, byte) {
@@ -359,6 +356,7 @@ impl Scanner {
                 (Exponent | ExponentSign | ExponentDigits, b'0'..=b'9') => ExponentDigits,
                 (Zero | Integer | Fraction | ExponentDigits, _) => {
                     if let Some(facts) = &mut self.facts {
+                        facts.number(&piece[start..at]);
                         facts.number_ends();
                     }
                     self.value_ends();
@@ -367,6 +365,9 @@ impl Scanner {
                 _ => return Err(Fault::Malformed),
             };
             at += 1;
+        }
+        if let Some(facts) = &mut self.facts {
+            facts.number(&piece[start..at]);
         }
         self.state = State::Number(number);
         Ok(at)
@@ -436,7 +437,7 @@ impl Scanner {
             (Some(facts), b't' | b'f' | b'n') => facts.word(byte, self.position),
             (Some(facts), b'-' | b'0'..=b'9') => {
                 facts.number_begins();
-                facts.digits(&[byte]);
+                facts.number(&[byte]);
             }
             _ => {}
         }

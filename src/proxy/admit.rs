@@ -14,7 +14,7 @@ use pingora::http::RequestHeader;
 use pingora_core::Result;
 use pingora_proxy::Session;
 
-use super::course::{self, Course, Leads, Look, Names};
+use super::course::{self, Course, Leads, Look};
 use super::exchange::{Admitted, Client, Exchange};
 use super::rights::Rights;
 use super::{Proxy, Serves, X_FORWARDED_FOR, body, limit, meter, respond};
@@ -23,7 +23,7 @@ use crate::config::{ClientBounds, CorsOrigins};
 use crate::lifecycle::Counted;
 use crate::llm::{Dialect, Found};
 use crate::refusal::Refusal;
-use crate::routing::Miss;
+use crate::routing::{self, Miss};
 use crate::runtime::{PageAnswer, PageRequest, Runtime, Way};
 use crate::telemetry;
 
@@ -147,6 +147,7 @@ fn admitted(
     let in_body = found.as_ref().filter(|_| !is_by_body).map(|found| found.text.clone());
     let resolved = leads.resolve(runtime, found);
     let (way, asked, is_for_model) = resolved.map_err(|refusal| Rights::hide(&grant, refusal))?;
+    let is_for_model = is_for_model && course.is_for_model;
     let rights = Rights { grant, address: client.address, is_for_model };
     let called = asked.as_ref().filter(|_| course.is_front).map(|asked| asked.name.as_str());
     if let Some(name) = in_body.as_deref().filter(|name| Some(*name) != called) {
@@ -202,35 +203,45 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
     body::check_length(session, &snapshot.client)?;
     let found = course::find(runtime, head);
     let mut course = found.map_err(|refusal| Rights::hide(&grant, refusal))?;
-    check_rights(&mut course, &grant, client.address, snapshot.meters)?;
+    let meters = snapshot.meters && meter::takes(head);
+    check_rights(head, &mut course, (&grant, client.address), meters)?;
     Ok(Decision::Forward(Passage { course, grant, client, inflight }))
 }
 
 /// Refuses, as far as the head tells, what the client may not have; and has its body looked into where that
 /// may name it, or is metered.
 fn check_rights(
+    head: &RequestHeader,
     course: &mut Course,
-    grant: &Arc<Grant>,
-    address: Option<IpAddr>,
+    (grant, address): (&Arc<Grant>, Option<IpAddr>),
     meters: bool,
 ) -> Result<(), Refusal> {
-    let rights = Rights { grant: Arc::clone(grant), address, is_for_model: true };
+    if grant.is_restricted() {
+        let path = course.target.split(|byte| *byte == b'?').next().unwrap_or_default();
+        let reach = routing::reach(&head.method, path);
+        course.is_for_model = !reach.is_of_account;
+        course.names.target = course.names.target.take().or(reach.name);
+    }
+    let rights = Rights { grant: Arc::clone(grant), address, is_for_model: course.is_for_model };
     let way = course.leads.way();
     if let Some(way) = way {
         rights.first(way, course.leads.asked().filter(|_| course.is_front))?;
-        if let Names::Target(name) = &course.names
-            && !course.is_front
-        {
-            rights.check_name(way, name)?;
+        if !course.is_front {
+            if course.names.is_ambiguous && rights.needs_name(Some(way)) {
+                return Err(Refusal::ModelAmbiguous);
+            }
+            if let Some(name) = &course.names.target {
+                rights.check_name(way, name)?;
+            }
         }
     }
-    if let Names::Body(keys) = course.names {
-        if rights.needs_name(way) {
-            course.look = Some(Look::strict(course.look, keys));
-        }
-        if meters {
-            course.look = Some(Look::metered(course.look, keys));
-        }
+    if let Some(keys) = course.names.body
+        && rights.needs_name(way)
+    {
+        course.look = Some(Look::strict(course.look, keys));
+    }
+    if meters {
+        course.look = Some(Look::metered(course.look));
     }
     Ok(())
 }

@@ -35,28 +35,35 @@ pub(super) struct Course {
     pub(super) look: Option<Look>,
     /// Where else it may name a model.
     pub(super) names: Names,
+    /// Whether it is about a model, and not about what belongs to none.
+    pub(super) is_for_model: bool,
 }
 
 /// Where a request may name a model, whatever its way is by: a backend may go by it.
-pub(super) enum Names {
-    /// Nowhere.
-    Nowhere,
+#[derive(Debug, Default)]
+pub(super) struct Names {
     /// In its target.
-    Target(String),
-    /// In its body.
-    Body(&'static [&'static str]),
+    pub(super) target: Option<String>,
+    /// In its body, at this path of keys.
+    pub(super) body: Option<&'static [&'static str]>,
+    /// Whether servers may read different names in its target.
+    pub(super) is_ambiguous: bool,
 }
 
 impl Names {
     fn of(front: Option<&Front<'_>>) -> Self {
+        let mut names = Self::default();
         match front {
-            Some(Front::Exchange(Mention::Target { name, .. })) => Self::Target(name.clone()),
-            Some(Front::Exchange(Mention::Body(keys))) => Self::Body(keys),
-            Some(Front::Exchange(Mention::Form)) => Self::Body(MODEL),
-            Some(_) => Self::Nowhere,
-            // An API of the backend's own, such as Ollama's.
-            None => Self::Body(MODEL),
+            Some(Front::Exchange(Mention::Target { name, .. })) => {
+                names.target = Some(name.clone())
+            }
+            Some(Front::Exchange(Mention::Body(keys))) => names.body = Some(keys),
+            // Of an account's, or an API of the backend's own, such as Ollama's.
+            Some(Front::Exchange(Mention::Form)) | None => names.body = Some(MODEL),
+            Some(Front::Ambiguous) => names.is_ambiguous = true,
+            Some(Front::Exchange(Mention::Nowhere) | Front::List | Front::One(_)) => {}
         }
+        names
     }
 }
 
@@ -126,8 +133,8 @@ impl Look {
     }
 
     /// For an answer that is metered: what else the body says tells how long it may get.
-    pub(super) fn metered(look: Option<Self>, keys: &'static [&'static str]) -> Self {
-        Self { with_facts: true, ..look.unwrap_or(Self::new(keys, Aim::Note)) }
+    pub(super) fn metered(look: Option<Self>) -> Self {
+        Self { with_facts: true, ..look.unwrap_or(Self::new(MODEL, Aim::Note)) }
     }
 
     /// For a body that may not name a model unseen.
@@ -192,6 +199,7 @@ pub(super) fn find(runtime: &Runtime, head: &RequestHeader) -> Result<Course, Re
                 leads: Leads::To(Arc::clone(way), None),
                 look: None,
                 names: Names::of(routing::front(&head.method, path, query).as_ref()),
+                is_for_model: true,
             });
         }
         Miss::NoRoute
@@ -217,6 +225,7 @@ pub(super) fn find(runtime: &Runtime, head: &RequestHeader) -> Result<Course, Re
         leads,
         look,
         names,
+        is_for_model: true,
     })
 }
 
@@ -243,6 +252,7 @@ fn by_path(head: &RequestHeader, way: &Arc<Way>, path: &[u8], tail: &[u8], query
         leads: Leads::To(Arc::clone(way), asked),
         look,
         names,
+        is_for_model: true,
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use http::{Method, StatusCode};
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::{Error, ErrorSource, Result};
 use pingora_proxy::Session;
 
@@ -23,8 +23,26 @@ const TOKEN_BYTES: u64 = 4;
 /// Tokens of an image or the like, about.
 const MEDIA_TOKENS: u64 = 1000;
 
+/// The last segments of paths whose answers are a model's text.
+const GENERATES: [&[u8]; 12] = [
+    b"completions",
+    b"responses",
+    b"messages",
+    b"generateContent",
+    b"streamGenerateContent",
+    b"chat",
+    b"generate",
+    b"generate_stream",
+    b"completion",
+    b"infill",
+    b"invocations",
+    b"invoke",
+];
+
 /// The last segments of paths under which nothing is taken.
-const TAKES_NOTHING: [&[u8]; 9] = [
+const TAKES_NOTHING: [&[u8]; 11] = [
+    b"cancel",
+    b"countTokens",
     b"count_tokens",
     b"input_tokens",
     b"tokenize",
@@ -41,6 +59,8 @@ const TAKES_NOTHING: [&[u8]; 9] = [
 pub(super) struct Metering {
     /// Whether the answer takes tokens.
     takes: bool,
+    /// Whether it is a model's text.
+    generates: bool,
     /// About as many tokens the prompt has.
     input_estimate: u64,
     /// How many answers are asked for, and how long each may get.
@@ -67,13 +87,21 @@ pub(super) fn begin(session: &Session, exchange: &mut Exchange) {
     let head = session.req_header();
     let path = super::admit::split_target(head).0;
     let facts = exchange.body.facts();
-    let takes = head.method == Method::POST && takes_tokens(path);
+    let takes = takes(head);
     let is_stream = facts.is_some_and(|facts| facts.stream == Some(true));
     let can_ask =
         is_stream && EndMarker::of_path(path).is_some() && path.ends_with(b"/completions");
     exchange.metering = Some(Metering {
         takes,
-        input_estimate: facts.map_or(0, input_estimate),
+        generates: generates(path),
+        input_estimate: facts.map_or(0, |facts| {
+            // Of a body that has not all come yet, the rest is taken to be like its beginning.
+            let share = match (exchange.body.looked_bytes(), super::body::length(session)) {
+                (Some(looked), Some(length)) if looked > 0 && length > looked => (length, looked),
+                _ => (1, 1),
+            };
+            input_estimate(facts).saturating_mul(share.0 as u64) / share.1 as u64
+        }),
         answers: facts.and_then(|facts| facts.answers).unwrap_or(1).max(1),
         output_max: facts.and_then(|facts| facts.output_tokens_max),
         asks: takes && can_ask && snapshot.include_usage,
@@ -83,12 +111,28 @@ pub(super) fn begin(session: &Session, exchange: &mut Exchange) {
 
 /// About as many tokens a prompt has.
 fn input_estimate(facts: &Facts) -> u64 {
-    facts.text_bytes / TOKEN_BYTES + facts.media * MEDIA_TOKENS
+    facts.text_bytes() / TOKEN_BYTES + facts.media * MEDIA_TOKENS
 }
 
-fn takes_tokens(path: &[u8]) -> bool {
-    let last = path.rsplit(|byte| matches!(byte, b'/' | b':')).next().unwrap_or_default();
-    !TAKES_NOTHING.contains(&last) && last != b"countTokens"
+/// The last segment of a path, or what stands behind the colon in it.
+fn last(path: &[u8]) -> &[u8] {
+    path.rsplit(|byte| matches!(byte, b'/' | b':')).next().unwrap_or_default()
+}
+
+/// Whether the answer to a request takes tokens, as far as its head tells.
+pub(super) fn takes(head: &RequestHeader) -> bool {
+    if !matches!(head.method, Method::POST | Method::PUT | Method::PATCH) {
+        return false;
+    }
+    let path = super::admit::split_target(head).0;
+    // What is kept of an answer is asked for by its id, and has been paid.
+    let is_kept = memchr::memmem::find(path, b"/chat/completions/").is_some();
+    !TAKES_NOTHING.contains(&last(path)) && !is_kept
+}
+
+/// Whether the answer is a model's text: then what a backend does not tell of it can be counted.
+fn generates(path: &[u8]) -> bool {
+    GENERATES.contains(&last(path))
 }
 
 /// The head of the answer has come.
@@ -100,7 +144,8 @@ pub(super) fn answers(exchange: &mut Exchange, response: &mut ResponseHeader) ->
     let Some(metering) = exchange.metering.as_mut().filter(|metering| metering.takes) else {
         return Ok(());
     };
-    let kind = response.headers.get(CONTENT_TYPE).and_then(|kind| Kind::of(kind.as_bytes()));
+    let kind = response.headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
+    let kind = Kind::of(kind.unwrap_or_default());
     let is_plain = !response.headers.contains_key(CONTENT_ENCODING);
     metering.kind = kind.filter(|_| is_plain && response.status.is_success());
     metering.meter = metering.kind.map(|kind| Box::new(Meter::new(kind)));
@@ -158,8 +203,12 @@ pub(super) fn settle(
     let is_ours = error.is_some_and(|error| error.esource != ErrorSource::Downstream);
     // For what a backend did not answer, nobody pays.
     let is_lost = is_ours && !exchange.observed.has_head();
-    let (usage, estimated) =
-        if is_lost { (Usage::default(), metering.takes) } else { metering.usage(status, is_cut) };
+    let (usage, estimated) = if is_lost {
+        (Usage::default(), metering.takes)
+    } else {
+        let input = exchange.body.facts().map_or(0, input_estimate);
+        metering.usage(status, is_cut, input)
+    };
     let timestamp = Row::now();
     let (service, model) = model(admitted);
     let grant = &admitted.rights.grant;
@@ -238,26 +287,30 @@ impl Metering {
         (self.input_estimate, output.min(TOKENS_MAX))
     }
 
-    /// What was taken, and whether that was counted here.
-    fn usage(&self, status: u16, is_cut: bool) -> (Usage, bool) {
+    /// What was taken, and whether that was counted here. The prompt has about `input` tokens.
+    fn usage(&self, status: u16, is_cut: bool, input: u64) -> (Usage, bool) {
         let is_success = StatusCode::from_u16(status).is_ok_and(|status| status.is_success());
         if !self.takes || status != 0 && !is_success {
             return (Usage::default(), false);
         }
         let (told, is_whole) = self.meter.as_ref().map_or((None, false), |meter| meter.usage());
+        // Of embeddings, scores and images some tell the input alone.
         if let Some(usage) = told
-            && is_whole
+            && (is_whole || !self.generates)
             && !is_cut
         {
             return (usage, false);
         }
-        let outputs = self.meter.as_ref().map_or(0, |meter| meter.outputs());
         let outputs = match self.kind {
-            Some(Kind::Json) => self.passed_bytes / TOKEN_BYTES,
-            _ => outputs,
+            // One document, or one that cannot be read: all of it is taken for text.
+            Some(Kind::Json) | None if self.generates => self.passed_bytes / TOKEN_BYTES,
+            Some(Kind::Json) | None => 0,
+            Some(Kind::Lines | Kind::Events) => {
+                self.meter.as_ref().map_or(0, |meter| meter.outputs())
+            }
         };
         let known = told.unwrap_or_default();
-        let input = told.map_or(self.input_estimate, |usage| usage.input);
+        let input = told.map_or(input, |usage| usage.input);
         (Usage { input, output: known.output.max(outputs), ..known }, true)
     }
 }

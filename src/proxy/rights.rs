@@ -40,7 +40,7 @@ impl Rights {
         if way.targets.iter().any(|target| self.is_granted(target, asked)) {
             return Err(Refusal::AddressDenied);
         }
-        Err(match asked {
+        Err(match asked.filter(|_| self.is_for_model) {
             Some(asked) => Refusal::ModelDenied { model: asked.to_owned() },
             // The same words as where there is nothing.
             None => Refusal::NotAllowed,

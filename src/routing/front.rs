@@ -137,6 +137,59 @@ pub fn front<'p>(method: &Method, path: &'p [u8], query: &[u8]) -> Option<Front<
     })
 }
 
+/// What a path reaches at a backend, as the most lenient of servers may read it: whatever its case, escapes, empty
+/// segments and version are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// The model that it names.
+    pub name: Option<String>,
+    /// Whether it is about what belongs to an account, or to the whole backend, and not to a model.
+    pub is_of_account: bool,
+}
+
+/// Behind these segments a path names a model.
+const BEFORE_NAMES: [&str; 5] = ["models", "model", "tunedmodels", "deployments", "engines"];
+
+/// What Ollama has under `api` for all of its models.
+const OF_OLLAMA: [&str; 9] =
+    ["blobs", "copy", "create", "delete", "ps", "pull", "push", "show", "tags"];
+
+/// What a request to this raw path reaches.
+#[must_use]
+pub fn reach(method: &Method, path: &[u8]) -> Reach {
+    let plain = decoded(path);
+    let lower = plain.to_lowercase();
+    let split = |text: &'_ str| -> Vec<String> {
+        text.split('/').filter(|segment| !segment.is_empty()).map(str::to_owned).collect()
+    };
+    let (segments, lower) = (split(&plain), split(&lower));
+    let is_read = matches!(*method, Method::GET | Method::HEAD);
+    let mut reach = Reach::default();
+    for (at, segment) in lower.iter().enumerate() {
+        let next = lower.get(at + 1).map(String::as_str);
+        let is_named = BEFORE_NAMES.contains(&segment.as_str());
+        if is_named && let Some(name) = segments.get(at + 1) {
+            let length = if is_read { name.len() } else { before_verb(name.as_bytes()) };
+            reach.name.get_or_insert_with(|| {
+                let rest = if is_read { &segments[at + 2..] } else { &[] };
+                std::iter::once(&name[..length])
+                    .chain(rest.iter().map(String::as_str))
+                    .collect::<Vec<_>>()
+                    .join("/")
+            });
+        }
+        reach.is_of_account |= match segment.as_str() {
+            "models" => next.is_none(),
+            "files" | "tunedmodels" => true,
+            "fine_tuning" => *method != Method::POST || lower.len() > at + 2,
+            "messages" => next == Some("batches"),
+            "api" => next.is_some_and(|next| OF_OLLAMA.contains(&next)),
+            segment => OF_ACCOUNT.contains(&segment),
+        };
+    }
+    reach
+}
+
 /// The first segment, and what follows its slash.
 fn first_segment(path: &[u8]) -> (&[u8], Option<&[u8]>) {
     match path.iter().position(|byte| *byte == b'/') {
@@ -301,6 +354,44 @@ mod tests {
         }
         for path in ["/v1/chat/completions", "/api/chat", "/openai/v1/responses", "/generate", ""] {
             assert!(answers_only(path.as_bytes()), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_a_path_reaches_is_seen_however_it_is_written() {
+        let reach = |method: &Method, path: &str| reach(method, path.as_bytes());
+        for path in [
+            "/v1beta/models/m:generateContent",
+            "/v1beta/%6dodels/m:generateContent",
+            "/v1beta//models/m%3agenerateContent",
+            "//v1beta/models//m",
+            "/v3/Models/m/generate",
+            "/openai/%64eployments/m/chat/completions",
+            "/OpenAI/Deployments%2fm/chat/completions",
+            "/v1/engines/m/completions",
+            "/model/m/invoke",
+        ] {
+            assert_eq!(reach(&Method::POST, path).name.as_deref(), Some("m"), "{path}");
+            assert!(!reach(&Method::POST, path).is_of_account, "{path}");
+        }
+        assert_eq!(reach(&Method::GET, "/v1/models/a/b:c").name.as_deref(), Some("a/b:c"));
+        for path in [
+            "/v1/models",
+            "/v1beta/models/",
+            "/v1/files",
+            "/V1/Batches/b1",
+            "/openai/v1/%66iles/f1/content",
+            "/v1/messages/batches",
+            "/v1/fine_tuning/jobs/j1",
+            "/api/tags",
+            "//api/show",
+        ] {
+            assert!(reach(&Method::GET, path).is_of_account, "{path}");
+        }
+        for path in
+            ["/v1/chat/completions", "/v1/responses/r1", "/api/chat", "/v1/fine_tuning/jobs"]
+        {
+            assert_eq!(reach(&Method::POST, path), Reach::default(), "{path}");
         }
     }
 

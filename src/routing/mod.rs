@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use percent_encoding::percent_decode;
 
-pub use front::{Front, Mention, answers_only, front, plain_path};
+pub use front::{Front, Mention, Reach, answers_only, front, plain_path, reach};
 
 use crate::names::Names;
 

@@ -154,6 +154,65 @@ fn a_key_lists_calls_and_sees_only_its_own_models() {
 }
 
 #[test]
+fn no_spelling_reaches_a_model_that_the_key_is_not_for() {
+    let upstream = Upstream::named("x");
+    let (gateway, key) = with_key("", &upstream, "models: [one]");
+    let header = format!("X-API-Key: {key}");
+    for path in [
+        "/a/one/v1beta/%6dodels/two:generateContent",
+        "/a/one/v1beta//models/two:generateContent",
+        "/a/one//v1beta/models/two:generateContent",
+        "/a/one/%761beta/models/two:generateContent",
+        "/a/one/v3/models/two:generateContent",
+        "/a/one/openai/%64eployments/two/chat/completions",
+        "/a/one/%6fpenai/deployments/two/chat/completions",
+        "/a/one/OpenAI/deployments/two/chat/completions",
+        "/a/one/v1/realtime?model=one&model=two",
+        "/a/one/v1/files",
+        "/a/one/v1/batches",
+        "/a/one/openai/v1/files",
+        "/a/one/v1/messages/batches",
+        "/a/one/api/show",
+    ] {
+        let answer = post(gateway.address(), path, &[&header], "{}");
+        assert!(matches!(answer.status, 400 | 403), "{path} {}", answer.text());
+    }
+    for path in ["/a/one/v1/models", "/a/one/v1/models/two", "/a/one/v1/files/f1"] {
+        assert_eq!(get(gateway.address(), path, &[&header]).status, 403, "{path}");
+    }
+    for path in ["/v1/files", "/v1/batches"] {
+        let headers = [&header[..], "X-Tollgate-Model: one"];
+        assert_eq!(post(gateway.address(), path, &headers, "{}").status, 403, "{path}");
+    }
+    let two = r#"{"model":"two"}"#;
+    let letters = |letter: fn(u16) -> Vec<u8>| two.encode_utf16().flat_map(letter).collect();
+    let bodies: [Vec<u8>; 5] = [
+        letters(|letter| letter.to_be_bytes().to_vec()),
+        letters(|letter| letter.to_le_bytes().to_vec()),
+        [vec![0xff, 0xfe], letters(|letter| letter.to_le_bytes().to_vec())].concat(),
+        letters(|letter| u32::from(letter).to_be_bytes().to_vec()),
+        [b"\xef\xbb\xbf", two.as_bytes()].concat(),
+    ];
+    for body in bodies {
+        for path in ["/a/one/v1/chat/completions", "/a/one/x"] {
+            let answer = post(gateway.address(), path, &[&header], &body);
+            assert_eq!(answer.status, 400, "{path} {body:?} {}", answer.text());
+        }
+    }
+    assert_eq!(upstream.seen().len(), 0, "a refused request reached the backend");
+    // The same paths are there for who may have them.
+    for path in ["/a/one/v1/models", "/a/one/v1/responses/r1", "/a/one/v1/models/one"] {
+        let expected = if path.ends_with("/models") { 403 } else { 200 };
+        assert_eq!(get(gateway.address(), path, &[&header]).status, expected, "{path}");
+    }
+    let (gateway, key) = with_key("", &upstream, "models: [\"a/*\"]");
+    for path in ["/a/one/v1/models", "/a/one/v1/files", "/a/one/v1/batches"] {
+        let status = get(gateway.address(), path, &[&format!("X-API-Key: {key}")]).status;
+        assert_eq!(status, 200, "{path}");
+    }
+}
+
+#[test]
 fn what_a_key_is_not_for_cannot_be_told_from_what_is_not_there() {
     let upstream = Upstream::named("x");
     let (gateway, key) = with_key("", &upstream, "services: [a]\n    models: [one]");

@@ -7,7 +7,7 @@ use rusqlite::types::Value;
 use serde_json::json;
 
 use crate::harness::{
-    Answer, Connection, Gateway, Reply, Seen, Upstream, config, eventually, get, post,
+    Answer, Connection, Gateway, Reply, Seen, Upstream, config, eventually, get, post, send,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -298,6 +298,93 @@ fn what_costs_nothing_and_what_nobody_answered_cost_nothing() {
     assert_eq!(ask(&gateway, CHAT, r#"{"model":"other"}"#).status, 404);
     assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 200);
     assert_eq!(wait_rows(&gateway, 3)[2].text("status"), "200");
+}
+
+#[test]
+fn requests_of_any_form_are_metered() {
+    let upstream = openai();
+    let mut gateway = Gateway::start(&config(LEDGER, &[&upstream]));
+    let stream = r#"{"stream":true,"messages":[{"content":"Say three"}]}"#;
+    for (at, path) in ["/openai/deployments/mdl/chat/completions", CHAT].into_iter().enumerate() {
+        let body = stream.replace("{\"str", "{\"model\":\"mdl\",\"str");
+        let answer = ask(&gateway, path, &body);
+        assert!(!answer.text().contains("usage"), "{}", answer.text());
+        let row = &wait_rows(&gateway, at + 1)[at];
+        assert_eq!(
+            (row.tokens().0.as_str(), row.text("estimated").as_str()),
+            ("21", "0"),
+            "{path}"
+        );
+    }
+    // One that does not say its length passes as it comes; what it has of text is counted all the same.
+    let words = "word ".repeat(40_000);
+    let body = format!(r#"{{"model":"mdl","messages":[{{"content":"{words}"}}],"stream":true}}"#);
+    let answer = post_chunked(&gateway, CHAT, body.as_bytes());
+    assert_eq!(answer.status, 200);
+    let row = &wait_rows(&gateway, 3)[2];
+    assert_eq!((row.tokens().0.as_str(), row.tokens().1.as_str()), ("50000", "3"), "{row:?}");
+    assert_eq!(row.text("estimated"), "1");
+    gateway.signal(nix::sys::signal::Signal::SIGTERM);
+    gateway.wait_end();
+}
+
+/// Sends a body in chunks.
+fn post_chunked(gateway: &Gateway, path: &str, body: &[u8]) -> Answer {
+    let mut request = format!(
+        "POST {path} HTTP/1.1\r\nHost: g\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    .into_bytes();
+    for chunk in body.chunks(16_000) {
+        request.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        request.extend_from_slice(chunk);
+        request.extend_from_slice(b"\r\n");
+    }
+    request.extend_from_slice(b"0\r\n\r\n");
+    send(gateway.address(), request)
+}
+
+#[test]
+fn only_a_models_text_is_counted_where_nothing_is_told() {
+    let text = format!(r#"{{"data":[{{"b64_json":"{}"}}]}}"#, "QUJD".repeat(1000));
+    let upstream = Upstream::start(move |seen, reply| {
+        let json = [("Content-Type", "application/json")];
+        let target = String::from_utf8_lossy(&seen.target).into_owned();
+        match target.rsplit('/').next().unwrap() {
+            "embed" => {
+                reply.send(200, &json, br#"{"embeddings":[[0.1,0.2]],"prompt_eval_count":8}"#)
+            }
+            "generations" => reply.send(200, &json, text.as_bytes()),
+            "completions" if seen.method == "PUT" => reply.send(
+                200,
+                &[("Content-Type", "text/plain")],
+                br#"{"usage":{"prompt_tokens":5,"completion_tokens":7}}"#,
+            ),
+            _ => reply.send(200, &[("Content-Encoding", "br")], &[b'x'; 400]),
+        }
+    });
+    let gateway = Gateway::start(&config(LEDGER, &[&upstream]));
+    let put = "PUT /svc/mdl/v1/chat/completions HTTP/1.1\r\nHost: g\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}";
+    for (at, (path, tokens, estimated)) in [
+        ("/svc/mdl/api/embed", ("8", "0"), "0"),
+        ("/svc/mdl/v1/images/generations", ("0", "0"), "1"),
+        ("PUT", ("5", "7"), "0"),
+        ("/svc/mdl/v1/chat/completions", ("0", "100"), "1"),
+        ("/svc/mdl/v1/responses/r1/cancel", ("0", "0"), "0"),
+        ("/svc/mdl/v1/chat/completions/c1", ("0", "0"), "0"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer = match path {
+            "PUT" => send(gateway.address(), put),
+            path => ask(&gateway, path, "{}"),
+        };
+        assert_eq!(answer.status, 200, "{path}");
+        let row = &wait_rows(&gateway, at + 1)[at];
+        let (input, output, _) = row.tokens();
+        assert_eq!((input.as_str(), output.as_str()), tokens, "{path}");
+        assert_eq!(row.text("estimated"), estimated, "{path}");
+    }
 }
 
 #[test]

@@ -23,11 +23,12 @@ impl Kind {
         let end = content_type.iter().position(|byte| *byte == b';').unwrap_or(content_type.len());
         let kind = content_type[..end].trim_ascii();
         let is = |known: &str| kind.eq_ignore_ascii_case(known.as_bytes());
+        let is_json = kind.last_chunk::<5>().is_some_and(|end| end.eq_ignore_ascii_case(b"+json"));
         if is("text/event-stream") {
             Some(Self::Events)
         } else if is("application/x-ndjson") || is("application/jsonl") {
             Some(Self::Lines)
-        } else if is("application/json") {
+        } else if is_json || is("application/json") || is("text/plain") || kind.is_empty() {
             Some(Self::Json)
         } else {
             None
@@ -45,6 +46,8 @@ pub struct Meter {
     outputs: u64,
     /// What the lines of the current event held.
     event: Seen,
+    /// Whether a document has begun in the current event, and not ended.
+    is_within: bool,
 }
 
 /// Where in a line it is.
@@ -82,6 +85,7 @@ impl Meter {
             counts: Counts::default(),
             outputs: 0,
             event: Seen::default(),
+            is_within: false,
         }
     }
 
@@ -120,8 +124,10 @@ impl Meter {
             at += end + 1;
             self.line_ends();
             if is_blank {
-                let Seen { no_choices, usage, output, .. } = std::mem::take(&mut self.event);
-                told(Event { end: at, is_usage_only: no_choices && usage && !output });
+                self.event_document_ends();
+                let Seen { no_choices, usage, output, error, .. } = std::mem::take(&mut self.event);
+                let is_usage_only = no_choices && usage && !output && !error;
+                told(Event { end: at, is_usage_only });
             }
         }
     }
@@ -144,7 +150,10 @@ impl Meter {
             }
             part = &part[more..];
             self.line = if matched + more == DATA.len() {
-                self.reader.begin();
+                if !self.is_within {
+                    self.reader.begin();
+                    self.is_within = true;
+                }
                 Line::Data
             } else {
                 Line::Begins(matched + more)
@@ -157,13 +166,26 @@ impl Meter {
 
     fn line_ends(&mut self) {
         if self.line == Line::Data {
-            self.document_ends();
-            let Seen { output, no_choices, usage, .. } = self.reader.seen;
-            self.event.output |= output;
-            self.event.no_choices |= no_choices;
-            self.event.usage |= usage;
+            if self.reader.is_done() {
+                self.event_document_ends();
+            } else {
+                // It may go on in the next line, which a line break stands before.
+                self.reader.feed(b"\n");
+            }
         }
         self.line = Line::Begins(0);
+    }
+
+    fn event_document_ends(&mut self) {
+        if !std::mem::take(&mut self.is_within) {
+            return;
+        }
+        self.document_ends();
+        let Seen { output, no_choices, usage, error, .. } = self.reader.seen;
+        self.event.output |= output;
+        self.event.no_choices |= no_choices;
+        self.event.usage |= usage;
+        self.event.error |= error;
     }
 
     fn document_ends(&mut self) {
@@ -301,6 +323,20 @@ mod tests {
             1,
         ),
         (
+            "a document over several lines",
+            Kind::Events,
+            "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}],\ndata: \"usage\":\ndata:{\"prompt_tokens\":5,\ndata: \"completion_tokens\":2}}\n\ndata: [DONE]\n\n",
+            Usage { input: 5, output: 2, cached: 0, cache_written: 0, reasoning: 0 },
+            1,
+        ),
+        (
+            "a prompt that Gemini blocks",
+            Kind::Json,
+            r#"{"promptFeedback":{"blockReason":"SAFETY"},"usageMetadata":{"promptTokenCount":4,"totalTokenCount":4}}"#,
+            Usage { input: 4, output: 0, cached: 0, cache_written: 0, reasoning: 0 },
+            0,
+        ),
+        (
             "llama.cpp's own",
             Kind::Events,
             "data: {\"content\":\"a\",\"stop\":false}\n\ndata: {\"content\":\"\",\"stop\":true,\"tokens_predicted\":4,\"tokens_evaluated\":11,\"timings\":{\"prompt_n\":1}}\n\n",
@@ -373,7 +409,7 @@ mod tests {
         fn it_reads_what_a_parser_reads(
             before in "\\PC{0,20}",
             input in 0..1_000_000_u64,
-            output: u32,
+            output in 0..=crate::llm::TOKENS_MAX,
             spaces in "[ \n\t]{0,3}",
         ) {
             let body = serde_json::json!({
@@ -385,7 +421,7 @@ mod tests {
             let mut meter = Meter::new(Kind::Json);
             meter.pass(text.as_bytes());
             let usage = meter.usage().0.unwrap();
-            prop_assert_eq!((usage.input, usage.output), (input, u64::from(output)));
+            prop_assert_eq!((usage.input, usage.output), (input, output));
         }
     }
 }

@@ -40,6 +40,8 @@ pub(super) struct Seen {
     pub(super) no_choices: bool,
     /// Whether there is an object with usage.
     pub(super) usage: bool,
+    /// Whether it tells an error.
+    pub(super) error: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +117,11 @@ impl Reader {
         self.wanted = Wanted::Object(Scope::Root);
         self.counts = Counts::default();
         self.seen = Seen::default();
+    }
+
+    /// Whether the document has ended.
+    pub(super) fn is_done(&self) -> bool {
+        self.state == State::Done
     }
 
     /// Reads the next piece.
@@ -277,6 +284,7 @@ impl Reader {
                 // Anthropic and OpenAI's newer APIs; llama.cpp's own; TGI's own.
                 Some(b"delta" | b"content" | b"token") => self.seen.output = true,
                 Some(b"message" | b"response") => self.seen.line = true,
+                Some(b"error") => self.seen.error = true,
                 _ => {}
             }
         }
@@ -362,7 +370,7 @@ fn wanted(scope: Scope, key: &[u8]) -> Wanted {
             b"completion_tokens" | b"output_tokens" | b"candidatesTokenCount" => {
                 Wanted::Number(Output)
             }
-            b"total_tokens" => Wanted::Number(Total),
+            b"total_tokens" | b"totalTokenCount" => Wanted::Number(Total),
             b"cached_tokens" | b"cachedContentTokenCount" | b"prompt_cache_hit_tokens" => {
                 Wanted::Number(Cached)
             }

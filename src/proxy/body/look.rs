@@ -30,6 +30,12 @@ pub(super) struct Looking {
     total_max: usize,
 }
 
+/// Whether a piece that begins a body is text of two or four bytes a letter, with which JSON begins for some
+/// servers: a null byte or the mark of a byte order comes first.
+fn is_wide(piece: &[u8]) -> bool {
+    matches!(piece.trim_ascii_start().first(), Some(0 | 0xfe | 0xff))
+}
+
 impl Looking {
     /// Begins to look.
     ///
@@ -83,7 +89,10 @@ impl Looking {
     fn feed(&mut self, piece: &[u8]) -> Result<(), Refusal> {
         let Some(peek) = &mut self.peek else { return Ok(()) };
         if let Err(fault) = peek.feed(piece) {
-            let has_none = fault == PeekFault::Body(Fault::Malformed) && !peek.is_begun();
+            let has_none = fault == PeekFault::Body(Fault::Malformed)
+                && !peek.is_begun()
+                && !peek.is_coded()
+                && !is_wide(piece);
             let may_pass = match self.aim {
                 Aim::Way => false,
                 Aim::Name => has_none,

@@ -32,7 +32,7 @@ use super::exchange::Exchange;
 use super::watch::Request;
 use crate::config::{ClientBounds, ReplayBounds};
 use crate::lifecycle::HeldShare;
-use crate::llm::{self, Facts, Found, PeekFault};
+use crate::llm::{self, Facts, Found, Peek, PeekFault};
 use crate::refusal::Refusal;
 
 /// What Pingora's buffer holds.
@@ -201,6 +201,9 @@ impl Body {
     /// All of it has been looked at.
     fn looked_at(&mut self) {
         if let Content::Passing { looking, .. } = &mut self.content {
+            if let Some(facts) = looking.peek.as_deref().and_then(Peek::facts) {
+                self.facts = Some(Box::new(facts.clone()));
+            }
             looking.stop();
         }
     }
@@ -221,9 +224,21 @@ impl Body {
         !is_stuck && !self.is_unclear
     }
 
-    /// What it says of the answer that it wants, if that was looked for.
+    /// What it says of the answer that it wants, if that was looked for, as far as it has come.
     pub(super) fn facts(&self) -> Option<&Facts> {
-        self.facts.as_deref()
+        let passing = match &self.content {
+            Content::Passing { looking, .. } => looking.peek.as_deref().and_then(Peek::facts),
+            Content::Empty | Content::Held { .. } => None,
+        };
+        passing.or(self.facts.as_deref())
+    }
+
+    /// How much of it has been looked at, where more is to come.
+    pub(super) fn looked_bytes(&self) -> Option<usize> {
+        match &self.content {
+            Content::Passing { passed, .. } => Some(passed.looked_bytes),
+            Content::Empty | Content::Held { .. } => None,
+        }
     }
 
     /// Whether the backend was asked for usage which the client did not ask for.
