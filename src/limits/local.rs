@@ -315,10 +315,51 @@ impl Estimate {
         }
     }
 
-    /// Counts what was not known before, or gives it back.
-    pub(super) fn correct(&self, address: IpAddr, amount: i64) {
+    /// Counts what was not known before.
+    pub(super) fn add(&self, address: IpAddr, amount: u64) {
         if let Self::Rate(rate) = self {
-            rate.observe(&address, isize::try_from(amount).unwrap_or_default());
+            rate.observe(&address, isize::try_from(amount).unwrap_or(isize::MAX));
         }
+    }
+
+    /// Gives back what was taken `ago`: only in the time that it counts in, and never more than there is.
+    pub(super) fn give_back(&self, address: IpAddr, amount: u64, ago: Duration) {
+        let Self::Rate(rate) = self else { return };
+        let known = rate.rate_with(&address, |it| {
+            let counts =
+                ago.as_secs_f64() <= it.interval.as_secs_f64() * it.current_interval_fraction;
+            if counts { it.curr_samples as f64 } else { 0.0 }
+        });
+        #[allow(clippy::cast_possible_truncation, reason = "estimates that are far below 2^52")]
+        let known = known.max(0.0) as isize;
+        rate.observe(&address, -isize::try_from(amount).unwrap_or(isize::MAX).min(known));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Tokens;
+
+    #[test]
+    fn what_an_address_gives_back_is_no_credit() {
+        let window = Duration::from_millis(200);
+        let estimate = Estimate::new(Quantity::Tokens(Tokens::Total, window)).unwrap();
+        let address = IpAddr::from([127, 0, 0, 1]);
+        let take = |amount| estimate.take(address, amount, 1000).is_ok();
+        assert!(take(1000));
+        assert!(!take(1));
+        // Given back at once it can be taken again; never more than that.
+        estimate.give_back(address, 900, Duration::ZERO);
+        assert!(take(900));
+        assert!(!take(1));
+        // Of a time that is over nothing is given back.
+        std::thread::park_timeout(2 * window);
+        assert!(take(1000));
+        estimate.give_back(address, 1000, 3 * window);
+        assert!(!take(1));
+        estimate.give_back(address, 5000, Duration::ZERO);
+        assert!(take(1000));
+        assert!(!take(1));
     }
 }

@@ -73,6 +73,13 @@ struct Rule {
     estimate: Option<Arc<Estimate>>,
 }
 
+/// Whose limit it is: the same name may stand in both places.
+#[derive(Clone, Copy, Debug)]
+enum Whose {
+    Everybodys,
+    Keys,
+}
+
 /// What an exchange asks for.
 pub struct Ask<'a> {
     /// The key's id; empty: none.
@@ -123,8 +130,13 @@ impl Clock {
 
 impl Rule {
     /// One that goes on counting where `before` did.
-    fn new(spec: &LimitSpec, before: Option<&Arc<Self>>, tallies: &mut Tallies) -> Arc<Self> {
-        let id = Self::id(spec);
+    fn new(
+        spec: &LimitSpec,
+        whose: Whose,
+        before: Option<&Arc<Self>>,
+        tallies: &mut Tallies,
+    ) -> Arc<Self> {
+        let id = Self::id(spec, whose);
         let is_by_address = matches!(spec.per, Per::Address | Per::Client);
         let estimate = match before {
             Some(before) => before.estimate.clone(),
@@ -135,8 +147,9 @@ impl Rule {
     }
 
     /// The same for limits that count the same.
-    fn id(spec: &LimitSpec) -> u64 {
-        xxh3_64(format!("{} {:?} {:?}", spec.name, spec.per, spec.quantity).as_bytes())
+    fn id(spec: &LimitSpec, whose: Whose) -> u64 {
+        let LimitSpec { name, per, quantity, .. } = spec;
+        xxh3_64(format!("{whose:?} {name} {per:?} {quantity:?}").as_bytes())
     }
 
     fn holds_for(&self, ask: &Ask<'_>) -> bool {
@@ -175,9 +188,9 @@ impl Rule {
     }
 
     /// It allows an exchange.
-    fn passes(&self, standing: Standing, shown: &mut Shown) {
+    fn passes(&self, max: u64, standing: Standing, shown: &mut Shown) {
         if !self.spec.shadow {
-            shown.note(self, standing);
+            shown.note(self, max, standing);
         } else if standing.used > self.spec.max {
             self.tally.shadowed.fetch_add(1, Ordering::Relaxed);
         }
@@ -250,6 +263,7 @@ struct Books {
 
 struct Taken {
     rule: Arc<Rule>,
+    since: Moment,
     at: In,
     amount: u64,
     /// Where it is counted here.
@@ -282,8 +296,7 @@ pub struct Tightest {
 }
 
 impl Shown {
-    fn note(&mut self, rule: &Rule, standing: Standing) {
-        let limit = rule.spec.max;
+    fn note(&mut self, rule: &Rule, limit: u64, standing: Standing) {
         let remaining = limit.saturating_sub(standing.used);
         let new = Tightest { limit, remaining, reset: standing.reset };
         let known = match rule.spec.quantity {
@@ -311,8 +324,8 @@ impl Limits {
         let mut tallies = previous.map(|it| it.tallies.clone()).unwrap_or_default();
         let mut rules = Vec::new();
         for spec in &snapshot.limits {
-            let before = known.get(&Rule::id(spec)).copied();
-            rules.push(Rule::new(spec, before, &mut tallies));
+            let before = known.get(&Rule::id(spec, Whose::Everybodys)).copied();
+            rules.push(Rule::new(spec, Whose::Everybodys, before, &mut tallies));
         }
         let own = own_rules(&snapshot.clients, &mut tallies);
         let counts = previous.map(|it| Arc::clone(&it.counts)).unwrap_or_default();
@@ -382,7 +395,7 @@ impl Limits {
             let amount = if is_of_tokens { amount.min(max) } else { amount };
             match self.take(&rule, at, (amount, max), now) {
                 Ok((spot, guard, standing)) => {
-                    rule.passes(standing, shown);
+                    rule.passes(max, standing, shown);
                     let missed = match (at, &self.shared) {
                         (In::Count(subject), Some(shared)) => {
                             let quantity = rule.spec.quantity;
@@ -392,13 +405,21 @@ impl Limits {
                         }
                         _ => None,
                     };
-                    let taken =
-                        Taken { rule, at, amount, spot, missed, shared: None, _guard: guard };
+                    let taken = Taken {
+                        rule,
+                        since: now,
+                        at,
+                        amount,
+                        spot,
+                        missed,
+                        shared: None,
+                        _guard: guard,
+                    };
                     reservation.taken.push(taken);
                 }
                 Err(exceeded) => {
                     reservation.cancel();
-                    return Err(self.exceeded(&rule, amount, exceeded, shown));
+                    return Err(self.exceeded(&rule, (amount, max), exceeded, shown));
                 }
             }
         }
@@ -424,12 +445,13 @@ impl Limits {
             Ok(taken) => taken,
             Err((at, exceeded)) => {
                 let Asked { rule, amount, .. } = &asked[at];
-                return Ok(Err(self.exceeded(rule, *amount, exceeded, shown)));
+                let amounts = (*amount, rule.spec.max);
+                return Ok(Err(self.exceeded(rule, amounts, exceeded, shown)));
             }
         };
         let mut reservation = self.reservation();
         for (Asked { rule, at, amount }, (standing, spot)) in asked.iter().zip(taken) {
-            rule.passes(standing, shown);
+            rule.passes(rule.spec.max, standing, shown);
             let quantity = rule.spec.quantity;
             let here = match at {
                 In::Count(subject) => {
@@ -440,6 +462,7 @@ impl Limits {
             };
             reservation.taken.push(Taken {
                 rule: Arc::clone(rule),
+                since: now,
                 at: *at,
                 amount: *amount,
                 spot: here,
@@ -456,10 +479,16 @@ impl Limits {
         Reservation { books: Some(Books { counts, shared, clock }), taken: SmallVec::new() }
     }
 
-    fn exceeded(&self, rule: &Rule, amount: u64, exceeded: Exceeded, shown: &mut Shown) -> Refusal {
-        shown.note(rule, exceeded.standing);
+    fn exceeded(
+        &self,
+        rule: &Rule,
+        (amount, max): (u64, u64),
+        exceeded: Exceeded,
+        shown: &mut Shown,
+    ) -> Refusal {
+        shown.note(rule, max, exceeded.standing);
         rule.tally.refused.fetch_add(1, Ordering::Relaxed);
-        self.refusal(rule, amount, exceeded)
+        self.refusal(rule, (amount, max), exceeded)
     }
 
     /// How much a rule allows here.
@@ -490,8 +519,8 @@ impl Limits {
         }
     }
 
-    fn refusal(&self, rule: &Rule, amount: u64, exceeded: Exceeded) -> Refusal {
-        let LimitSpec { name, quantity, max, .. } = &rule.spec;
+    fn refusal(&self, rule: &Rule, (amount, max): (u64, u64), exceeded: Exceeded) -> Refusal {
+        let LimitSpec { name, quantity, .. } = &rule.spec;
         let used = exceeded.standing.used;
         let (kind, what) = match quantity {
             Quantity::Requests(window) => {
@@ -525,7 +554,7 @@ impl Limits {
                         "has {left} left, and this may cost {asked}: a lower max_tokens may fit"
                     )
                 };
-                (LimitKind::Budget, format!("{} {currency} a {time} {rest}", money(*max)))
+                (LimitKind::Budget, format!("{} {currency} a {time} {rest}", money(max)))
             }
         };
         Refusal::Limited { name: name.to_string(), kind, what, retry_after: exceeded.wait }
@@ -602,8 +631,9 @@ fn own_rules(clients: &ClientKeys, tallies: &mut Tallies) -> HashMap<Arc<str>, V
     let ClientKeys::Required(specs) = clients else { return HashMap::new() };
     let issuers = specs.issuers.iter().map(|issuer| issuer.grant.as_ref());
     let limited = specs.keys.iter().chain(issuers).filter(|key| !key.limits.is_empty());
-    let mut rules =
-        |limits: &[LimitSpec]| limits.iter().map(|spec| Rule::new(spec, None, tallies)).collect();
+    let mut rules = |limits: &[LimitSpec]| {
+        limits.iter().map(|spec| Rule::new(spec, Whose::Keys, None, tallies)).collect()
+    };
     limited.map(|key| (Arc::clone(&key.id), rules(&key.limits))).collect()
 }
 
@@ -686,10 +716,11 @@ impl Books {
                 }
             }
             In::Address(address) => {
-                let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
                 let estimate = taken.rule.estimate.as_ref().filter(|_| taken.shared.is_none());
                 if let Some(estimate) = estimate {
-                    estimate.correct(address, signed(more) - signed(back));
+                    let micros = self.clock.now().micros.saturating_sub(taken.since.micros);
+                    estimate.give_back(address, back, Duration::from_micros(micros));
+                    estimate.add(address, more);
                 }
             }
         }

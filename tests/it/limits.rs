@@ -320,6 +320,19 @@ fn a_budget_that_is_used_up_refuses_until_the_month_is_over_and_survives_a_resta
 }
 
 #[test]
+fn a_keys_own_limits_are_counted_beside_those_of_everybody() {
+    let upstream = metered();
+    let own = ", limits: [{requests: 3, window: 1h}, {concurrent: 1}]";
+    let top = format!(
+        "limits: [{{per: key, requests: 5, window: 1h}}, {{per: key, concurrent: 8}}]\n{}",
+        keys([own, ""])
+    );
+    let gateway = Gateway::start(&config(&top, &[&upstream]));
+    assert_eq!(statuses(&gateway, "tg-a", "/svc/mdl/x", 4), [200, 200, 200, 429]);
+    assert_eq!(statuses(&gateway, "tg-b", "/svc/mdl/x", 6), [200, 200, 200, 200, 200, 429]);
+}
+
+#[test]
 fn a_limit_in_shadow_only_counts() {
     let upstream = Upstream::named("x");
     let top = format!(

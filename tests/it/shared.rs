@@ -71,22 +71,21 @@ fn tokens_places_and_money_are_shared_too() {
     // Each takes 150, and may take 50 and a few.
     let tokens = "limits: [{per: key, tokens: 500, window: 1h}]";
     let [one, two] = [0, 1].map(|_| gateway(&url(&redis), tokens, &upstream));
-    let settled = |gateway: &Gateway, used: u64| {
+    let settled = |used: u64| {
         eventually("it is settled", || {
             redis
                 .ask(&["--scan"])
                 .lines()
                 .any(|key| redis.ask(&["HGET", key, "s"]).trim() == used.to_string())
         });
-        let _ = gateway;
     };
     for (gateway, used) in [(&one, 150), (&two, 300), (&one, 450)] {
         assert_eq!(ask(gateway, BODY).status, 200);
-        settled(gateway, used);
+        settled(used);
     }
     assert_eq!(ask(&two, r#"{"model":"mdl","max_tokens":51}"#).status, 429);
     assert_eq!(ask(&one, BODY).status, 200);
-    settled(&one, 600);
+    settled(600);
     assert_eq!(ask(&two, r#"{"model":"mdl","max_tokens":1}"#).status, 429);
 
     let money = "prices: {per: 1, models: {mdl: {input: 0.01, output: 0.02}}}\nlimits: [{per: key, budget_daily: 5}]";
@@ -154,7 +153,7 @@ fn while_redis_is_away_each_gateway_gives_its_share_and_afterwards_all_is_counte
     // Five for each, what it has taken before included.
     assert_eq!(count(&one, 9), 3);
     let line = two.wait_log("Redis gives no answer");
-    assert!(line.contains("limits hold in each of 2 gateways by themselves"), "{line}");
+    assert!(line.contains("each of 2 gateways gives its share of the limits"), "{line}");
     assert_eq!(metric(&one, "proxy_redis_up"), "0");
     assert_eq!(count(&two, 1), 1);
     // It comes back with an empty memory, and is told.
@@ -164,6 +163,42 @@ fn while_redis_is_away_each_gateway_gives_its_share_and_afterwards_all_is_counte
     }
     assert_eq!(count(&one, 9), 3);
     assert_eq!(count(&two, 9), 0);
+}
+
+#[test]
+fn a_redis_that_is_not_there_from_the_start_is_told_of() {
+    let upstream = metered();
+    let redis = format!("url: \"redis://127.0.0.1:{}\"", free_port());
+    let top = format!("api_key: sk\nredis: {{{redis}}}\nlimits: [{{per: key, requests: 2}}]");
+    let mut gateway = Gateway::start(&config(&top, &[&upstream]));
+    gateway.wait_log("Redis gives no answer");
+    assert_eq!([ask(&gateway, BODY).status, ask(&gateway, BODY).status], [200, 200]);
+    assert_eq!(ask(&gateway, BODY).status, 429);
+    assert_ne!(metric(&gateway, "proxy_redis_failures_total"), "0");
+}
+
+#[test]
+fn what_one_limit_refuses_does_not_wear_out_another() {
+    let redis = Redis::start();
+    let upstream = metered();
+    let limits = "limits: [{per: key, requests: 5, window: 2s}, {name: t, per: key, tokens_output: 100, window: 1h, models: [mdl]}]";
+    let gateway = gateway(&url(&redis), limits, &upstream);
+    // What is asked for beyond the tokens is refused, when parts of the other window have just gone.
+    let fine = r#"{"model":"mdl","max_tokens":1}"#;
+    let status = |body: &str| ask(&gateway, body).status;
+    assert_eq!([status(fine), status(fine)], [200, 200]);
+    eventually("the tokens are settled", || status(fine) == 429);
+    std::thread::park_timeout(std::time::Duration::from_millis(2100));
+    assert_eq!(ask(&gateway, fine).status, 429);
+    let keys = redis.ask(&["--scan", "--pattern", "*:limit:*"]);
+    for key in keys.lines() {
+        let sum: i64 = redis.ask(&["HGET", key, "s"]).trim().parse().unwrap_or(0);
+        let fields = redis.ask(&["HGETALL", key]);
+        let fields: Vec<&str> = fields.lines().collect();
+        let parts = fields.chunks(2).filter(|it| it[0].parse::<i64>().is_ok());
+        let parts: i64 = parts.map(|it| it[1].parse::<i64>().unwrap()).sum();
+        assert_eq!(sum, parts, "{fields:?}");
+    }
 }
 
 #[test]

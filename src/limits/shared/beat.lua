@@ -2,7 +2,7 @@
 --
 -- KEYS: the gateways, the mark of this server's memory, and counts of which this gateway holds something. ARGV: who
 -- we are, and a mark for a memory that has none. Answers how many gateways there are, and the mark.
-local STALE = 30
+local STALE, PLACES_KEPT = 30, 120
 local seconds = tonumber(redis.call('TIME')[1])
 redis.call('ZADD', KEYS[1], seconds, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', seconds - STALE)
@@ -11,6 +11,8 @@ redis.call('SETNX', KEYS[2], ARGV[2])
 for at = 3, #KEYS do
   if redis.call('HEXISTS', KEYS[at], 'g:' .. ARGV[1]) == 1 then
     redis.call('HSET', KEYS[at], 't:' .. ARGV[1], seconds)
+    -- As long as an exchange goes on, its place is not forgotten.
+    if redis.call('TTL', KEYS[at]) < PLACES_KEPT then redis.call('EXPIRE', KEYS[at], PLACES_KEPT) end
   end
 end
 return { redis.call('ZCARD', KEYS[1]), redis.call('GET', KEYS[2]) }

@@ -1,5 +1,6 @@
 //! Connections to Redis, and who keeps them up.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -142,7 +143,10 @@ impl Keeper {
         let (link, is_new) = match known {
             Some(link) => (link, false),
             None => {
-                let link = Link::open(&shared.spec).await.map_err(|error| error.to_string())?;
+                let link = Link::open(&shared.spec).await.map_err(|error| {
+                    shared.failures.fetch_add(1, Ordering::Relaxed);
+                    error.to_string()
+                })?;
                 (Arc::new(link), true)
             }
         };

@@ -3,6 +3,7 @@
 mod link;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use super::local::{Counts, Exceeded, Known, Standing, Subject};
 use super::window::{Length, PARTS};
 use super::{Clock, Moment, until_end};
-use crate::config::{Quantity, RedisSpec};
+use crate::config::{Quantity, RedisSpec, WhenDown};
 use link::Link;
 
 /// How often a gateway says that it is there, and looks for a server that was away.
@@ -48,10 +49,16 @@ pub(super) struct Shared {
     failed: Notify,
     /// Round trips that failed.
     failures: AtomicU64,
-    /// Why there is no answer, if there is none.
-    why: Mutex<Option<String>>,
+    health: Mutex<Health>,
     /// What was taken while the server was away.
     pub(super) unshared: Counts,
+}
+
+struct Health {
+    /// Why there is no answer, if there is none.
+    why: Option<String>,
+    /// Whether the log says so.
+    told: bool,
 }
 
 struct Scripts {
@@ -93,8 +100,9 @@ enum Seed<'a> {
 /// That the server gives no answer.
 pub(super) struct Away;
 
-/// The largest number that scripts can count with.
+/// The largest number that scripts can count with; and that they can compare with one.
 const NUMBER_MAX: u64 = 1 << 53;
+const COMPARED_MAX: u64 = 1 << 62;
 
 impl Shared {
     /// Connects in the background, from a thread of its own.
@@ -116,7 +124,7 @@ impl Shared {
             held: Mutex::default(),
             failed: Notify::new(),
             failures: AtomicU64::new(0),
-            why: Mutex::new(Some("not connected yet".to_owned())),
+            health: Mutex::new(Health { why: Some("not connected yet".to_owned()), told: false }),
             unshared: Counts::default(),
         });
         let (weak, counts) = (Arc::downgrade(&shared), Arc::clone(counts));
@@ -135,7 +143,7 @@ impl Shared {
 
     /// Why there is no answer, if there is none.
     pub(super) fn why_away(&self) -> Option<String> {
-        self.why.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).why.clone()
     }
 
     /// Round trips that failed since the start.
@@ -144,8 +152,9 @@ impl Shared {
     }
 
     fn link(&self) -> Option<Arc<Link>> {
-        let at = self.next.fetch_add(1, Ordering::Relaxed) % self.links.len();
-        self.links[at].load_full()
+        let first = self.next.fetch_add(1, Ordering::Relaxed) % self.links.len();
+        let (before, from) = self.links.split_at(first);
+        from.iter().chain(before).find_map(ArcSwapOption::load_full)
     }
 
     /// Takes each of the amounts, or none of them: then which one did not fit.
@@ -160,8 +169,8 @@ impl Shared {
         for claim in claims {
             call.key(self.key(claim.subject, claim.quantity, now_millis));
             call.arg(kind(claim.quantity))
-                .arg(claim.amount.min(NUMBER_MAX / 4))
-                .arg(claim.max.min(NUMBER_MAX / 2))
+                .arg(claim.amount.min(NUMBER_MAX))
+                .arg(claim.max.min(COMPARED_MAX))
                 .arg(extra(claim.quantity, now_millis));
         }
         let answer: Vec<i64> = match link.call(&call, self.spec.timeout).await {
@@ -191,7 +200,9 @@ impl Shared {
             [1, rest @ ..] if rest.len() == 3 * claims.len() => {
                 let parts = rest.chunks(3).zip(claims);
                 let taken = parts.map(|(part, claim)| {
-                    self.hold(claim, now_millis, true);
+                    if claim.amount > 0 {
+                        self.hold(claim, now_millis, true);
+                    }
                     let begin = match claim.quantity {
                         Quantity::Money(calendar) => calendar.begin(now_millis),
                         _ => part[2],
@@ -226,9 +237,14 @@ impl Shared {
         }
         let key = self.key(claim.subject, claim.quantity, millis);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = held.entry(key).or_default();
-        *count = if is_taken { *count + 1 } else { count.saturating_sub(1) };
-        held.retain(|_, count| *count > 0);
+        if is_taken {
+            *held.entry(key).or_default() += 1;
+        } else if let Entry::Occupied(mut count) = held.entry(key) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 
     /// The key of a count. All are in one slot of a cluster, so that a script can take several.
@@ -262,20 +278,24 @@ impl Shared {
 
     /// Notes whether there is an answer; tells when that changes.
     fn note(&self, why: Option<String>) {
-        let mut known = self.why.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*known, &why) {
-            (None, Some(why)) => {
-                let gateways = self.gateways();
-                log::error!(
-                    "Redis gives no answer: {why}; until it does, limits hold in each of {gateways} \
-                     gateways by themselves ({:?})",
-                    self.spec.when_down
-                );
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        match &why {
+            Some(why) if !health.told => {
+                let meanwhile = match (self.spec.when_down, self.gateways()) {
+                    (WhenDown::Refuse, _) => "what has a limit is refused".to_owned(),
+                    (WhenDown::Local, 1) => "limits hold in this gateway alone".to_owned(),
+                    (WhenDown::Local, count) => {
+                        format!("each of {count} gateways gives its share of the limits")
+                    }
+                };
+                log::error!("Redis gives no answer: {why}; until it does, {meanwhile}");
             }
-            (Some(_), None) => log::info!("Redis answers; gateways: {}", self.gateways()),
+            None if health.why.is_some() => {
+                log::info!("Redis answers; gateways: {}", self.gateways());
+            }
             _ => {}
         }
-        *known = why;
+        *health = Health { told: why.is_some(), why };
     }
 
     /// Brings what is known here to a server that has forgotten it, or what it missed while it was away.
@@ -311,8 +331,8 @@ impl Shared {
             let millis = if is_money { *spot } else { now };
             call.key(self.key(*subject, *quantity, millis));
             call.arg(kind(*quantity))
-                .arg((*back).min(NUMBER_MAX / 4))
-                .arg((*more).min(NUMBER_MAX / 4))
+                .arg((*back).min(NUMBER_MAX))
+                .arg((*more).min(NUMBER_MAX))
                 .arg(if is_money { 0 } else { *spot })
                 .arg(extra(*quantity, millis));
         }

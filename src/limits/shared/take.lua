@@ -24,6 +24,7 @@ local function window(key, part, length)
     if known[1] then redis.call('DEL', key) end
     return 0, part, part
   end
+  local known_oldest = oldest
   while oldest < first do
     local amount = redis.call('HGET', key, oldest)
     if amount then
@@ -33,10 +34,12 @@ local function window(key, part, length)
     oldest = oldest + 1
   end
   while oldest < newest and redis.call('HEXISTS', key, oldest) == 0 do oldest = oldest + 1 end
+  -- Written down now: another limit may refuse, and nothing else is written then.
+  if oldest > known_oldest then redis.call('HSET', key, 's', sum, 'o', oldest) end
   return sum, oldest, newest
 end
 
--- What gateways hold that have been heard of lately: in all, and we.
+-- What gateways hold that have been heard of lately.
 local function held(key)
   local fields = redis.call('HGETALL', key)
   local amounts, heard = {}, {}
