@@ -72,9 +72,11 @@ impl Row {
     /// and of bounded length.
     #[must_use]
     pub fn text(text: &str) -> String {
-        let clean =
-            |letter: char| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter };
-        text[..text.floor_char_boundary(TEXT_BYTES_MAX)].chars().map(clean).collect()
+        let fits = |(at, letter): &(usize, char)| at + letter.len_utf8() <= TEXT_BYTES_MAX;
+        let letters = text.char_indices().take_while(fits).map(|(_, letter)| letter);
+        letters
+            .map(|letter| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter })
+            .collect()
     }
 
     /// Now, in milliseconds since 1970.
