@@ -54,6 +54,8 @@ enum Count {
         begin: i64,
         spent: u64,
         reserved: u64,
+        /// The most that is known to be spent here and elsewhere.
+        total: u64,
     },
 }
 
@@ -65,11 +67,22 @@ pub(super) struct Standing {
     pub(super) reset: Duration,
 }
 
-/// What there is of a count: of a window by how many parts ago it was, of all others at once.
+/// What there is of a count.
 pub(super) struct Known {
     pub(super) subject: Subject,
     pub(super) quantity: Quantity,
-    pub(super) amounts: Vec<(u64, u64)>,
+    pub(super) amounts: Amounts,
+}
+
+pub(super) enum Amounts {
+    /// By how many parts ago it was.
+    Window(Vec<(u64, u64)>),
+    Places(u64),
+    Money {
+        total: u64,
+        spent: u64,
+        reserved: u64,
+    },
 }
 
 /// That an amount does not fit.
@@ -144,7 +157,25 @@ impl Counts {
                 window.add(*length, now.micros, amount);
             }
             Count::Concurrent(count) => *count += amount,
-            Count::Money { spent, .. } => *spent = spent.saturating_add(amount),
+            Count::Money { spent, total, .. } => {
+                *spent = spent.saturating_add(amount);
+                *total = total.saturating_add(amount);
+            }
+        }
+    }
+
+    /// So much money is spent here and elsewhere, as was heard of.
+    pub(super) fn heard(&self, subject: Subject, quantity: Quantity, spent: u64, now: Moment) {
+        if let Count::Money { total, .. } = self.shard(subject).count(subject, quantity, now) {
+            *total = spent.max(*total);
+        }
+    }
+
+    /// How much money is spent here, and how much is known to be spent here and elsewhere.
+    pub(super) fn money(&self, subject: Subject, quantity: Quantity, now: Moment) -> (u64, u64) {
+        match self.shard(subject).count(subject, quantity, now) {
+            Count::Money { spent, total, .. } => (*spent, *total),
+            Count::Window(..) | Count::Concurrent(_) => (0, 0),
         }
     }
 
@@ -154,13 +185,8 @@ impl Counts {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             for (subject, Entry { quantity, count }) in &mut shard.counts {
-                count.turn(now);
-                let amounts = match count {
-                    Count::Window(window, length) => window.ages(*length, now.micros),
-                    Count::Concurrent(count) => vec![(0, *count)],
-                    Count::Money { spent, .. } => vec![(0, *spent)],
-                };
-                if amounts.iter().any(|(_, amount)| *amount > 0) {
+                if !count.is_over(now) {
+                    let amounts = count.amounts(now);
                     known.push(Known { subject: *subject, quantity: *quantity, amounts });
                 }
             }
@@ -168,11 +194,28 @@ impl Counts {
         known
     }
 
-    /// Forgets everything.
-    pub(super) fn clear(&self) {
+    /// Takes out what there is of each count, but what goes on.
+    pub(super) fn drain(&self, now: Moment) -> Vec<Known> {
+        let mut known = Vec::new();
         for shard in &self.shards {
-            shard.lock().unwrap_or_else(PoisonError::into_inner).counts.clear();
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.counts.retain(|subject, Entry { quantity, count }| {
+                if count.is_over(now) {
+                    return false;
+                }
+                let amounts = count.amounts(now);
+                known.push(Known { subject: *subject, quantity: *quantity, amounts });
+                match count {
+                    Count::Window(..) => false,
+                    Count::Concurrent(_) => true,
+                    Count::Money { spent, reserved, total, .. } => {
+                        (*spent, *total) = (0, 0);
+                        *reserved > 0
+                    }
+                }
+            });
         }
+        known
     }
 
     /// Gives back what was taken there.
@@ -215,17 +258,17 @@ impl Count {
             Quantity::Concurrent => Self::Concurrent(0),
             Quantity::Money(calendar) => {
                 let begin = calendar.begin(now.millis);
-                Self::Money { calendar, begin, spent: 0, reserved: 0 }
+                Self::Money { calendar, begin, spent: 0, reserved: 0, total: 0 }
             }
         }
     }
 
     /// Begins anew with a new time of the calendar. The clock may be set back: then nothing changes.
     fn turn(&mut self, now: Moment) {
-        let Self::Money { calendar, begin, spent, reserved } = self else { return };
+        let Self::Money { calendar, begin, spent, reserved, total } = self else { return };
         let current = calendar.begin(now.millis);
         if current > *begin {
-            (*begin, *spent, *reserved) = (current, 0, 0);
+            (*begin, *spent, *reserved, *total) = (current, 0, 0, 0);
         }
     }
 
@@ -248,7 +291,17 @@ impl Count {
         match self {
             Self::Window(window, length) => window.is_empty(*length, now.micros),
             Self::Concurrent(count) => *count == 0,
-            Self::Money { spent, reserved, .. } => *spent == 0 && *reserved == 0,
+            Self::Money { reserved, total, .. } => *total == 0 && *reserved == 0,
+        }
+    }
+
+    fn amounts(&mut self, now: Moment) -> Amounts {
+        match self {
+            Self::Window(window, length) => Amounts::Window(window.ages(*length, now.micros)),
+            Self::Concurrent(count) => Amounts::Places(*count),
+            Self::Money { spent, reserved, total, .. } => {
+                Amounts::Money { total: *total, spent: *spent, reserved: *reserved }
+            }
         }
     }
 }

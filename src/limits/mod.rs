@@ -24,7 +24,7 @@ use crate::config::{
 };
 use crate::refusal::{LimitKind, Refusal};
 use local::{Counts, Estimate, Exceeded, Spot, Standing, Subject};
-use shared::{Away, Claim, Settlement, Shared};
+use shared::{Away, Claim, Given, Settlement, Shared};
 
 /// The limits of all clients.
 pub struct Limits {
@@ -272,7 +272,7 @@ struct Taken {
     missed: Option<Spot>,
     /// Where it is counted in the server.
     shared: Option<i64>,
-    _guard: Option<Arc<Guard>>,
+    guard: Option<Arc<Guard>>,
 }
 
 /// How the tightest limits of requests and of tokens stand: what clients are told with each answer.
@@ -335,7 +335,7 @@ impl Limits {
         let redis = snapshot.redis.as_ref().filter(|_| !rules.is_empty() || !own.is_empty());
         let shared = redis.map(|spec| match known {
             Some(known) if known.spec == *spec => Arc::clone(known),
-            _ => Shared::start(spec, &counts, clock),
+            known => Shared::start(spec, &counts, clock, known),
         });
         Self {
             rules,
@@ -388,33 +388,15 @@ impl Limits {
         shown: &mut Shown,
     ) -> Result<Reservation, Refusal> {
         let mut reservation = self.reservation();
-        for Asked { rule, at, amount } in asked {
-            let max = self.max_here(&rule);
+        for asked in asked {
+            let max = self.max_here(&asked, now);
             // One that may take more than all of it passes when nothing else is there.
-            let is_of_tokens = matches!(rule.spec.quantity, Quantity::Tokens(..));
-            let amount = if is_of_tokens { amount.min(max) } else { amount };
-            match self.take(&rule, at, (amount, max), now) {
-                Ok((spot, guard, standing)) => {
+            let is_of_tokens = matches!(asked.rule.spec.quantity, Quantity::Tokens(..));
+            let amount = if is_of_tokens { asked.amount.min(max) } else { asked.amount };
+            let rule = Arc::clone(&asked.rule);
+            match self.take_here(asked, (amount, max), now) {
+                Ok((taken, standing)) => {
                     rule.passes(max, standing, shown);
-                    let missed = match (at, &self.shared) {
-                        (In::Count(subject), Some(shared)) => {
-                            let quantity = rule.spec.quantity;
-                            let taken =
-                                shared.unshared.take(subject, quantity, (amount, u64::MAX), now);
-                            taken.ok().map(|(spot, _)| spot)
-                        }
-                        _ => None,
-                    };
-                    let taken = Taken {
-                        rule,
-                        since: now,
-                        at,
-                        amount,
-                        spot,
-                        missed,
-                        shared: None,
-                        _guard: guard,
-                    };
                     reservation.taken.push(taken);
                 }
                 Err(exceeded) => {
@@ -424,6 +406,69 @@ impl Limits {
             }
         }
         Ok(reservation)
+    }
+
+    /// How much a rule allows here.
+    fn max_here(&self, asked: &Asked, now: Moment) -> u64 {
+        let LimitSpec { quantity, max, shadow, .. } = asked.rule.spec;
+        if shadow {
+            return u64::MAX;
+        }
+        let Some(shared) = &self.shared else { return max };
+        let spent_before = match (asked.at, quantity) {
+            (In::Count(subject), Quantity::Money(_)) => {
+                let (_, total) = self.counts.money(subject, quantity, now);
+                total.saturating_sub(shared.unshared.money(subject, quantity, now).0)
+            }
+            _ => 0,
+        };
+        max.saturating_sub(spent_before).div_ceil(shared.gateways() as u64)
+    }
+
+    fn take_here(
+        &self,
+        Asked { rule, at, .. }: Asked,
+        (amount, max): (u64, u64),
+        now: Moment,
+    ) -> Result<(Taken, Standing), Exceeded> {
+        let quantity = rule.spec.quantity;
+        let mut taken = Taken {
+            rule,
+            since: now,
+            at,
+            amount,
+            spot: None,
+            missed: None,
+            shared: None,
+            guard: None,
+        };
+        let standing = match (at, &taken.rule.estimate, &self.shared) {
+            (In::Count(subject), _, None) => {
+                let (spot, standing) = self.counts.take(subject, quantity, (amount, max), now)?;
+                taken.spot = Some(spot);
+                standing
+            }
+            (In::Count(subject), _, Some(shared)) => {
+                // Of money, all that others have spent is taken off before; of the rest, what was taken here before counts.
+                let is_money = matches!(quantity, Quantity::Money(_));
+                let (max_missed, max) = if is_money { (max, u64::MAX) } else { (u64::MAX, max) };
+                let missed = shared.unshared.take(subject, quantity, (amount, max_missed), now)?;
+                let known = self.counts.take(subject, quantity, (amount, max), now);
+                let known = known.inspect_err(|_| {
+                    shared.unshared.give_back(subject, missed.0, amount);
+                })?;
+                (taken.spot, taken.missed) = (Some(known.0), Some(missed.0));
+                shared.hold(&Claim { subject, quantity, amount, max }, now.millis, true);
+                if is_money { missed.1 } else { known.1 }
+            }
+            (In::Address(address), Some(estimate), _) => {
+                let (guard, standing) = estimate.take(address, amount, max)?;
+                taken.guard = guard;
+                standing
+            }
+            (In::Address(_), None, _) => Standing::default(),
+        };
+        Ok((taken, standing))
     }
 
     /// In the server that gateways share. What is taken is noted here, too, for when it is away.
@@ -450,11 +495,13 @@ impl Limits {
             }
         };
         let mut reservation = self.reservation();
-        for (Asked { rule, at, amount }, (standing, spot)) in asked.iter().zip(taken) {
+        for (Asked { rule, at, amount }, Given { standing, spot, spent }) in asked.iter().zip(taken)
+        {
             rule.passes(rule.spec.max, standing, shown);
             let quantity = rule.spec.quantity;
             let here = match at {
                 In::Count(subject) => {
+                    self.counts.heard(*subject, quantity, spent, now);
                     let taken = self.counts.take(*subject, quantity, (*amount, u64::MAX), now);
                     taken.ok().map(|(spot, _)| spot)
                 }
@@ -468,7 +515,7 @@ impl Limits {
                 spot: here,
                 missed: None,
                 shared: Some(spot),
-                _guard: None,
+                guard: None,
             });
         }
         Ok(Ok(reservation))
@@ -489,34 +536,6 @@ impl Limits {
         shown.note(rule, max, exceeded.standing);
         rule.tally.refused.fetch_add(1, Ordering::Relaxed);
         self.refusal(rule, (amount, max), exceeded)
-    }
-
-    /// How much a rule allows here.
-    fn max_here(&self, rule: &Rule) -> u64 {
-        let gateways = self.shared.as_ref().map_or(1, |shared| shared.gateways() as u64);
-        if rule.spec.shadow { u64::MAX } else { rule.spec.max.div_ceil(gateways) }
-    }
-
-    #[allow(clippy::type_complexity, reason = "three things that a rule gives")]
-    fn take(
-        &self,
-        rule: &Rule,
-        at: In,
-        (amount, max): (u64, u64),
-        now: Moment,
-    ) -> Result<(Option<Spot>, Option<Arc<Guard>>, Standing), Exceeded> {
-        let quantity = rule.spec.quantity;
-        match (at, &rule.estimate) {
-            (In::Count(subject), _) => {
-                let taken = self.counts.take(subject, quantity, (amount, max), now);
-                taken.map(|(spot, standing)| (Some(spot), None, standing))
-            }
-            (In::Address(address), Some(estimate)) => {
-                let taken = estimate.take(address, amount, max);
-                taken.map(|(guard, standing)| (None, guard, standing))
-            }
-            (In::Address(_), None) => Ok((None, None, Standing::default())),
-        }
     }
 
     fn refusal(&self, rule: &Rule, (amount, max): (u64, u64), exceeded: Exceeded) -> Refusal {
@@ -622,6 +641,9 @@ impl Limits {
                 && let Some(In::Count(subject)) = rule.counted_in(ask)
             {
                 self.counts.add(subject, rule.spec.quantity, spent, now);
+                if let Some(shared) = &self.shared {
+                    shared.wants_totals.store(true, Ordering::SeqCst);
+                }
             }
         }
     }
@@ -696,15 +718,10 @@ impl Books {
         if back == 0 && more == 0 {
             return;
         }
-        if let (Some(spot), Some(shared)) = (taken.shared, &self.shared) {
-            let asked = Asked { rule: Arc::clone(&taken.rule), at: taken.at, amount: 0 };
-            let subject = asked.subject();
-            shared.settle(Settlement { subject, quantity, spot, back, more });
-        }
         match taken.at {
             In::Count(subject) => {
                 let now = self.clock.now();
-                let missed = self.shared.as_ref().map(|shared| (&shared.unshared, taken.missed));
+                let missed = self.shared.as_ref().map(|it| (it.unshared.as_ref(), taken.missed));
                 for (counts, spot) in
                     std::iter::once((self.counts.as_ref(), taken.spot)).chain(missed)
                 {
@@ -723,6 +740,20 @@ impl Books {
                     estimate.add(address, more);
                 }
             }
+        }
+        let Some(shared) = &self.shared else { return };
+        let asked = Asked { rule: Arc::clone(&taken.rule), at: taken.at, amount: 0 };
+        let subject = asked.subject();
+        match (taken.shared, taken.spot, quantity) {
+            (Some(spot), ..) => shared.settle(Settlement { subject, quantity, spot, back, more }),
+            // The server was away then, and has been told since what is held here.
+            (None, Some(Spot::Since(spot)), Quantity::Money(_)) => {
+                shared.settle(Settlement { subject, quantity, spot, back, more: 0 });
+            }
+            (None, Some(_), Quantity::Concurrent) => {
+                shared.settle(Settlement { subject, quantity, spot: 0, back, more: 0 });
+            }
+            _ => {}
         }
     }
 }

@@ -201,6 +201,85 @@ fn what_one_limit_refuses_does_not_wear_out_another() {
     }
 }
 
+const MONEY: &str = "prices: {per: 1, models: {mdl: {input: 0.01, output: 0.02}}}\nlimits: [{per: key, budget_monthly: 100}]";
+
+/// What is spent by what Redis knows.
+fn spent(redis: &Redis) -> Vec<String> {
+    let keys = redis.ask(&["--scan", "--pattern", "*:limit:*"]);
+    keys.lines().map(|key| redis.ask(&["HGET", key, "spent"]).trim().to_owned()).collect()
+}
+
+/// What exchanges hold by what Redis knows.
+fn held(redis: &Redis) -> usize {
+    let keys = redis.ask(&["--scan", "--pattern", "*:limit:*"]);
+    let held = |key| redis.ask(&["HKEYS", key]).lines().filter(|it| it.starts_with("g:")).count();
+    keys.lines().map(held).sum()
+}
+
+#[test]
+fn a_redis_that_has_forgotten_what_was_spent_is_told_by_all() {
+    let redis = Redis::start();
+    let upstream = metered();
+    let [one, two] = [0, 1].map(|_| gateway(&url(&redis), MONEY, &upstream));
+    for gateway in [&one, &two, &one, &two] {
+        assert_eq!(ask(gateway, BODY).status, 200);
+    }
+    eventually("all is settled", || spent(&redis) == ["8000000000"] && held(&redis) == 0);
+    redis.ask(&["FLUSHALL"]);
+    eventually("both have told it", || spent(&redis) == ["8000000000"]);
+    for gateway in [&one, &two] {
+        assert_eq!(ask(gateway, BODY).status, 200);
+    }
+    eventually("it goes on from there", || spent(&redis) == ["12000000000"]);
+}
+
+#[test]
+fn what_ends_while_redis_is_away_is_settled_when_it_is_back() {
+    let redis = Redis::start();
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let upstream = Upstream::start(move |_, reply| {
+        wait.lock().unwrap().recv().unwrap();
+        let body = br#"{"choices":[{}],"usage":{"prompt_tokens":100,"completion_tokens":50}}"#;
+        reply.send(200, &[("Content-Type", "application/json")], body);
+    });
+    let limits =
+        format!("{MONEY}\n- {{per: key, concurrent: 3}}").replace("limits: [", "limits:\n- ");
+    let limits = limits.replace("100}]", "100}");
+    let gateway = gateway(&url(&redis), &limits, &upstream);
+    let to = gateway.address();
+    let before = std::thread::spawn(move || post(to, CHAT, &["X-API-Key: sk"], BODY).status);
+    eventually("it is reserved", || held(&redis) == 2);
+    redis.ask(&["CLIENT", "PAUSE", "3000"]);
+    let meanwhile = std::thread::spawn(move || post(to, CHAT, &["X-API-Key: sk"], BODY).status);
+    eventually("it is noticed", || metric(&gateway, "proxy_redis_up") == "0");
+    go.send(()).unwrap();
+    go.send(()).unwrap();
+    assert_eq!((before.join().unwrap(), meanwhile.join().unwrap()), (200, 200));
+    assert_eq!(metric(&gateway, "proxy_redis_up"), "0");
+    eventually("all is settled", || {
+        spent(&redis).contains(&"4000000000".to_owned()) && held(&redis) == 0
+    });
+}
+
+#[test]
+fn a_reload_of_its_settings_counts_nothing_twice() {
+    let redis = Redis::start();
+    let upstream = metered();
+    let limits = "limits: [{per: key, requests: 10, window: 1h}]";
+    let mut gateway = gateway(&url(&redis), limits, &upstream);
+    for _ in 0..3 {
+        assert_eq!(ask(&gateway, BODY).status, 200);
+    }
+    let new = format!("{}, timeout: 300ms, connections: 1", url(&redis));
+    let top = format!("api_key: sk\nredis: {{{new}}}\n{limits}");
+    std::fs::write(gateway.folder().join("tollgate.yaml"), config(&top, &[&upstream])).unwrap();
+    gateway.signal(nix::sys::signal::Signal::SIGHUP);
+    gateway.wait_log("Redis answers");
+    eventually("it is asked again", || metric(&gateway, "proxy_redis_up") == "1");
+    assert_eq!(ask(&gateway, BODY).header("x-ratelimit-remaining-requests"), "6");
+}
+
 #[test]
 fn with_refuse_nobody_passes_while_redis_is_away() {
     let mut redis = Redis::start();

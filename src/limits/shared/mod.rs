@@ -1,10 +1,11 @@
 //! Counts that gateways share, in Redis: one round trip an exchange, and none while the server is away.
 
+mod keeper;
 mod link;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use redis::Script;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, mpsc};
 
-use super::local::{Counts, Exceeded, Known, Standing, Subject};
+use super::local::{Counts, Exceeded, Standing, Subject};
 use super::window::{Length, PARTS};
 use super::{Clock, Moment, until_end};
 use crate::config::{Quantity, RedisSpec, WhenDown};
@@ -51,7 +52,15 @@ pub(super) struct Shared {
     failures: AtomicU64,
     health: Mutex<Health>,
     /// What was taken while the server was away.
-    pub(super) unshared: Counts,
+    pub(super) unshared: Arc<Counts>,
+    /// The mark of the memory that the server had when it was last heard of.
+    mark: Mutex<Option<String>>,
+    /// Whether more money is known to be spent than was heard of from the server.
+    pub(super) wants_totals: AtomicBool,
+    /// The number of the next errand.
+    errands: AtomicU64,
+    /// Counts of which the server may have taken something without an answer.
+    doubtful: Mutex<HashMap<Subject, Quantity>>,
 }
 
 struct Health {
@@ -86,15 +95,37 @@ pub(super) struct Settlement {
     pub(super) more: u64,
 }
 
-/// What is brought to a server.
-#[derive(Clone, Copy)]
-enum Seed<'a> {
-    /// Places that are held here: nobody else knows of them.
-    Places(&'a Counts),
-    /// All else that was taken here.
-    All(&'a Counts),
-    /// What of it the server has missed.
-    Missed(&'a Counts),
+/// What the server is brought, once.
+enum Errand {
+    Settle(Vec<Settlement>),
+    Seed(Subject, Quantity, Seed),
+}
+
+/// What it is told of a count.
+enum Seed {
+    /// Of a window: what was taken, by how many parts ago it was.
+    Parts(Vec<(u64, u64)>),
+    /// That so much money was spent, or more.
+    AtLeast(u64),
+    /// That so much more was spent.
+    More(u64),
+    /// How much exchanges of ours hold: places, or money that they may spend.
+    Held(u64),
+}
+
+/// What exchanges hold of a count.
+struct Place {
+    quantity: Quantity,
+    held: u64,
+}
+
+/// What was taken.
+pub(super) struct Given {
+    pub(super) standing: Standing,
+    /// The part of a window that it counts in; of money, when its time began.
+    pub(super) spot: i64,
+    /// Of money: how much is spent.
+    pub(super) spent: u64,
 }
 
 /// That the server gives no answer.
@@ -105,12 +136,17 @@ const NUMBER_MAX: u64 = 1 << 53;
 const COMPARED_MAX: u64 = 1 << 62;
 
 impl Shared {
-    /// Connects in the background, from a thread of its own.
-    pub(super) fn start(spec: &RedisSpec, counts: &Arc<Counts>, clock: Clock) -> Arc<Self> {
+    /// Connects in the background, from a thread of its own. What `previous` knows of a server goes on.
+    pub(super) fn start(
+        spec: &RedisSpec,
+        counts: &Arc<Counts>,
+        clock: Clock,
+        previous: Option<&Arc<Self>>,
+    ) -> Arc<Self> {
         let (settling, settlements) = mpsc::channel(SETTLING_MAX);
         let shared = Arc::new(Self {
             spec: spec.clone(),
-            me: format!("{:016x}", fastrand::u64(..)),
+            me: previous.map_or_else(|| format!("{:016x}", fastrand::u64(..)), |it| it.me.clone()),
             links: (0..spec.connections).map(|_| ArcSwapOption::empty()).collect(),
             next: AtomicUsize::new(0),
             gateways: AtomicUsize::new(1),
@@ -125,15 +161,46 @@ impl Shared {
             failed: Notify::new(),
             failures: AtomicU64::new(0),
             health: Mutex::new(Health { why: Some("not connected yet".to_owned()), told: false }),
-            unshared: Counts::default(),
+            unshared: previous.map(|it| Arc::clone(&it.unshared)).unwrap_or_default(),
+            mark: Mutex::new(previous.and_then(|it| it.mark())),
+            wants_totals: AtomicBool::new(false),
+            errands: AtomicU64::new(fastrand::u64(..) >> 16 << 16),
+            doubtful: Mutex::default(),
         });
         let (weak, counts) = (Arc::downgrade(&shared), Arc::clone(counts));
-        let keeper = link::Keeper::new(weak, counts, clock, settlements);
+        let keeper = keeper::Keeper::new(weak, counts, clock, settlements);
         let thread = std::thread::Builder::new().name("redis".to_owned());
         if let Err(error) = thread.spawn(move || keeper.run()) {
             log::error!("cannot start the thread for Redis: {error}");
         }
         shared
+    }
+
+    fn mark(&self) -> Option<String> {
+        self.mark.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes the mark of the server's memory; whether it is another one than before.
+    fn remember(&self, mark: String) -> bool {
+        let mut known = self.mark.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_forgotten = known.as_ref() != Some(&mark);
+        *known = Some(mark);
+        has_forgotten
+    }
+
+    /// Takes out the counts of which the server may have taken something without an answer; we hold nothing of them.
+    fn doubtful(&self) -> HashMap<Subject, Place> {
+        let doubtful =
+            std::mem::take(&mut *self.doubtful.lock().unwrap_or_else(PoisonError::into_inner));
+        let place = |(subject, quantity)| (subject, Place { quantity, held: 0 });
+        doubtful.into_iter().map(place).collect()
+    }
+
+    async fn connect(&self) -> Result<Link, String> {
+        Link::open(&self.spec).await.map_err(|error| {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+            error.to_string()
+        })
     }
 
     /// How many gateways there were when last heard of.
@@ -162,7 +229,7 @@ impl Shared {
         &self,
         claims: &[Claim],
         now_millis: i64,
-    ) -> Result<Result<Vec<(Standing, i64)>, (usize, Exceeded)>, Away> {
+    ) -> Result<Result<Vec<Given>, (usize, Exceeded)>, Away> {
         let link = self.link().ok_or(Away)?;
         let mut call = self.scripts.take.prepare_invoke();
         call.arg(&self.me);
@@ -176,6 +243,7 @@ impl Shared {
         let answer: Vec<i64> = match link.call(&call, self.spec.timeout).await {
             Ok(answer) => answer,
             Err(why) => {
+                self.doubt(claims);
                 self.lost(&link, &why);
                 return Err(Away);
             }
@@ -200,20 +268,30 @@ impl Shared {
             [1, rest @ ..] if rest.len() == 3 * claims.len() => {
                 let parts = rest.chunks(3).zip(claims);
                 let taken = parts.map(|(part, claim)| {
-                    if claim.amount > 0 {
-                        self.hold(claim, now_millis, true);
+                    self.hold(claim, now_millis, true);
+                    let standing = standing(part[0], part[1], claim.quantity);
+                    match claim.quantity {
+                        Quantity::Money(calendar) => {
+                            let spot = calendar.begin(now_millis);
+                            Given { standing, spot, spent: part[2].max(0).cast_unsigned() }
+                        }
+                        _ => Given { standing, spot: part[2], spent: 0 },
                     }
-                    let begin = match claim.quantity {
-                        Quantity::Money(calendar) => calendar.begin(now_millis),
-                        _ => part[2],
-                    };
-                    (standing(part[0], part[1], claim.quantity), begin)
                 });
                 Ok(Ok(taken.collect()))
             }
             _ => {
                 self.lost(&link, "an answer that is none");
                 Err(Away)
+            }
+        }
+    }
+
+    fn doubt(&self, claims: &[Claim]) {
+        let mut doubtful = self.doubtful.lock().unwrap_or_else(PoisonError::into_inner);
+        for claim in claims {
+            if !matches!(claim.quantity, Quantity::Requests(_) | Quantity::Tokens(..)) {
+                doubtful.insert(claim.subject, claim.quantity);
             }
         }
     }
@@ -231,8 +309,9 @@ impl Shared {
     }
 
     /// Notes what has to be heard of as long as it goes on.
-    fn hold(&self, claim: &Claim, millis: i64, is_taken: bool) {
-        if matches!(claim.quantity, Quantity::Requests(_) | Quantity::Tokens(..)) {
+    pub(super) fn hold(&self, claim: &Claim, millis: i64, is_taken: bool) {
+        let is_window = matches!(claim.quantity, Quantity::Requests(_) | Quantity::Tokens(..));
+        if is_window || is_taken && claim.amount == 0 {
             return;
         }
         let key = self.key(claim.subject, claim.quantity, millis);
@@ -298,45 +377,51 @@ impl Shared {
         *health = Health { told: why.is_some(), why };
     }
 
-    /// Brings what is known here to a server that has forgotten it, or what it missed while it was away.
-    async fn seed(&self, link: &Link, seed: Seed<'_>, now: Moment) -> Result<(), String> {
-        let (counts, how) = match seed {
-            Seed::Places(counts) => (counts, "set"),
-            Seed::All(counts) => (counts, "set"),
-            Seed::Missed(counts) => (counts, "add"),
+    /// Runs an errand, if that was not done yet. How much money is spent then of each that is settled, or nothing.
+    async fn run(
+        &self,
+        link: &Link,
+        number: u64,
+        errand: &Errand,
+        now: Moment,
+    ) -> Result<Vec<i64>, String> {
+        let prefix = &self.spec.prefix;
+        let script = match errand {
+            Errand::Settle(_) => &self.scripts.settle,
+            Errand::Seed(..) => &self.scripts.seed,
         };
-        for Known { subject, quantity, amounts } in counts.known(now) {
-            let is_place = quantity == Quantity::Concurrent;
-            if is_place != matches!(seed, Seed::Places(_)) {
-                continue;
-            }
-            let mut call = self.scripts.seed.prepare_invoke();
-            call.key(self.key(subject, quantity, now.millis));
-            call.arg(kind(quantity)).arg(how).arg(&self.me).arg(extra(quantity, now.millis));
-            for (ago, amount) in &amounts {
-                call.arg(*ago).arg(*amount);
-            }
-            link.call::<i64>(&call, self.spec.timeout).await?;
-        }
-        Ok(())
-    }
-
-    /// Settles amounts with one round trip.
-    async fn send(&self, link: &Link, settlements: &[Settlement], now: i64) -> Result<(), String> {
-        let mut call = self.scripts.settle.prepare_invoke();
+        let mut call = script.prepare_invoke();
+        call.key(format!("{{{prefix}}}:done:{}:{number:x}", self.me));
         call.arg(&self.me);
-        for settlement in settlements {
-            let Settlement { subject, quantity, spot, back, more } = settlement;
-            let is_money = matches!(quantity, Quantity::Money(_));
-            let millis = if is_money { *spot } else { now };
-            call.key(self.key(*subject, *quantity, millis));
-            call.arg(kind(*quantity))
-                .arg((*back).min(NUMBER_MAX))
-                .arg((*more).min(NUMBER_MAX))
-                .arg(if is_money { 0 } else { *spot })
-                .arg(extra(*quantity, millis));
+        match errand {
+            Errand::Settle(settlements) => {
+                for settlement in settlements {
+                    let Settlement { subject, quantity, spot, back, more } = settlement;
+                    let is_money = matches!(quantity, Quantity::Money(_));
+                    let millis = if is_money { *spot } else { now.millis };
+                    call.key(self.key(*subject, *quantity, millis));
+                    call.arg(kind(*quantity))
+                        .arg((*back).min(NUMBER_MAX))
+                        .arg((*more).min(NUMBER_MAX))
+                        .arg(if is_money { 0 } else { *spot })
+                        .arg(extra(*quantity, millis));
+                }
+            }
+            Errand::Seed(subject, quantity, seed) => {
+                call.key(self.key(*subject, *quantity, now.millis));
+                let (how, amounts) = match seed {
+                    Seed::Parts(parts) => ("parts", &parts[..]),
+                    Seed::AtLeast(spent) => ("at least", &[(0, *spent)][..]),
+                    Seed::More(spent) => ("more", &[(0, *spent)][..]),
+                    Seed::Held(held) => ("held", &[(0, *held)][..]),
+                };
+                call.arg(how).arg(extra(*quantity, now.millis));
+                for (ago, amount) in amounts {
+                    call.arg(*ago).arg((*amount).min(NUMBER_MAX));
+                }
+            }
         }
-        link.call::<i64>(&call, self.spec.timeout).await.map(|_| ())
+        link.call(&call, self.spec.timeout).await
     }
 
     /// Says that we are there; the mark of the server's memory.

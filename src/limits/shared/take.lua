@@ -5,7 +5,7 @@
 -- the count is kept.
 --
 -- Answers 1 and, for each count, how much is used, the milliseconds until nothing is, and the part that the
--- amount counts in; or 0 and, of the first count that does not allow it, which one it is, how much is used, the
+-- amount counts in, of money how much of it is spent; or 0 and, of the first count that does not allow it, which one it is, how much is used, the
 -- milliseconds until nothing is, and those until it would allow it.
 local PARTS, STALE = 256, 30
 local time = redis.call('TIME')
@@ -88,7 +88,7 @@ for at = 1, #KEYS do
     local spent = number(redis.call('HGET', key, 'spent'))
     local sum = spent + held(key)
     if spent >= max or sum + amount > max then return { 0, at, sum, 0, 0 } end
-    plan[at] = { sum }
+    plan[at] = { sum, nil, spent }
   end
 end
 
