@@ -120,6 +120,12 @@ fn read(text: &str) -> Result<Vec<PublicKey>, String> {
 /// The longest name of who has a token.
 const NAME_BYTES_MAX: usize = 256;
 
+/// Says in the log, and not to the client, what is wrong with a token.
+fn wrong(why: impl std::fmt::Display) -> Refusal {
+    log::debug!("a token is refused: {why}");
+    Refusal::KeyWrong
+}
+
 /// All issuers.
 #[derive(Debug)]
 pub(super) struct Issuers {
@@ -179,7 +185,7 @@ impl Issuers {
             return Ok(grant);
         }
         let token = std::str::from_utf8(token).map_err(|_| Refusal::KeyWrong)?;
-        let issuer = self.issuer_of(token).ok_or(Refusal::KeyWrong)?;
+        let issuer = self.issuer_of(token).ok_or_else(|| wrong("its issuer is not known here"))?;
         let (grant, expires) = issuer.verify(token, now)?;
         let grant = Arc::new(grant);
         let until = (now + KNOWN_SECONDS).min(expires);
@@ -205,15 +211,15 @@ impl Issuers {
 
 impl Issuer {
     fn verify(&self, token: &str, now: i64) -> Result<(Grant, i64), Refusal> {
-        let header = jsonwebtoken::decode_header(token).map_err(|_| Refusal::KeyWrong)?;
+        let header = jsonwebtoken::decode_header(token).map_err(wrong)?;
         let (algorithm, own) = match header.alg {
             Algorithm::RS256 => (Algorithm::RS256, JwtAlgorithm::Rs256),
             Algorithm::ES256 => (Algorithm::ES256, JwtAlgorithm::Es256),
             Algorithm::EdDSA => (Algorithm::EdDSA, JwtAlgorithm::EdDsa),
-            _ => return Err(Refusal::KeyWrong),
+            other => return Err(wrong(format_args!("its algorithm is {other:?}"))),
         };
         if !self.spec.algorithms.contains(&own) {
-            return Err(Refusal::KeyWrong);
+            return Err(wrong(format_args!("its algorithm is {:?}", header.alg)));
         }
         // Until they are fetched for the first time, that is tried again and again.
         let keys = self.keys.keys.load_full().ok_or(Refusal::TokensUnknown)?;
@@ -222,9 +228,10 @@ impl Issuer {
             .filter(|key| key.algorithm == own && (header.kid.is_none() || key.id == header.kid));
         let Some(key) = fitting.next() else {
             // It may be a new one: who comes again finds it.
-            let refusal =
-                if self.keys.want(now) { Refusal::TokensUnknown } else { Refusal::KeyWrong };
-            return Err(refusal);
+            if self.keys.want(now) {
+                return Err(Refusal::TokensUnknown);
+            }
+            return Err(wrong("its issuer has no such key"));
         };
         let mut validation = Validation::new(algorithm);
         validation.leeway = self.spec.leeway.as_secs();
@@ -244,13 +251,13 @@ impl Issuer {
             .ok_or(Refusal::KeyWrong)?;
         let claims = decoded.map_err(|error| match error.kind() {
             jsonwebtoken::errors::ErrorKind::ExpiredSignature => Refusal::KeyExpired,
-            _ => Refusal::KeyWrong,
+            _ => wrong(error),
         })?;
         let claims = claims.claims;
         // It is required to be a number; nothing says that it is a small one.
         let expires = claims.get("exp").and_then(Value::as_i64).unwrap_or(i64::MAX);
         if claims.get("nbf").is_some_and(|nbf| !nbf.is_number()) {
-            return Err(Refusal::KeyWrong);
+            return Err(wrong("its nbf is not a number"));
         }
         let leeway = self.spec.leeway.as_secs().cast_signed();
         Ok((self.grant(&claims)?, expires.saturating_add(leeway)))
@@ -262,7 +269,9 @@ impl Issuer {
         let is_name = |name: &&str| {
             !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.contains(char::is_control)
         };
-        let name = name.filter(is_name).ok_or(Refusal::KeyWrong)?;
+        let name = name.filter(is_name).ok_or_else(|| {
+            wrong(format_args!("it has no {:?} that is a name", self.spec.name_claim))
+        })?;
         let mut grant = self.template.clone();
         grant.key_id = format!("{}:{name}", self.template.key_id).into();
         grant.name = name.into();

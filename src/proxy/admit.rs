@@ -168,9 +168,9 @@ fn arrive(session: &Session, exchange: &mut Exchange) {
     arrived.cors_origin = cors_origin(&arrived.runtime.snapshot.cors, &head.headers);
 }
 
-fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decision, Refusal> {
+fn decide(proxy: &Proxy, session: &Session, exchange: &mut Exchange) -> Result<Decision, Refusal> {
     let head = session.req_header();
-    let runtime = &exchange.arrived.runtime;
+    let runtime = &Arc::clone(&exchange.arrived.runtime);
     let snapshot = &runtime.snapshot;
     check_bounds(head, &snapshot.client)?;
     check_head(head)?;
@@ -200,6 +200,7 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &Exchange) -> Result<Decis
     }
     let inflight = proxy.lifecycle.admit().ok_or(Refusal::Draining)?;
     let grant = runtime.grant(&head.headers, client.address)?;
+    exchange.arrived.key = Some(Arc::clone(&grant.key_id));
     body::check_length(session, &snapshot.client)?;
     let found = course::find(runtime, head);
     let mut course = found.map_err(|refusal| Rights::hide(&grant, refusal))?;

@@ -52,6 +52,8 @@ pub(super) struct Arrived {
     pub(super) is_http_2: bool,
     /// Whether the client was told to go on with its body.
     pub(super) continued: bool,
+    /// Whose key it came with, once that is known.
+    pub(super) key: Option<Arc<str>>,
 }
 
 /// What is known when the exchange may pass.
@@ -295,6 +297,7 @@ impl Exchange {
                 is_http_10: false,
                 is_http_2: false,
                 continued: false,
+                key: None,
             },
             admitted: None,
             body: Body::default(),

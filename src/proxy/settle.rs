@@ -83,6 +83,14 @@ fn is_plain_end(exchange: &Exchange, error: &Error) -> bool {
     exchange.watch.stopped().is_some() || is_unannounced
 }
 
+/// What the log says of a refusal: its code, and which limit it was.
+fn refused(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Limited { name, .. } => format!(" ({}: {name:?})", refusal.code()),
+        _ => format!(" ({})", refusal.code()),
+    }
+}
+
 /// Logs the exchange. Queries stay out: they may hold a key.
 pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>) {
     let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
@@ -112,11 +120,12 @@ pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>)
         exchange.observed.first_byte.map(|time| format!("{:.1} ms", milliseconds(time)));
     log::log!(
         level,
-        "{} {} -> {status}{}{}; pool {}, backend {}, first byte {}, {:.1} ms in all, request {}",
+        "{} {} -> {status}{}{}; key {}, pool {}, backend {}, first byte {}, {:.1} ms in all, request {}",
         session.req_header().method,
         String::from_utf8_lossy(super::admit::split_target(session.req_header()).0).escape_debug(),
-        refusal.map(|refusal| format!(" ({})", refusal.code())).unwrap_or_default(),
+        refusal.map(refused).unwrap_or_default(),
         why.map(|why| format!(", {why}")).unwrap_or_default(),
+        exchange.arrived.key.as_deref().filter(|key| !key.is_empty()).unwrap_or("-"),
         exchange.pool_name(),
         attempt.map_or("-", |attempt| attempt.backend().spec.id.as_str()),
         first_byte.as_deref().unwrap_or("-"),
