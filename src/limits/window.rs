@@ -186,16 +186,17 @@ mod tests {
             max in 1..500_u64,
             asks in prop::collection::vec((0..40_000_u64, 1..9_u64), 1..400),
         ) {
-            let window = Duration::from_millis(millis);
-            let length = Length::of(window);
+            let length = Length::of(Duration::from_millis(millis));
             let span = millis * 1000;
+            // What is in a part counts until all of the part is out of the window: nothing stands in the way for
+            // longer than this. Rounding a part up to whole microseconds makes the window longer by that much.
+            let longer = (PARTS + 1) * length.part;
+            prop_assert!(longer <= span + PARTS + length.part);
             let mut limiter = Window::default();
             let (mut now, mut taken) = (0, Vec::new());
             for (pause, amount) in asks {
                 now += pause;
                 let amount = amount.min(max);
-                // A window that is longer by two parts holds all that can stand in the way.
-                let longer = span + 3 * length.part;
                 let in_longer: u64 = taken
                     .iter()
                     .filter(|(at, _)| *at + longer > now)
@@ -206,9 +207,10 @@ mod tests {
                     Ok(_) => taken.push((now, amount)),
                     Err(wait) => {
                         prop_assert!(in_longer + amount > max);
-                        prop_assert!(wait <= window + Duration::from_micros(3 * length.part));
+                        let wait = u64::try_from(wait.as_micros()).unwrap();
+                        prop_assert!(wait <= longer);
                         let mut later = limiter.clone();
-                        let then = now + u64::try_from(wait.as_micros()).unwrap();
+                        let then = now + wait;
                         prop_assert!(later.take(length, then, amount, max).is_ok());
                     }
                 }
