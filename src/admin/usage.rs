@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::Response;
 use percent_encoding::percent_decode_str;
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
@@ -46,7 +46,8 @@ impl Reports {
         };
         let Some(ledger) = &self.ledger else { return refused(&Refusal::NoLedger) };
         let now = Row::now();
-        let query = match query(request.query, now, &grant, sees_all) {
+        let currency = &runtime.snapshot.prices.currency;
+        let query = match query(request.query, now, &grant, currency, sees_all) {
             Ok(query) => query,
             Err(reason) => return refused(&Refusal::BadRequest { reason }),
         };
@@ -54,29 +55,25 @@ impl Reports {
             return refused(&Refusal::TooManyReports);
         };
         let spec = ledger.spec().clone();
-        let currency = Arc::clone(&runtime.snapshot.prices.currency);
-        let budgets = runtime.limits.budgets(&grant.limits_of, &grant.key_id, &grant.name);
+        let budgets = match &query.key_id {
+            Some(key) => runtime.budgets(key),
+            None => runtime.budgets(&grant.key_id),
+        };
         PageAnswer::Later(Box::pin(async move {
             let made = tokio::task::spawn_blocking(move || {
                 let _permit = permit;
-                page(&spec, &query, &currency, &grant, &budgets, now)
+                page(&spec, &query, &grant, &budgets, now)
             });
             match made.await {
                 Ok(Ok(page)) => page,
                 Ok(Err(error)) => {
                     log::error!("the ledger cannot be read: {error:#}");
-                    failed()
+                    refusal_page(&Refusal::LedgerAway)
                 }
-                Err(_) => failed(),
+                Err(_) => refusal_page(&Refusal::Internal),
             }
         }))
     }
-}
-
-fn failed() -> Response<Bytes> {
-    let mut page = refusal_page(&Refusal::Internal);
-    *page.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-    page
 }
 
 /// A budget that holds for a key: its name, of which time it is, and how much it is.
@@ -85,16 +82,15 @@ pub(super) type Budget = (String, Calendar, u64);
 fn page(
     spec: &LedgerSpec,
     query: &Query,
-    currency: &str,
     grant: &Grant,
     budgets: &[Budget],
     now: i64,
 ) -> anyhow::Result<Response<Bytes>> {
     let lines = if ledger::exists(spec) { ledger::report(spec, query)? } else { Vec::new() };
-    let mut report = ledger::as_json(query, &lines, currency);
+    let mut report = ledger::as_json(query, &lines);
     if !budgets.is_empty() {
         let states: anyhow::Result<Vec<Value>> =
-            budgets.iter().map(|budget| state(spec, budget, grant, now)).collect();
+            budgets.iter().map(|budget| state(spec, budget, query, grant, now)).collect();
         report["budgets"] = Value::from(states?);
     }
     Ok(json_page(&report))
@@ -104,11 +100,18 @@ fn page(
 fn state(
     spec: &LedgerSpec,
     (name, calendar, max): &Budget,
+    asked: &Query,
     grant: &Grant,
     now: i64,
 ) -> anyhow::Result<Value> {
-    let key_id = Some(grant.key_id.to_string());
-    let query = Query { since: calendar.begin(now), until: now + 1, by: Vec::new(), key_id };
+    let key_id = asked.key_id.clone().unwrap_or_else(|| grant.key_id.to_string());
+    let query = Query {
+        since: calendar.begin(now),
+        until: now + 1,
+        by: Vec::new(),
+        key_id: Some(key_id),
+        currency: Arc::clone(&asked.currency),
+    };
     let spent = Line::total(&ledger::report(spec, &query)?, 0).cost;
     let limit = Decimal::from(*max) / Decimal::from(MONEY_UNITS);
     Ok(json!({
@@ -121,7 +124,13 @@ fn state(
 }
 
 /// What is asked for.
-fn query(raw: &str, now: i64, grant: &Grant, sees_all: bool) -> Result<Query, &'static str> {
+fn query(
+    raw: &str,
+    now: i64,
+    grant: &Grant,
+    currency: &Arc<str>,
+    sees_all: bool,
+) -> Result<Query, &'static str> {
     const WHEN: &str =
         "since and until take 7d, 24h, today, month, 2026-01-31 or 2026-01-31T12:00:00Z";
     let sees_all = sees_all && grant.is_admin;
@@ -130,6 +139,7 @@ fn query(raw: &str, now: i64, grant: &Grant, sees_all: bool) -> Result<Query, &'
         until: now + 1,
         by: if sees_all { vec![Dimension::Key] } else { Vec::new() },
         key_id: (!sees_all).then(|| grant.key_id.to_string()),
+        currency: Arc::clone(currency),
     };
     for pair in raw.trim_start_matches('?').split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -145,7 +155,8 @@ fn query(raw: &str, now: i64, grant: &Grant, sees_all: bool) -> Result<Query, &'
             "key" if sees_all => query.key_id = Some(value.into_owned()),
             "key" if *value == *grant.key_id => {}
             "key" => return Err("a key may ask for its own usage only"),
-            _ => return Err("it takes by, since, until and key"),
+            "currency" => query.currency = value.into(),
+            _ => return Err("the query takes by, since, until, key and currency"),
         }
     }
     Ok(query)

@@ -1,6 +1,7 @@
 //! `tollgate usage`: sums over the ledger, as a table, CSV or JSON.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, ValueEnum};
@@ -21,6 +22,9 @@ pub(super) struct UsageArgs {
     /// Of the key with this id alone
     #[arg(long, value_name = "ID")]
     key: Option<String>,
+    /// What costs are summed up in; what has no price in it counts as unpriced [default: that of the configuration]
+    #[arg(long, value_name = "CURRENCY")]
+    currency: Option<String>,
     /// How it is printed
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -52,13 +56,17 @@ pub(super) fn run(args: &UsageArgs, given: Option<&Path>) -> Result<()> {
         until: args.until.as_deref().map_or(Ok(now + 1), |until| moment("--until", until))?,
         by: Dimension::parse_list(&args.by).map_err(|why| anyhow!("--by: {why}"))?,
         key_id: args.key.clone(),
+        currency: match &args.currency {
+            Some(currency) => currency.as_str().into(),
+            None => Arc::clone(&found.snapshot.prices.currency),
+        },
     };
     let lines = ledger::report(spec, &query)?;
     let text = match args.format {
-        Format::Table => table(&query, &lines, &found.snapshot.prices.currency),
+        Format::Table => table(&query, &lines),
         Format::Csv => csv(&query, &lines),
         Format::Json => {
-            let report = ledger::as_json(&query, &lines, &found.snapshot.prices.currency);
+            let report = ledger::as_json(&query, &lines);
             format!("{}\n", serde_json::to_string_pretty(&report)?)
         }
     };
@@ -83,11 +91,11 @@ fn numbers(line: &Line) -> [String; 8] {
     ]
 }
 
-fn table(query: &Query, lines: &[Line], currency: &str) -> String {
+fn table(query: &Query, lines: &[Line]) -> String {
     let names = query.columns();
     let mut head: Vec<String> = names.iter().map(|name| name.to_uppercase()).collect();
     head.extend(NUMBERS.iter().map(|name| match *name {
-        "cost" => format!("COST {currency}"),
+        "cost" => format!("COST {}", query.currency),
         name => name.to_uppercase(),
     }));
     let mut rows = vec![head];
@@ -115,10 +123,13 @@ fn table(query: &Query, lines: &[Line], currency: &str) -> String {
 }
 
 fn csv(query: &Query, lines: &[Line]) -> String {
-    // RFC 4180.
-    let quoted = |cell: &str| match cell.contains(['"', ',', '\n', '\r']) {
-        true => format!("\"{}\"", cell.replace('"', "\"\"")),
-        false => cell.to_owned(),
+    // RFC 4180. What a spreadsheet would take for a formula begins with a quote there, which it shows as text.
+    let quoted = |cell: &str| {
+        let guard = if cell.starts_with(['=', '+', '-', '@', '\t', '\r']) { "'" } else { "" };
+        match cell.contains(['"', ',', '\n', '\r']) {
+            true => format!("\"{guard}{}\"", cell.replace('"', "\"\"")),
+            false => format!("{guard}{cell}"),
+        }
     };
     let head = query.columns().into_iter().chain(NUMBERS).map(quoted).collect::<Vec<_>>();
     let mut text = format!("{}\r\n", head.join(","));

@@ -138,7 +138,11 @@ impl Ledger {
     ///
     /// # Errors
     /// When the spool's folder cannot be used.
-    pub fn start(spec: &LedgerSpec, known: impl FnOnce(&Known) + Send + 'static) -> Result<Self> {
+    pub fn start(
+        spec: &LedgerSpec,
+        currency: &Arc<str>,
+        known: impl FnOnce(&Known) + Send + 'static,
+    ) -> Result<Self> {
         let folder = spec.spool.display();
         let spool = Spool::open(&spec.spool, spec.spool_bytes_max)
             .with_context(|| format!("cannot use {folder} for the ledger (state_directory)"))?;
@@ -150,10 +154,12 @@ impl Ledger {
         })?;
         let reader = std::thread::Builder::new().name("ledger-store".to_owned()).spawn({
             let (state, spool, spec) = (Arc::clone(&state), Arc::clone(&spool), spec.clone());
+            let currency = Arc::clone(currency);
             move || {
                 let reader = SpoolReader::new(&spool);
                 let known: Option<Tell> = Some(Box::new(known));
-                Filler { spec, reader, store: None, pruned: None, known }.fill(&spool, &state);
+                let filler = Filler { spec, currency, reader, store: None, pruned: None, known };
+                filler.fill(&spool, &state);
             }
         })?;
         let syncer = std::thread::Builder::new().name("ledger-sync".to_owned()).spawn({
@@ -323,6 +329,8 @@ type Tell = Box<dyn FnOnce(&Known) + Send>;
 /// Brings rows from the disk to the database.
 struct Filler {
     spec: LedgerSpec,
+    /// What is known of earlier processes is in.
+    currency: Arc<str>,
     reader: SpoolReader,
     store: Option<Box<dyn Store>>,
     pruned: Option<Instant>,
@@ -379,7 +387,7 @@ impl Filler {
         }
         // Before the first row of this process is there, which counts its own.
         if self.known.is_some() && self.reader.is_past_left() {
-            let known = known(store.as_mut())?;
+            let known = known(store.as_mut(), &self.currency)?;
             if let Some(tell) = self.known.take() {
                 tell(&known);
             }
@@ -423,11 +431,12 @@ fn put(store: &mut dyn Store, rows: &[Row], folder: &Path, state: &State) -> Res
     put(store, second, folder, state)
 }
 
-fn known(store: &mut dyn Store) -> Result<Known> {
+fn known(store: &mut dyn Store, currency: &Arc<str>) -> Result<Known> {
     let at = Row::now();
     let mut since = |since| {
         let by = vec![Dimension::Key, Dimension::Service, Dimension::Model];
-        store.report(&Query { since, until: at + MILLIS_A_DAY, by, key_id: None })
+        let (until, currency) = (at + MILLIS_A_DAY, Arc::clone(currency));
+        store.report(&Query { since, until, by, key_id: None, currency })
     };
     Ok(Known { at, month: since(Calendar::Month.begin(at))?, day: since(Calendar::Day.begin(at))? })
 }

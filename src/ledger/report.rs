@@ -1,5 +1,7 @@
 //! What the ledger is asked, and what it answers.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -19,6 +21,8 @@ pub struct Query {
     pub by: Vec<Dimension>,
     /// Of this key alone.
     pub key_id: Option<String>,
+    /// What costs are in: amounts of different currencies make no sum.
+    pub currency: Arc<str>,
 }
 
 /// What sums can be told apart by.
@@ -91,9 +95,9 @@ pub struct Line {
     pub tokens_cached: u64,
     /// Tokens that were paid for before.
     pub tokens_reserved: u64,
-    /// What those cost that have a price.
+    /// What those cost that have a price in the currency that was asked for.
     pub cost: Decimal,
-    /// How many have no price.
+    /// How many have none.
     pub unpriced: u64,
     /// How many were counted here, because the backend did not tell.
     pub estimated: u64,
@@ -106,8 +110,9 @@ pub(super) struct Sql {
     status: &'static str,
     cost: &'static str,
     number: &'static str,
-    parameters: [&'static str; 3],
+    parameters: [&'static str; 4],
     is_true: &'static str,
+    zero: &'static str,
 }
 
 impl Sql {
@@ -115,20 +120,22 @@ impl Sql {
         day: "substr(timestamp, 1, 10)",
         month: "substr(timestamp, 1, 7)",
         status: "CAST(status AS TEXT)",
-        cost: "decimal_sum(cost)",
+        cost: "decimal_sum(CASE WHEN currency = ?4 THEN cost END)",
         number: "",
-        parameters: ["?1", "?2", "?3"],
+        parameters: ["?1", "?2", "?3", "?4"],
         is_true: "estimated = 1",
+        zero: "'0'",
     };
 
     pub(super) const POSTGRES: Self = Self {
         day: "to_char(timestamp AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
         month: "to_char(timestamp AT TIME ZONE 'UTC', 'YYYY-MM')",
         status: "status::text",
-        cost: "coalesce(sum(cost), 0)::text",
+        cost: "coalesce(sum(cost) FILTER (WHERE currency = $4), 0)::text",
         number: "::bigint",
-        parameters: ["to_timestamp($1 / 1000.0)", "to_timestamp($2 / 1000.0)", "$3"],
+        parameters: ["to_timestamp($1 / 1000.0)", "to_timestamp($2 / 1000.0)", "$3", "$4"],
         is_true: "estimated",
+        zero: "0",
     };
 }
 
@@ -164,7 +171,7 @@ impl Query {
         let columns: String = columns.iter().map(|column| format!("{column}, ")).collect();
         let number = sql.number;
         let sum = |column: &str| format!("coalesce(sum({column}), 0){number}");
-        let [since, until, key] = sql.parameters;
+        let [since, until, key, currency] = sql.parameters;
         let count: Vec<String> = (1..=self.columns().len()).map(|at| at.to_string()).collect();
         let group = if count.is_empty() {
             String::new()
@@ -180,7 +187,11 @@ impl Query {
             sum("tokens_cached"),
             sum("tokens_reserved"),
             sql.cost,
-            sum("CASE WHEN cost IS NULL THEN 1 ELSE 0 END"),
+            // What is free is so in each currency.
+            sum(&format!(
+                "CASE WHEN cost IS NULL OR currency <> {currency} AND cost <> {} THEN 1 ELSE 0 END",
+                sql.zero
+            )),
             sum(&format!("CASE WHEN {} THEN 1 ELSE 0 END", sql.is_true)),
         )
     }
@@ -243,14 +254,14 @@ impl Line {
 
 /// A report as JSON.
 #[must_use]
-pub fn as_json(query: &Query, lines: &[Line], currency: &str) -> Value {
+pub fn as_json(query: &Query, lines: &[Line]) -> Value {
     let columns = query.columns();
     let time = |millis| Timestamp::from_millisecond(millis).unwrap_or_default().to_string();
     let data: Vec<Value> = lines.iter().map(|line| line.as_json(&columns)).collect();
     json!({
         "since": time(query.since),
         "until": time(query.until),
-        "currency": currency,
+        "currency": &*query.currency,
         "data": data,
         "total": Line::total(lines, 0).as_json(&[]),
     })

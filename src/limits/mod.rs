@@ -73,11 +73,13 @@ struct Rule {
     estimate: Option<Arc<Estimate>>,
 }
 
-/// Whose limit it is: the same name may stand in both places.
+/// Where a limit comes from: what differs in it is counted apart.
 #[derive(Clone, Copy, Debug)]
-enum Whose {
-    Everybodys,
-    Keys,
+struct Origin<'a> {
+    /// Whether it is a key's own: one of everybody's may have the same name.
+    is_own: bool,
+    /// What money is counted in.
+    currency: &'a str,
 }
 
 /// What an exchange asks for.
@@ -132,11 +134,11 @@ impl Rule {
     /// One that goes on counting where `before` did.
     fn new(
         spec: &LimitSpec,
-        whose: Whose,
+        origin: Origin<'_>,
         before: Option<&Arc<Self>>,
         tallies: &mut Tallies,
     ) -> Arc<Self> {
-        let id = Self::id(spec, whose);
+        let id = Self::id(spec, origin);
         let is_by_address = matches!(spec.per, Per::Address | Per::Client);
         let estimate = match before {
             Some(before) => before.estimate.clone(),
@@ -147,9 +149,11 @@ impl Rule {
     }
 
     /// The same for limits that count the same.
-    fn id(spec: &LimitSpec, whose: Whose) -> u64 {
+    fn id(spec: &LimitSpec, origin: Origin<'_>) -> u64 {
         let LimitSpec { name, per, quantity, .. } = spec;
-        xxh3_64(format!("{whose:?} {name} {per:?} {quantity:?}").as_bytes())
+        let Origin { is_own, currency } = origin;
+        let currency = if matches!(quantity, Quantity::Money(_)) { currency } else { "" };
+        xxh3_64(format!("{is_own} {currency:?} {name} {per:?} {quantity:?}").as_bytes())
     }
 
     fn holds_for(&self, ask: &Ask<'_>) -> bool {
@@ -322,12 +326,14 @@ impl Limits {
         let known: HashMap<u64, &Arc<Rule>> =
             previous.iter().flat_map(|it| &it.rules).map(|rule| (rule.id, rule)).collect();
         let mut tallies = previous.map(|it| it.tallies.clone()).unwrap_or_default();
+        let currency = &snapshot.prices.currency;
+        let origin = Origin { is_own: false, currency };
         let mut rules = Vec::new();
         for spec in &snapshot.limits {
-            let before = known.get(&Rule::id(spec, Whose::Everybodys)).copied();
-            rules.push(Rule::new(spec, Whose::Everybodys, before, &mut tallies));
+            let before = known.get(&Rule::id(spec, origin)).copied();
+            rules.push(Rule::new(spec, origin, before, &mut tallies));
         }
-        let own = own_rules(&snapshot.clients, &mut tallies);
+        let own = own_rules(&snapshot.clients, currency, &mut tallies);
         let counts = previous.map(|it| Arc::clone(&it.counts)).unwrap_or_default();
         let clock = previous.map_or_else(|| Clock { start: Instant::now() }, |it| it.clock);
         let known = previous.and_then(|it| it.shared.as_ref());
@@ -649,12 +655,17 @@ impl Limits {
     }
 }
 
-fn own_rules(clients: &ClientKeys, tallies: &mut Tallies) -> HashMap<Arc<str>, Vec<Arc<Rule>>> {
+fn own_rules(
+    clients: &ClientKeys,
+    currency: &str,
+    tallies: &mut Tallies,
+) -> HashMap<Arc<str>, Vec<Arc<Rule>>> {
+    let origin = Origin { is_own: true, currency };
     let ClientKeys::Required(specs) = clients else { return HashMap::new() };
     let issuers = specs.issuers.iter().map(|issuer| issuer.grant.as_ref());
     let limited = specs.keys.iter().chain(issuers).filter(|key| !key.limits.is_empty());
     let mut rules = |limits: &[LimitSpec]| {
-        limits.iter().map(|spec| Rule::new(spec, Whose::Keys, None, tallies)).collect()
+        limits.iter().map(|spec| Rule::new(spec, origin, None, tallies)).collect()
     };
     limited.map(|key| (Arc::clone(&key.id), rules(&key.limits))).collect()
 }

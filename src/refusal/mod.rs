@@ -137,6 +137,8 @@ pub enum Refusal {
     NoLedger,
     /// As many reports are being made as there is room for.
     TooManyReports,
+    /// The ledger's database cannot be read now.
+    LedgerAway,
     /// How much of its limits the client has taken is not known, because Redis gives no answer.
     LimitsUnknown,
     /// The backend broke the protocol or died before it answered.
@@ -224,6 +226,7 @@ impl Refusal {
             | Self::TooManyConnections
             | Self::TooManyBodies
             | Self::TooManyReports
+            | Self::LedgerAway
             | Self::TokensUnknown
             | Self::LimitsUnknown => Some(1),
             _ => None,

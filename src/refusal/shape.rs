@@ -74,6 +74,7 @@ impl Refusal {
             Self::Interrupted { .. } => (502, "stream_interrupted"),
             Self::NoBackend { .. } => (503, "no_backend"),
             Self::Busy { .. } | Self::TooManyBodies | Self::TooManyReports => (503, "busy"),
+            Self::LedgerAway => (503, "ledger_unavailable"),
             Self::TokensUnknown => (503, "tokens_unavailable"),
             Self::LimitsUnknown => (503, "limits_unavailable"),
             Self::TooManyConnections => (503, "too_many_connections"),

@@ -84,6 +84,7 @@ impl Refusal {
             }
             Self::TooManyConnections => try_again("too many open connections"),
             Self::TooManyReports => try_again("other reports are being made"),
+            Self::LedgerAway => try_again("the ledger's database cannot be read now"),
             Self::TokensUnknown => try_again("tokens cannot be verified now"),
             Self::LimitsUnknown => try_again("rate limits cannot be looked up"),
             Self::Draining => try_again("the gateway is shutting down"),

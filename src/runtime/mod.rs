@@ -19,7 +19,7 @@ use rustls::ServerConfig;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::auth::{Grant, Keys};
-use crate::config::{Snapshot, Tariff};
+use crate::config::{Calendar, ClientKeys, Snapshot, Tariff};
 use crate::limits::Limits;
 use crate::names::Names;
 use crate::pool::{Addresses, Hosts, Pool, Prober};
@@ -148,6 +148,22 @@ impl Runtime {
     pub fn tariff(&self, pool: &str, model: &str) -> Option<&Tariff> {
         let exact = self.tariffs.exact(pool).or_else(|| self.tariffs.exact(model));
         exact.or_else(|| self.tariffs.pattern_of_any(&[pool, model])).map(Arc::as_ref)
+    }
+
+    /// The budgets of the key with this id, for all that it does: their names, of which time they are, and how much,
+    /// in shares of money.
+    #[must_use]
+    pub fn budgets(&self, key: &str) -> Vec<(String, Calendar, u64)> {
+        let keys = match &self.snapshot.clients {
+            ClientKeys::Required(specs) => &specs.keys[..],
+            ClientKeys::Untouched | ClientKeys::Dropped => &[],
+        };
+        let (limits_of, name) = match keys.iter().find(|known| *known.id == *key) {
+            Some(known) => (key, &*known.name),
+            // A token's: its issuer and its name.
+            None => key.split_once(':').unwrap_or((key, key)),
+        };
+        self.limits.budgets(limits_of, key, name)
     }
 
     /// The pool of a service and model.

@@ -205,6 +205,7 @@ fn start_ledger(
     let runtime = current.load();
     let Some(spec) = &runtime.snapshot.ledger else { return Ok(None) };
     let (current, months) = (Arc::clone(current), Arc::clone(months));
+    let currency = Arc::clone(&runtime.snapshot.prices.currency);
     let (told, is_known) = std::sync::mpsc::channel();
     let known = move |known: &Known| {
         let limits = &current.load().limits;
@@ -222,7 +223,7 @@ fn start_ledger(
         }
         let _ = told.send(());
     };
-    let ledger = Arc::new(Ledger::start(spec, known)?);
+    let ledger = Arc::new(Ledger::start(spec, &currency, known)?);
     let last = Arc::clone(&ledger);
     lifecycle.do_at_last(move |longest| last.finish(longest));
     // So that budgets hold from the first exchange on. A database that is down is not waited for.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::mpsc;
 
 use crate::harness::{
-    Answer, Connection, Gateway, Reply, Upstream, config, eventually, get, post, send_from,
+    Answer, Connection, Gateway, Reply, Upstream, config, eventually, get, hash_of, post, send_from,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -15,9 +15,7 @@ const KEYS: [&str; 2] = ["tg-a", "tg-b"];
 fn keys(lines: [&str; 2]) -> String {
     let mut text = "keys:\n".to_owned();
     for (key, lines) in KEYS.iter().zip(lines) {
-        let digest = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
-        let hash: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        text.push_str(&format!("  - {{name: {key}, hash: \"sha256:{hash}\"{lines}}}\n"));
+        text.push_str(&format!("  - {{name: {key}, hash: \"{}\"{lines}}}\n", hash_of(key)));
     }
     text
 }

@@ -25,6 +25,7 @@ mod lifecycle;
 mod limits;
 mod loss;
 mod queue;
+mod reports;
 mod retries;
 mod shared;
 mod smuggling;

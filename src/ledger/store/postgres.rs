@@ -217,9 +217,9 @@ impl Store for Postgres {
         let (since, until) = (query.since as f64, query.until as f64);
         let columns = query.columns().len();
         let rows = timed(&self.executor, async {
-            let types = [Type::FLOAT8, Type::FLOAT8, Type::TEXT];
+            let types = [Type::FLOAT8, Type::FLOAT8, Type::TEXT, Type::TEXT];
             let statement = self.client.prepare_typed(&sql, &types).await?;
-            self.client.query(&statement, &[&since, &until, &key]).await
+            self.client.query(&statement, &[&since, &until, &key, &&*query.currency]).await
         })?;
         let lines = rows.iter().map(|row| {
             let number = |at: usize| row.get::<_, i64>(columns + at).max(0).cast_unsigned();

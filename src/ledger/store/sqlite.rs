@@ -184,8 +184,9 @@ impl Store for Sqlite {
         let mut statement = self.connection.prepare(&sql)?;
         let columns = query.columns().len();
         let key = query.key_id.as_deref();
-        let rows =
-            statement.query_map(params![time(query.since), time(query.until), key], |row| {
+        let rows = statement.query_map(
+            params![time(query.since), time(query.until), key, &*query.currency],
+            |row| {
                 let number = |at: usize| -> rusqlite::Result<u64> {
                     Ok(row.get::<_, i64>(columns + at)?.max(0).cast_unsigned())
                 };
@@ -202,7 +203,8 @@ impl Store for Sqlite {
                     unpriced: number(6)?,
                     estimated: number(7)?,
                 })
-            })?;
+            },
+        )?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 }

@@ -235,6 +235,13 @@ fn program(folder: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Com
     command
 }
 
+/// The hash of a key as a configuration holds it.
+pub(crate) fn hash_of(key: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
 /// A model by its name, over upstreams.
 pub(crate) struct Model<'a>(pub(crate) &'a str, pub(crate) &'a [&'a Upstream]);
 

@@ -11,7 +11,7 @@ mod upstream;
 use std::time::{Duration, Instant};
 
 pub(crate) use client::{Answer, Connection, get, http2, post, send, send_from};
-pub(crate) use gateway::{Gateway, Model, config, config_of, run_program, services};
+pub(crate) use gateway::{Gateway, Model, config, config_of, hash_of, run_program, services};
 pub(crate) use http2::Http2Upstream;
 pub(crate) use postgres::Postgres;
 pub(crate) use redis::{Redis, free_port};
