@@ -146,6 +146,12 @@ struct Known {
     until: i64,
 }
 
+/// A part of a token, as it is written: its head is the first, its claims are the second.
+fn part(token: &str, at: usize) -> Option<Value> {
+    let part = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(at)?).ok()?;
+    serde_json::from_slice(&part).ok()
+}
+
 /// Whether a credential looks like a token: its first part begins as JSON does.
 pub(super) fn is_token(credential: &[u8]) -> bool {
     credential.starts_with(b"eyJ") && credential.iter().filter(|byte| **byte == b'.').count() == 2
@@ -202,8 +208,7 @@ impl Issuers {
 
     /// Who issued a token, as it says itself.
     fn issuer_of(&self, token: &str) -> Option<&Issuer> {
-        let claims = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
-        let claims: Value = serde_json::from_slice(&claims).ok()?;
+        let claims = part(token, 1)?;
         let issuer = claims.get("iss")?.as_str()?;
         self.issuers.iter().find(|known| known.spec.issuer == issuer)
     }
@@ -212,6 +217,10 @@ impl Issuers {
 impl Issuer {
     fn verify(&self, token: &str, now: i64) -> Result<(Grant, i64), Refusal> {
         let header = jsonwebtoken::decode_header(token).map_err(wrong)?;
+        // Extensions that must be understood (RFC 7515, 4.1.11): there are none here.
+        if part(token, 0).is_none_or(|head| head.get("crit").is_some()) {
+            return Err(wrong("it has a crit"));
+        }
         let (algorithm, own) = match header.alg {
             Algorithm::RS256 => (Algorithm::RS256, JwtAlgorithm::Rs256),
             Algorithm::ES256 => (Algorithm::ES256, JwtAlgorithm::Es256),
@@ -254,8 +263,9 @@ impl Issuer {
             _ => wrong(error),
         })?;
         let claims = claims.claims;
-        // It is required to be a number; nothing says that it is a small one.
-        let expires = claims.get("exp").and_then(Value::as_i64).unwrap_or(i64::MAX);
+        // It is required to be a number; nothing says that it is a small or a whole one.
+        #[expect(clippy::cast_possible_truncation, reason = "the cast stops at both ends")]
+        let expires = claims.get("exp").and_then(Value::as_f64).map_or(0, |exp| exp as i64);
         if claims.get("nbf").is_some_and(|nbf| !nbf.is_number()) {
             return Err(wrong("its nbf is not a number"));
         }

@@ -49,8 +49,10 @@ fn a_key_that_has_used_up_its_requests_gets_429_and_is_told_when_to_come_again()
             b"x",
         );
     });
-    let top = format!("limits: [{{per: key, requests: 3, window: 1h}}]\n{}", keys(["", ""]));
-    let gateway = Gateway::start(&config(&top, &[&upstream]));
+    let limit = "{name: hourly, per: key, requests: 3, window: 1h}";
+    let top = format!("limits: [{limit}]\n{}", keys(["", ""]));
+    let mut gateway =
+        Gateway::start_with(&config(&top, &[&upstream]), &[("LOG_LEVEL", "DEBUG")], &[]);
     for remaining in ["2", "1", "0"] {
         let answer = ask(&gateway, "tg-a", "/svc/mdl/x", "{}");
         assert_eq!(answer.status, 200);
@@ -74,6 +76,7 @@ fn a_key_that_has_used_up_its_requests_gets_429_and_is_told_when_to_come_again()
     assert!((3580..=3615).contains(&seconds), "{seconds}");
     assert_eq!(seconds, millis.div_ceil(1000));
     assert_eq!(refused.header("x-ratelimit-remaining-requests"), "0");
+    gateway.wait_log("POST /svc/mdl/x -> 429 (rate_limit_exceeded: \"hourly\"); key tg-a,");
     let anthropic = ask(&gateway, "tg-a", "/svc/mdl/v1/messages", "{}");
     assert_eq!(anthropic.json()["error"]["type"], "rate_limit_error");
     // Another key has its own.

@@ -89,6 +89,18 @@ impl Signer {
         };
         encode(&header, claims, &self.key).unwrap()
     }
+
+    /// As [`Self::sign`], with whatever there may be in a head.
+    fn sign_parts(&self, head: &Value, claims: &Value) -> String {
+        let signed = format!(
+            "{}.{}",
+            base64(head.to_string().as_bytes()),
+            base64(claims.to_string().as_bytes())
+        );
+        let signature =
+            jsonwebtoken::crypto::sign(signed.as_bytes(), &self.key, self.algorithm).unwrap();
+        format!("{signed}.{signature}")
+    }
 }
 
 fn now() -> u64 {
@@ -127,7 +139,7 @@ fn gateway(top: &str, more: &str, keys: &str, upstream: &Upstream) -> Gateway {
     );
     let config = config(&format!("{top}\n{jwt}"), &[upstream]);
     std::fs::write(folder.path().join("tollgate.yaml"), config).unwrap();
-    Gateway::start_in(folder, &[], &[])
+    Gateway::start_in(folder, &[("LOG_LEVEL", "DEBUG")], &[])
 }
 
 #[test]
@@ -158,7 +170,7 @@ fn a_token_that_is_not_good_is_refused() {
     let upstream = Upstream::named("x");
     let (signer, other) = (Signer::ed25519("a"), Signer::ed25519("a"));
     let rsa = Signer::rsa("r");
-    let gateway =
+    let mut gateway =
         gateway("", ", algorithms: [EdDSA], leeway: 1s", &jwks(&[&signer, &rsa]), &upstream);
     let good = signer.sign(&claims());
     assert_eq!(ask(&gateway, &good, BODY).status, 200);
@@ -171,6 +183,10 @@ fn a_token_that_is_not_good_is_refused() {
         &claims(),
         &public,
     );
+    let critical = Header { kid: Some("a".into()), ..Header::new(Algorithm::EdDSA) };
+    let mut critical = serde_json::to_value(critical).unwrap();
+    critical["crit"] = json!(["b64"]);
+    let critical = signer.sign_parts(&critical, &claims());
     let mut forged = claims();
     forged["sub"] = "root".into();
     let forged = base64(forged.to_string().as_bytes());
@@ -180,6 +196,7 @@ fn a_token_that_is_not_good_is_refused() {
         (format!("{unsigned}.{}.", parts[1]), "invalid_api_key"),
         (format!("{unsigned}.{}.{}", parts[1], parts[2]), "invalid_api_key"),
         (confused.unwrap(), "invalid_api_key"),
+        (critical, "invalid_api_key"),
         (format!("{}.{forged}.{}", parts[0], parts[2]), "invalid_api_key"),
         (format!("{}.{}.", parts[0], parts[1]), "invalid_api_key"),
         (format!("{good}x"), "invalid_api_key"),
@@ -205,6 +222,15 @@ fn a_token_that_is_not_good_is_refused() {
         );
     }
     assert_eq!(upstream.seen().len(), 1);
+    // What is wrong is for the log alone; the token is for nobody.
+    for why in [
+        "its issuer is not known here",
+        "its algorithm is HS256",
+        "InvalidAudience",
+        "it has a crit",
+    ] {
+        gateway.wait_log(&format!("a token is refused: {why}"));
+    }
     assert!(!gateway.log().join("\n").contains(parts[2]));
 }
 
