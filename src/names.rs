@@ -62,6 +62,18 @@ impl NameList {
             Named::By(pattern) => pattern.matches(name),
         })
     }
+
+    /// Those that stand for none of the names that are known, as they are written.
+    pub fn strays<'n, T>(&'n self, known: &'n Names<T>) -> impl Iterator<Item = String> + 'n {
+        let is_stray = |named: &&Named| match named {
+            Named::Exactly(name) => known.find(name).is_none(),
+            Named::By(pattern) => !known.meets(pattern),
+        };
+        self.0.iter().filter(is_stray).map(|named| match named {
+            Named::Exactly(name) => name.to_string(),
+            Named::By(Pattern { prefix, suffix }) => format!("{prefix}*{suffix}"),
+        })
+    }
 }
 
 /// What stands behind names.
@@ -99,6 +111,17 @@ impl<T> Names<T> {
             None => self.exact.contains_key(name),
             Some(pattern) => self.patterns.iter().any(|(known, _)| *known == pattern),
         }
+    }
+
+    /// Whether some name that stands here may be one that the pattern stands for.
+    fn meets(&self, pattern: &Pattern) -> bool {
+        let one_begins = |one: &str, other: &str| one.starts_with(other) || other.starts_with(one);
+        let one_ends = |one: &str, other: &str| one.ends_with(other) || other.ends_with(one);
+        self.exact.keys().any(|name| pattern.matches(name))
+            || self.patterns.iter().any(|(known, _)| {
+                one_begins(&known.prefix, &pattern.prefix)
+                    && one_ends(&known.suffix, &pattern.suffix)
+            })
     }
 
     /// What stands behind exactly this name.

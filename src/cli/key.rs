@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::config::{ClientKeys, read_expiry};
+use crate::names::Pattern;
 use crate::secret::{KeyHash, SecretBytes};
 
 /// What every key begins with, so that scanners for leaked secrets and people know it.
@@ -49,6 +50,11 @@ pub(super) fn run(args: KeyArgs, given: Option<&Path>) -> Result<()> {
     let KeyCommand::New(args) = args.command;
     if args.name.trim().is_empty() {
         bail!("the key needs a name: who gets it?");
+    }
+    for name in args.models.iter().chain(&args.services) {
+        if name.trim().is_empty() || name.contains('*') && Pattern::parse(name).is_none() {
+            bail!("{name:?} is no name with at most one *");
+        }
     }
     let expires = args.expires.as_deref().map(expiry).transpose()?;
     let mut random = [0; 32 + 8];
@@ -89,11 +95,15 @@ pub(super) fn run(args: KeyArgs, given: Option<&Path>) -> Result<()> {
 
 /// As it is written in a configuration.
 fn expiry(text: &str) -> Result<String> {
-    if read_expiry(text).is_some() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().cast_signed();
+    if let Some(moment) = read_expiry(text) {
+        if moment <= now {
+            bail!("--expires {text} is over");
+        }
         return Ok(text.to_owned());
     }
     let days = text.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().cast_signed();
+    let days = days.filter(|days| *days > 0);
     let moment =
         days.and_then(|days| Timestamp::from_second(now + i64::from(days) * SECONDS_A_DAY).ok());
     let moment = moment.ok_or_else(|| {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 
+use crate::config::ClientKeys;
 use crate::ledger::{self, Dimension, Line, Query, Row};
 
 #[derive(Args)]
@@ -19,8 +20,8 @@ pub(super) struct UsageArgs {
     /// Until when, written likewise [default: now]
     #[arg(long, value_name = "WHEN")]
     until: Option<String>,
-    /// Of the key with this id alone
-    #[arg(long, value_name = "ID")]
+    /// Of the key with this id, or else of this name, alone
+    #[arg(long, value_name = "KEY")]
     key: Option<String>,
     /// What costs are summed up in; what has no price in it counts as unpriced [default: that of the configuration]
     #[arg(long, value_name = "CURRENCY")]
@@ -55,7 +56,7 @@ pub(super) fn run(args: &UsageArgs, given: Option<&Path>) -> Result<()> {
         since: moment("--since", &args.since)?,
         until: args.until.as_deref().map_or(Ok(now + 1), |until| moment("--until", until))?,
         by: Dimension::parse_list(&args.by).map_err(|why| anyhow!("--by: {why}"))?,
-        key_id: args.key.clone(),
+        key_id: args.key.as_deref().map(|key| key_id(key, &found.snapshot.clients)).transpose()?,
         currency: match &args.currency {
             Some(currency) => currency.as_str().into(),
             None => Arc::clone(&found.snapshot.prices.currency),
@@ -89,6 +90,25 @@ fn numbers(line: &Line) -> [String; 8] {
         line.unpriced.to_string(),
         line.estimated.to_string(),
     ]
+}
+
+/// The id of a key that is asked for by it or by its name. Those that are configured no more, and tokens, are
+/// known by their ids alone.
+fn key_id(asked: &str, clients: &ClientKeys) -> Result<String> {
+    let keys = match clients {
+        ClientKeys::Required(specs) => &specs.keys[..],
+        ClientKeys::Untouched | ClientKeys::Dropped => &[],
+    };
+    if keys.iter().any(|key| *key.id == *asked) {
+        return Ok(asked.to_owned());
+    }
+    let named: Vec<&str> =
+        keys.iter().filter(|key| *key.name == *asked).map(|key| &*key.id).collect();
+    match named[..] {
+        [] => Ok(asked.to_owned()),
+        [id] => Ok(id.to_owned()),
+        _ => bail!("--key: {} have this name; take one of these ids", named.join(", ")),
+    }
 }
 
 fn table(query: &Query, lines: &[Line]) -> String {

@@ -24,6 +24,8 @@ pub(super) struct Beside {
 pub(super) struct Part<T> {
     path: PathBuf,
     bytes: Vec<u8>,
+    /// Whether it could be read as it is written; else it is told already why not.
+    pub(super) is_sound: bool,
     pub(super) content: T,
 }
 
@@ -70,7 +72,9 @@ impl Beside {
             interpolate::interpolate(&mut tree, environment, &mut own);
             decode::decode(tree, &mut own)
         });
-        let part = Part { path: path.to_owned(), bytes, content: content.unwrap_or_default() };
+        let is_sound = own.is_empty();
+        let content = content.unwrap_or_default();
+        let part = Part { path: path.to_owned(), bytes, is_sound, content };
         part.tell(own, problems);
         Some(part)
     }

@@ -41,9 +41,13 @@ pub(super) fn apply(file: &mut FileConfig, environment: &Environment, problems: 
     failures(file, &mut reader);
     rate_limit(file, &mut reader);
     if let Some(url) = environment.get("REDIS_URL") {
-        let redis = file.redis.get_or_insert_default();
-        redis.url = Some(FileSecret(Secret::new(url)));
-        redis.url_file = None;
+        if super::validate::is_redis_url(url) {
+            let redis = file.redis.get_or_insert_default();
+            redis.url = Some(FileSecret(Secret::new(url)));
+            redis.url_file = None;
+        } else {
+            reader.wrong("REDIS_URL", super::validate::REDIS_URL_EXPECTED);
+        }
     }
     if let Some(span) = reader.seconds("SHUTDOWN_TIMEOUT") {
         file.shutdown_timeout = Some(span);
@@ -114,6 +118,10 @@ fn rate_limit(file: &mut FileConfig, reader: &mut Reader<'_>) {
         }
         (Some(false), None) => {}
         (_, None) if !is_asked => {}
+        _ if requests == Some(0) => reader.wrong(
+            "RATE_LIMIT_REQUESTS",
+            "must be more than 0; without a limit: RATE_LIMIT_ENABLED=false",
+        ),
         (_, known) => {
             let at = known.unwrap_or_else(|| {
                 limits.push(Some(default_rate_limit()));

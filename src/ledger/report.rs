@@ -279,10 +279,10 @@ pub fn moment(text: &str, now: i64) -> Option<i64> {
         _ => {}
     }
     if let Ok(time) = text.parse::<Timestamp>() {
-        return Some(time.as_millisecond());
+        return Some(time.as_millisecond()).filter(|at| *at >= 0);
     }
     if let Ok(day) = text.parse::<Date>() {
-        return Some(start(day));
+        return start(day).filter(|at| *at >= 0);
     }
     let digits = text.trim_end_matches(|last: char| last.is_ascii_alphabetic());
     let unit = match &text[digits.len()..] {
@@ -292,11 +292,11 @@ pub fn moment(text: &str, now: i64) -> Option<i64> {
         _ => return None,
     };
     let ago = digits.parse::<u32>().ok()?;
-    Some(now - i64::from(ago) * unit)
+    Some((now - i64::from(ago) * unit).max(0))
 }
 
-fn start(day: Date) -> i64 {
-    day.to_zoned(TimeZone::UTC).map_or(0, |day| day.timestamp().as_millisecond())
+fn start(day: Date) -> Option<i64> {
+    Some(day.to_zoned(TimeZone::UTC).ok()?.timestamp().as_millisecond())
 }
 
 #[cfg(test)]
@@ -319,7 +319,8 @@ mod tests {
         ] {
             assert_eq!(shown(text).as_deref(), Some(expected), "{text}");
         }
-        for wrong in ["", "7", "7w", "-1d", "yesterday", "2026-13-01"] {
+        assert_eq!(shown("999999d").as_deref(), Some("1970-01-01T00:00:00Z"));
+        for wrong in ["", "7", "7w", "-1d", "yesterday", "2026-13-01", "9999-12-31", "1066-10-14"] {
             assert_eq!(moment(wrong, now), None, "{wrong}");
         }
     }

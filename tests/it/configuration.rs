@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::harness::{Gateway, Upstream, get, run_program, send};
+use crate::harness::{Gateway, Upstream, get, hash_of, run_program, send};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -50,6 +50,41 @@ fn a_huge_file_and_an_unreadable_one_are_refused() {
     assert!(code == 78 && text.contains("none.yaml: cannot read it: No such file"), "{text}");
     let (code, text) = run(folder.path(), &[], &["check", "-c", "."]);
     assert!(code == 78 && text.contains("a folder"), "{text}");
+}
+
+#[test]
+fn what_is_allowed_and_does_nothing_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let hash = hash_of("k");
+    let text = format!(
+        "keys:\n\
+           - {{name: a, hash: \"{hash}\", models: [good, \"go*\", bad], services: [svc, other], expires: 2020-01-01,\n\
+               limits: [{{budget_daily: 1, models: [\"bad*\"]}}]}}\n\
+         jwt: [{{name: sso, issuer: i, jwks_url: \"http://127.0.0.1:1\", models: [bad, nick, svc/good, \"svc/*\", \"*\"]}}]\n\
+         limits: [{{per: key, requests: 1, models: [god, \"wild-*\"], services: [\"s*\", \"x*\"], keys: [whoever]}}]\n\
+         prices: {{models: {{\"g*\": {{input: 1}}, wrong: {{input: 1}}}}}}\n\
+         aliases: {{nick: good}}\n\
+         services: {{svc: {{models: {{good: {{backends: [{{id: a, url: \"http://127.0.0.1:1\"}}]}}, \"wild-x*\": {{backends: [{{id: a, url: \"http://127.0.0.1:1\"}}]}}}}}}}}\n"
+    );
+    std::fs::write(folder.path().join("tollgate.yaml"), text).unwrap();
+    let (code, text) = run(folder.path(), &[], &["check"]);
+    let lines: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("warning: ")).collect();
+    assert_eq!(
+        (code, lines),
+        (
+            0,
+            vec![
+                "expired and of no use any more: key a",
+                "no price, so budgets do not hold for it: svc/wild-x*",
+                "there are budgets and no ledger: a restart forgets what was spent",
+                "no model is called \"bad\", as in key a and 1 more",
+                "no service is called \"other\", as in key a",
+                "no model is called \"bad*\", as in key a",
+                "no model is called \"god\", as in limit \"per key\"",
+                "no service is called \"x*\", as in limit \"per key\"",
+            ]
+        )
+    );
 }
 
 #[test]
@@ -167,10 +202,13 @@ fn variables_override_the_file_and_wrong_ones_are_named() {
         ("CONNECT_TIMEOUT", "x"),
         ("SHUTDOWN_TIMEOUT", "x"),
         ("MAX_KEEPALIVE_CONNECTIONS", "many"),
+        ("RATE_LIMIT_REQUESTS", "0"),
+        ("REDIS_URL", "http://:hunter2@127.0.0.1"),
     ];
     for (name, value) in wrong {
         let (code, text) = run(folder.path(), &[(name, value)], &["check"]);
         assert!(code == 78 && text.starts_with(&format!("{name}: ")), "{name}: {text}");
+        assert!(!text.contains("hunter2"), "{text}");
         assert_eq!(
             run(folder.path(), &[(name, "")], &["check"]).0,
             0,

@@ -53,7 +53,7 @@ fn a_new_key_is_good_as_soon_as_its_entry_is_in_the_keys_file_and_until_it_is_ta
     let (new, new_entry) = new_key(folder.path(), &["team a"]);
     let config = config("keys_file: keys.yaml", &upstream);
     std::fs::write(folder.path().join("tollgate.yaml"), config).unwrap();
-    std::fs::write(folder.path().join("keys.yaml"), "").unwrap();
+    std::fs::write(folder.path().join("keys.yaml"), "keys: []").unwrap();
     let gateway = Gateway::start_in(folder, &[], &[]);
     let status = |key: &str| ask(&gateway, key, "/a/one/x", "{}").status;
     assert_eq!(status(&old), 401);
@@ -71,7 +71,12 @@ fn a_new_key_is_good_as_soon_as_its_entry_is_in_the_keys_file_and_until_it_is_ta
     write(&format!("keys:\n{new_entry}"));
     eventually("the last key is no longer good", || status(&old) == 401);
     assert_eq!(status(&new), 200);
-    // What cannot be read changes nothing.
+    // What cannot be read changes nothing, nor does a file whose writer was cut off.
+    write("");
+    eventually("it is told", || {
+        gateway.log().iter().any(|line| line.contains("no keys in the file"))
+    });
+    assert_eq!(status(&new), 200);
     write("keys: [{name: x, hash: nonsense}]");
     eventually("it is told", || gateway.log().iter().any(|line| line.contains("keys[0].hash")));
     assert_eq!(status(&new), 200);
@@ -85,7 +90,7 @@ fn keys_made_with_the_servers_secret_are_good_there_only() {
     std::fs::write(&secret, "0123456789abcdef0123456789abcdef\n").unwrap();
     let top = format!("keys_secret_file: {}\nkeys_file: keys.yaml", secret.display());
     std::fs::write(folder.path().join("tollgate.yaml"), config(&top, &upstream)).unwrap();
-    std::fs::write(folder.path().join("keys.yaml"), "").unwrap();
+    std::fs::write(folder.path().join("keys.yaml"), "keys: []").unwrap();
     let (key, entry) = new_key(folder.path(), &["x"]);
     assert!(entry.contains("hash: hmac-sha256:"), "{entry}");
     std::fs::write(folder.path().join("keys.yaml"), format!("keys:\n{entry}")).unwrap();

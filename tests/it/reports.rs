@@ -76,6 +76,9 @@ fn the_command_line_sums_the_ledger_up() {
             .unwrap();
     assert_eq!(json["data"].as_array().unwrap().len(), 1);
     assert_eq!(json["data"][0]["cost"], "0.16");
+    let named = usage(&["--by", "user", "--key", "b, Inc.", "--format", "json"]);
+    let named: Value = serde_json::from_str(&named).unwrap();
+    assert_eq!(named["data"], json["data"]);
     assert_eq!((&json["currency"], &json["total"]["exchanges"]), (&json!("EUR"), &json!(1)));
     let none = usage(&["--since", "2020-01-01", "--until", "2020-02-01", "--format", "csv"]);
     assert_eq!(none.lines().count(), 1);

@@ -49,15 +49,17 @@ fn read(
     context: &Context<'_>,
     problems: &mut Problems,
 ) -> Option<JwtSpec> {
-    for (key, written) in [("name", &issuer.name), ("issuer", &issuer.issuer)] {
-        if written.as_deref().unwrap_or_default().trim().is_empty() {
-            if !problems.has_below(&at.key(key)) {
-                problems.value(at, format!("{key:?} is missing"));
-            }
-            return None;
+    let mut text = |key: &str, written: &Option<String>| {
+        let text = written.clone().filter(|text| !text.trim().is_empty());
+        if text.is_none() && !problems.has_below(&at.key(key)) {
+            problems.value(at, format!("{key:?} is missing"));
         }
-    }
-    let name: Arc<str> = issuer.name.as_deref()?.into();
+        text
+    };
+    let (name, issued_by) = (text("name", &issuer.name), text("issuer", &issuer.issuer));
+    let keys = source(issuer, at, context, problems);
+    let algorithms = algorithms(issuer, at, problems);
+    let name: Arc<str> = name.unwrap_or_default().into();
     let grant = KeySpec {
         id: Arc::clone(&name),
         name,
@@ -78,10 +80,10 @@ fn read(
         ),
     };
     Some(JwtSpec {
-        issuer: issuer.issuer.clone()?,
+        issuer: issued_by?,
         audiences: issuer.audience.as_ref().map(|it| it.items.clone()).unwrap_or_default(),
-        keys: source(issuer, at, context, problems)?,
-        algorithms: algorithms(issuer, at, problems),
+        keys: keys?,
+        algorithms,
         name_claim: issuer.name_claim.clone().unwrap_or_else(|| "sub".to_owned()),
         models_claim: issuer.models_claim.clone(),
         leeway: issuer.leeway.map_or(defaults::JWT_LEEWAY, |span| span.0),
@@ -101,12 +103,17 @@ fn source(
             None
         }
         (None, None) => {
-            if !problems.has_below(at) {
+            let is_told = ["jwks_url", "jwks_file"].map(|key| problems.has_below(&at.key(key)));
+            if !is_told.contains(&true) {
                 problems.value(at, "\"jwks_url\" or \"jwks_file\" is missing: its public keys");
             }
             None
         }
         (Some(text), None) => match text.parse::<Url>() {
+            Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+                problems.value(&at.key("jwks_url"), "public keys take no password; leave it out");
+                None
+            }
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {
                 Some(JwksSource::Url(url))
             }

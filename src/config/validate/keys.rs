@@ -52,9 +52,16 @@ pub(super) fn clients(
     keys.read(file.keys.as_deref().unwrap_or_default(), &at, secret.as_ref(), problems);
     if let Some(part) = &beside.keys {
         let mut own = Problems::default();
-        let written = part.content.keys.as_deref().unwrap_or_default();
-        keys.read(written, &at, secret.as_ref(), &mut own);
+        let written = part.content.keys.as_deref();
+        keys.read(written.unwrap_or_default(), &at, secret.as_ref(), &mut own);
         part.tell(own, problems);
+        // Whoever writes the file may have been cut off: that shuts nobody out.
+        if written.is_none() && part.is_sound {
+            problems.value(
+                &root.key("keys_file"),
+                "there are no keys in the file; if nobody has one yet, write keys: [] there",
+            );
+        }
     }
     let issuers = jwt::issuers(file, context, problems);
     let has_keys = context.global_key.is_some() || file.keys.is_some() || beside.keys.is_some();

@@ -16,6 +16,9 @@ use super::positive;
 /// The longest window: what is longer is a budget's.
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
+/// Why none of something is no limit.
+const SHUT_OUT: &str = "must be more than 0; who may pass is for keys and addresses";
+
 /// The limits of a list. Those of a key count by it.
 pub(super) fn limits(
     written: &[Option<FileLimit>],
@@ -30,6 +33,13 @@ pub(super) fn limits(
             Some(limit) => read(limit, &at, is_of_key, &mut specs, problems),
             None if problems.has_below(&at) => {}
             None => problems.value(&at, "expected a limit, found nothing"),
+        }
+    }
+    let mut names = HashSet::new();
+    for (index, limit) in written.iter().enumerate() {
+        let name = limit.as_ref().and_then(|limit| limit.name.as_deref());
+        if name.is_some_and(|name| !names.insert(name)) {
+            problems.value(&at.index(index).key("name"), "another limit of the list has this name");
         }
     }
     // What counts differently is told apart by its name.
@@ -90,13 +100,23 @@ fn read(
         shadow: limit.shadow.unwrap_or(false),
     };
     for (quantity, max) in [
-        (Quantity::Requests(window), limit.requests),
-        (Quantity::Tokens(Tokens::Total, window), limit.tokens),
-        (Quantity::Tokens(Tokens::Input, window), limit.tokens_input),
-        (Quantity::Tokens(Tokens::Output, window), limit.tokens_output),
-        (Quantity::Concurrent, limit.concurrent),
+        (Quantity::Requests(window), limit.requests.map(|max| ("requests", max))),
+        (Quantity::Tokens(Tokens::Total, window), limit.tokens.map(|max| ("tokens", max))),
+        (
+            Quantity::Tokens(Tokens::Input, window),
+            limit.tokens_input.map(|max| ("tokens_input", max)),
+        ),
+        (
+            Quantity::Tokens(Tokens::Output, window),
+            limit.tokens_output.map(|max| ("tokens_output", max)),
+        ),
+        (Quantity::Concurrent, limit.concurrent.map(|max| ("concurrent", max))),
     ] {
-        specs.extend(max.map(|max| LimitSpec { quantity, max, ..spec.clone() }));
+        let Some((key, max)) = max else { continue };
+        if max == 0 {
+            problems.value(&at.key(key), SHUT_OUT);
+        }
+        specs.push(LimitSpec { quantity, max, ..spec.clone() });
     }
     let budgets = [
         ("budget_daily", Calendar::Day, limit.budget_daily),
@@ -105,7 +125,7 @@ fn read(
     for (key, calendar, amount) in budgets {
         let Some(amount) = amount else { continue };
         if matches!(per, Per::Address | Per::Client) {
-            problems.key(&at.key(key), "nobody owes money whose name is not known: per key");
+            problems.key(&at.key(key), "a budget is for a key; write per: key");
         }
         match shares(amount) {
             Some(max) => {

@@ -36,6 +36,7 @@ use super::units::{Size, Span};
 use crate::secret::Secret;
 
 pub use keys::read_expiry;
+pub(super) use redis::{EXPECTED as REDIS_URL_EXPECTED, is_readable as is_redis_url};
 
 /// Largest secret file. A key is a line; anything larger is the wrong file.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;

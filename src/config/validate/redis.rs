@@ -12,6 +12,15 @@ use crate::secret::Secret;
 /// Connections beyond this are typing mistakes: each is shared by many exchanges.
 const CONNECTIONS_MAX: u32 = 64;
 
+/// What a URL looks like. One may hold a password: it is not repeated.
+pub(in super::super) const EXPECTED: &str =
+    "expected redis://:password@host:6379/0, rediss:// for TLS";
+
+/// Whether these are URLs, with commas between.
+pub(in super::super) fn is_readable(urls: &str) -> bool {
+    urls.split(',').all(|url| url.trim().into_connection_info().is_ok())
+}
+
 /// Where what is counted is shared, if it is.
 pub(super) fn redis(
     file: &FileConfig,
@@ -27,12 +36,11 @@ pub(super) fn redis(
         }
         return None;
     };
-    let is_url = |url: &str| url.into_connection_info().is_ok();
-    let urls: Vec<&str> = urls.expose().split(',').map(str::trim).collect();
-    if !urls.iter().all(|url| is_url(url)) {
+    let (is_readable, urls) = (is_readable(urls.expose()), urls.expose().split(',').map(str::trim));
+    let urls: Vec<&str> = urls.collect();
+    if !is_readable {
         let key = if written.url_file.is_some() { "url_file" } else { "url" };
-        // It may hold a password: it is not repeated.
-        problems.value(&at.key(key), "expected redis://:password@host:6379/0, rediss:// for TLS");
+        problems.value(&at.key(key), EXPECTED);
     }
     let kind = match (&written.sentinel_master, written.cluster) {
         (Some(_), Some(true)) => {
@@ -47,6 +55,10 @@ pub(super) fn redis(
     if kind == RedisKind::Single && urls.len() > 1 {
         problems.value(&at.key("url"), "several are for a cluster or for sentinels");
     }
+    let prefix = written.prefix.clone().unwrap_or_else(|| defaults::REDIS_PREFIX.to_owned());
+    if prefix.is_empty() {
+        problems.value(&at.key("prefix"), "cannot be empty: it tells our keys from others");
+    }
     let connections = written.connections.unwrap_or(defaults::REDIS_CONNECTIONS);
     if !(1..=CONNECTIONS_MAX).contains(&connections) {
         problems.value(&at.key("connections"), format!("expected 1 to {CONNECTIONS_MAX}"));
@@ -56,7 +68,7 @@ pub(super) fn redis(
         kind,
         timeout: positive(written.timeout, &at.key("timeout"), defaults::REDIS_TIMEOUT, problems),
         connections: connections as usize,
-        prefix: written.prefix.clone().unwrap_or_else(|| defaults::REDIS_PREFIX.to_owned()),
+        prefix,
         when_down: match written.when_down {
             Some(FileWhenDown::Refuse) => WhenDown::Refuse,
             Some(FileWhenDown::Local) | None => WhenDown::Local,
