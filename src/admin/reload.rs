@@ -76,8 +76,10 @@ fn outcome(reloaded: &Reloaded) -> Value {
         Ok(report) => json!({
             "at": at,
             "status": "ok",
-            "models": report.models,
-            "backends": report.backends,
+            "models": report.summary.models,
+            "backends": report.summary.backends,
+            "keys": report.summary.keys,
+            "limits": report.summary.limits,
             "needs_restart": report.needs_restart,
         }),
         Err(problems) => json!({"at": at, "status": "failed", "problems": problems}),

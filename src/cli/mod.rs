@@ -134,8 +134,7 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
         log::warn!("a crash may write memory to disk: {error}");
     }
-    let pools = snapshot.pools().count();
-    let backends: usize = snapshot.pools().map(|(_, _, pool)| pool.backends.len()).sum();
+    let summary = snapshot.summary();
     let origin = source.path().display().to_string();
     let defaults = defaults_note(&snapshot);
     let warnings = config::warnings(&snapshot);
@@ -145,9 +144,7 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
     let reload: Reload = Arc::new(move || config::load(&source, &environment()?));
     gateway.run(Some(reload), move || {
         let version = env!("CARGO_PKG_VERSION");
-        log::info!(
-            "tollgate {version} with {origin} (models: {pools}, backends: {backends}{defaults})"
-        );
+        log::info!("tollgate {version} with {origin} ({summary}{defaults})");
         for warning in &warnings {
             log::warn!("{warning}");
         }
@@ -169,12 +166,11 @@ fn check(given: Option<&Path>, against: Option<&Path>) -> ExitCode {
     };
     match find(given) {
         Ok(Found { source, snapshot }) => {
-            let backends: usize = snapshot.pools().map(|(_, _, pool)| pool.backends.len()).sum();
             println!(
-                "{}: fine (services: {}, models: {}, backends: {backends}{})",
+                "{}: fine (services: {}, {}{})",
                 source.path().display(),
                 snapshot.services.len(),
-                snapshot.pools().count(),
+                snapshot.summary(),
                 defaults_note(&snapshot),
             );
             for warning in config::warnings(&snapshot) {

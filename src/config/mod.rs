@@ -48,7 +48,7 @@ pub use seen::SeenFile;
 pub use snapshot::{
     BackendSpec, BackendTls, BackendUrl, Balance, BreakerSpec, Certificate, ClientAuth,
     ClientBounds, CorsOrigins, Credential, Deadlines, DefaultsOf, HealthSpec, Host, ListenerTls,
-    PoolSpec, ProbeSpec, Protocol, QueueSpec, ReplayBounds, RetrySpec, Service, Snapshot,
+    PoolSpec, ProbeSpec, Protocol, QueueSpec, ReplayBounds, RetrySpec, Service, Snapshot, Summary,
     TlsVersion,
 };
 pub use source::{Source, find_source};

@@ -48,6 +48,9 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 const PRUNE_ROWS: usize = 10_000;
 
+/// How often it is looked for rows of processes that ended since: one that hands over to its successor ends last.
+const TAKE_OVER_EVERY: Duration = Duration::from_secs(30);
+
 /// How often it is told that rows are lost.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -158,7 +161,9 @@ impl Ledger {
             move || {
                 let reader = SpoolReader::new(&spool);
                 let known: Option<Tell> = Some(Box::new(known));
-                let filler = Filler { spec, currency, reader, store: None, pruned: None, known };
+                let (pruned, taken_over) = (None, Instant::now());
+                let filler =
+                    Filler { spec, currency, reader, store: None, pruned, taken_over, known };
                 filler.fill(&spool, &state);
             }
         })?;
@@ -334,6 +339,7 @@ struct Filler {
     reader: SpoolReader,
     store: Option<Box<dyn Store>>,
     pruned: Option<Instant>,
+    taken_over: Instant,
     known: Option<Tell>,
 }
 
@@ -341,6 +347,12 @@ impl Filler {
     fn fill(mut self, spool: &Arc<Spool>, state: &State) {
         let mut pause = RETRY;
         loop {
+            if self.taken_over.elapsed() >= TAKE_OVER_EVERY {
+                self.taken_over = Instant::now();
+                if let Err(error) = spool.take_over(false) {
+                    log::error!("the ledger's spool cannot be read: {error}");
+                }
+            }
             match self.step(state) {
                 Ok(true) => {
                     state.note(Part::Database, None);
@@ -349,7 +361,7 @@ impl Filler {
                 Ok(false) if spool.is_finished() => return,
                 Ok(false) => {
                     state.note(Part::Database, None);
-                    spool.wait(self.reader.changes, PRUNE_EVERY);
+                    spool.wait(self.reader.changes, TAKE_OVER_EVERY);
                     spool.wait_for_end(GATHER_FOR_DATABASE);
                 }
                 Err(error) => {

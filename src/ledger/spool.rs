@@ -4,7 +4,6 @@
 //! on it. What a process leaves behind that ended in whatever way is taken over by the next one. A file is removed
 //! when the database has all of it; the rows of one that was not removed in time come again, with the same ids.
 
-use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -20,8 +19,9 @@ const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// As much is read at once.
 const READ_BYTES: usize = 256 * 1024;
 
-/// What a file's name ends with.
+/// What a file's name ends with, and what it ends with until its process has the lock.
 const EXTENSION: &str = "rows";
+const EXTENSION_BEFORE: &str = "new";
 
 /// The files, as both ends see them.
 pub(super) struct Spool {
@@ -35,9 +35,7 @@ pub(super) struct Spool {
 #[derive(Default)]
 struct Files {
     /// In the order in which they were written.
-    list: VecDeque<Entry>,
-    /// How many of them other processes have left.
-    left: usize,
+    list: Vec<Entry>,
     /// One more with each change.
     changes: u64,
     /// Files that were written to and may not be on the disk yet, and rows in them since the start.
@@ -52,8 +50,12 @@ struct Entry {
     file: Arc<File>,
     /// So much of it is whole.
     written: u64,
+    /// So much of it the database has.
+    done: u64,
     /// Whether more comes.
     is_open: bool,
+    /// Whether it was there at the start.
+    is_left: bool,
 }
 
 impl Spool {
@@ -63,37 +65,58 @@ impl Spool {
     /// When it cannot be made or read.
     pub(super) fn open(folder: &Path, bytes_max: u64) -> io::Result<Arc<Self>> {
         std::fs::create_dir_all(folder)?;
+        let (changed, finished) = (Condvar::new(), Condvar::new());
+        let (folder, files) = (folder.to_owned(), Mutex::default());
+        let spool = Self { folder, bytes_max, files, changed, finished };
+        spool.take_over(true)?;
+        Ok(Arc::new(spool))
+    }
+
+    /// Takes over files whose processes have ended.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub(super) fn take_over(&self, is_start: bool) -> io::Result<()> {
         let mut paths: Vec<PathBuf> = Vec::new();
-        for entry in std::fs::read_dir(folder)? {
+        for entry in std::fs::read_dir(&self.folder)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == EXTENSION) {
+            let is = |known: &str| path.extension().is_some_and(|extension| extension == known);
+            if is(EXTENSION) || is(EXTENSION_BEFORE) {
                 paths.push(path);
             }
         }
         // Their names begin with the time.
         paths.sort();
-        let mut files = Files::default();
         for path in paths {
-            let file = OpenOptions::new().read(true).write(true).open(&path)?;
-            if file.try_lock().is_ok() {
-                let written = file.metadata()?.len();
-                let file = Arc::new(file);
-                files.list.push_back(Entry { path, file, written, is_open: false });
-                files.left += 1;
+            let file = match OpenOptions::new().read(true).write(true).open(&path) {
+                Ok(file) => file,
+                // It is done, or it has its name by now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if file.try_lock().is_err() {
+                continue;
             }
+            if path.extension().is_some_and(|extension| extension == EXTENSION_BEFORE) {
+                std::fs::remove_file(&path)?;
+                continue;
+            }
+            let (written, file) = (file.metadata()?.len(), Arc::new(file));
+            let entry = Entry { path, file, written, done: 0, is_open: false, is_left: is_start };
+            let mut files = self.files();
+            files.list.push(entry);
+            files.changes += 1;
         }
-        let files = Mutex::new(files);
-        let (changed, finished) = (Condvar::new(), Condvar::new());
-        Ok(Arc::new(Self { folder: folder.to_owned(), bytes_max, files, changed, finished }))
+        Ok(())
     }
 
     fn files(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes that the database does not have yet, as far as whole files tell.
+    /// Bytes that the database does not have yet.
     pub(super) fn bytes(&self) -> u64 {
-        self.files().list.iter().map(|entry| entry.written).sum()
+        self.files().list.iter().map(|entry| entry.written - entry.done).sum()
     }
 
     /// Nothing more is written.
@@ -215,15 +238,21 @@ impl SpoolWriter {
         if let Some(file) = &self.current {
             return Ok(Arc::clone(file));
         }
-        let name = format!("{:013}-{:016x}.{EXTENSION}", Row::now(), fastrand::u64(..));
+        let name = format!("{:013}-{:016x}", Row::now(), fastrand::u64(..));
         let path = self.spool.folder.join(name);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        let (before, path) =
+            (path.with_extension(EXTENSION_BEFORE), path.with_extension(EXTENSION));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&before)?;
+        // Another process that starts now may take it for one that was left, and remove it: then there is nothing to
+        // rename.
         file.lock()?;
+        std::fs::rename(&before, &path)?;
         // Its name has to outlive the machine, too.
         File::open(&self.spool.folder)?.sync_all()?;
         let file = Arc::new(file);
-        let entry = Entry { path, file: Arc::clone(&file), written: 0, is_open: true };
-        self.spool.files().list.push_back(entry);
+        let known = Arc::clone(&file);
+        let entry = Entry { path, file: known, written: 0, done: 0, is_open: true, is_left: false };
+        self.spool.files().list.push(entry);
         self.written = 0;
         self.current = Some(Arc::clone(&file));
         Ok(file)
@@ -233,10 +262,8 @@ impl SpoolWriter {
 /// The end at which rows come out.
 pub(super) struct SpoolReader {
     spool: Arc<Spool>,
-    /// So much of the first file is done.
-    done: u64,
-    /// So much more was read.
-    read: u64,
+    /// What was read last, and how far.
+    read: Option<(Arc<File>, u64)>,
     /// Changes when there was nothing to read.
     pub(super) changes: u64,
 }
@@ -250,12 +277,12 @@ pub(super) struct Batch {
 
 impl SpoolReader {
     pub(super) fn new(spool: &Arc<Spool>) -> Self {
-        Self { spool: Arc::clone(spool), done: 0, read: 0, changes: 0 }
+        Self { spool: Arc::clone(spool), read: None, changes: 0 }
     }
 
     /// Whether all is done that ended processes have left.
     pub(super) fn is_past_left(&self) -> bool {
-        self.spool.files().left == 0
+        !self.spool.files().list.iter().any(|entry| entry.is_left)
     }
 
     /// The next rows, if there are any now.
@@ -264,33 +291,35 @@ impl SpoolReader {
     /// When the disk does not give them.
     pub(super) fn read(&mut self) -> io::Result<Option<Batch>> {
         loop {
-            let files = self.spool.files();
+            let mut files = self.spool.files();
             self.changes = files.changes;
-            let Some(first) = files.list.front() else { return Ok(None) };
-            let (file, written, is_open) = (Arc::clone(&first.file), first.written, first.is_open);
-            let ends = files.is_finished || !is_open;
-            drop(files);
-            if self.done >= written {
-                if !ends {
-                    return Ok(None);
-                }
-                let is_last_left = self.remove_first()?;
+            let ends = |entry: &Entry| !entry.is_open || files.is_finished;
+            let at = files.list.iter().position(|it| it.done < it.written || ends(it));
+            let Some(at) = at else { return Ok(None) };
+            let Entry { written, done, .. } = files.list[at];
+            if done >= written {
+                let entry = files.list.remove(at);
+                let is_last_left = entry.is_left && !files.list.iter().any(|other| other.is_left);
+                drop(files);
+                std::fs::remove_file(&entry.path)?;
                 if is_last_left {
                     // What is known of earlier processes is looked up before rows of this one follow.
                     return Ok(Some(Batch { rows: Vec::new(), broken: 0 }));
                 }
                 continue;
             }
+            let file = Arc::clone(&files.list[at].file);
+            drop(files);
             let mut bytes =
-                vec![0; usize::try_from(written - self.done).unwrap_or(usize::MAX).min(READ_BYTES)];
-            file.read_exact_at(&mut bytes, self.done)?;
+                vec![0; usize::try_from(written - done).unwrap_or(usize::MAX).min(READ_BYTES)];
+            file.read_exact_at(&mut bytes, done)?;
             let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
             if whole == 0 {
                 // A row has some hundred bytes: this is the end of a file whose writer was killed.
-                self.done = written;
+                self.read = Some((file, written));
                 return Ok(Some(Batch { rows: Vec::new(), broken: 1 }));
             }
-            self.read = whole as u64;
+            self.read = Some((file, done + whole as u64));
             let lines = bytes[..whole - 1].split(|byte| *byte == b'\n');
             let (mut rows, mut broken) = (Vec::new(), 0);
             for line in lines {
@@ -305,22 +334,11 @@ impl SpoolReader {
 
     /// The database has what was read.
     pub(super) fn done(&mut self) {
-        self.done += std::mem::take(&mut self.read);
-    }
-
-    /// Removes the first file; whether it was the last one that ended processes have left.
-    fn remove_first(&mut self) -> io::Result<bool> {
+        let Some((file, done)) = self.read.take() else { return };
         let mut files = self.spool.files();
-        let first = files.list.pop_front();
-        let is_last_left = files.left == 1;
-        files.left = files.left.saturating_sub(1);
-        drop(files);
-        self.done = 0;
-        self.read = 0;
-        if let Some(first) = first {
-            std::fs::remove_file(&first.path)?;
+        if let Some(entry) = files.list.iter_mut().find(|entry| Arc::ptr_eq(&entry.file, &file)) {
+            entry.done = done;
         }
-        Ok(is_last_left)
     }
 }
 
@@ -355,12 +373,25 @@ mod tests {
         let mut reader = SpoolReader::new(&spool);
         assert_eq!(reader.read().unwrap().unwrap().rows.len(), 3);
         drop((writer, reader, spool));
+        // One that has started meanwhile may take it over later, too.
+        let mut writer = SpoolWriter::new(&other);
+        writer.append(&[row("own")]).unwrap();
+        let mut reader = SpoolReader::new(&other);
+        assert_eq!(names(&mut reader), ["own"]);
+        other.take_over(false).unwrap();
+        assert!(other.bytes() > 0);
+        assert_eq!(reader.read().unwrap().unwrap().rows.len(), 3);
+        drop((writer, reader, other));
+        // What nobody has given its name yet has nothing in it.
+        std::fs::write(folder.path().join("0-0.new"), "").unwrap();
         let spool = Spool::open(folder.path(), u64::MAX).unwrap();
         let mut writer = SpoolWriter::new(&spool);
         writer.append(&[row("4")]).unwrap();
         let mut reader = SpoolReader::new(&spool);
-        assert_eq!(names(&mut reader), ["1", "2", "3", "4"]);
-        assert_eq!(files(folder.path()), 1);
+        let mut all = names(&mut reader);
+        all.sort();
+        assert_eq!(all, ["1", "2", "3", "4", "own"]);
+        assert_eq!((files(folder.path()), spool.bytes()), (1, 0));
         spool.finish();
         assert_eq!((names(&mut reader).len(), files(folder.path())), (0, 0));
     }

@@ -19,7 +19,7 @@ use rustls::ServerConfig;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::auth::{Grant, Keys};
-use crate::config::{Calendar, ClientKeys, Snapshot, Tariff};
+use crate::config::{Calendar, ClientKeys, Snapshot, Summary, Tariff};
 use crate::limits::Limits;
 use crate::names::Names;
 use crate::pool::{Addresses, Hosts, Pool, Prober};
@@ -225,10 +225,8 @@ pub struct Reloaded {
 /// A configuration that was taken up.
 #[derive(Clone, Debug)]
 pub struct ReloadReport {
-    /// Models in it.
-    pub models: usize,
-    /// Backends in it.
-    pub backends: usize,
+    /// How much there is in it.
+    pub summary: Summary,
     /// Keys that were changed and take a restart.
     pub needs_restart: Vec<&'static str>,
 }

@@ -227,7 +227,12 @@ fn start_ledger(
     let last = Arc::clone(&ledger);
     lifecycle.do_at_last(move |longest| last.finish(longest));
     // So that budgets hold from the first exchange on. A database that is down is not waited for.
-    let _ = is_known.recv_timeout(KNOWN_WITHIN);
+    if is_known.recv_timeout(KNOWN_WITHIN).is_err() {
+        log::warn!(
+            "what the ledger has of this month is not known yet: until it is, budgets, tiers and reserved tokens \
+             are counted from zero"
+        );
+    }
     Ok(Some(ledger))
 }
 

@@ -114,10 +114,8 @@ impl Reloader {
     fn note(&self, outcome: Result<ReloadReport, Vec<String>>) -> Reloaded {
         match &outcome {
             Ok(report) => {
-                let ReloadReport { models, backends, needs_restart } = report;
-                log::info!(
-                    "the new configuration is at work (models: {models}, backends: {backends})"
-                );
+                let ReloadReport { summary, needs_restart } = report;
+                log::info!("the new configuration is at work ({summary})");
                 if !needs_restart.is_empty() {
                     log::warn!("these changes take a restart: {}", needs_restart.join(", "));
                 }
@@ -143,8 +141,7 @@ impl Reloader {
             Err(error) => return Err(vec![error.to_string()]),
         };
         let report = ReloadReport {
-            models: next.pools().count(),
-            backends: next.pools().map(|(_, _, pool)| pool.backends.len()).sum(),
+            summary: next.summary(),
             needs_restart: self.started.needs_restart(&next),
         };
         let level = next.log_level;

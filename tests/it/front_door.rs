@@ -710,7 +710,7 @@ fn with_an_upstream_url_the_other_variables_hold() {
         (code, out.as_str()),
         (
             Some(0),
-            "UPSTREAM_URL: fine (services: 1, models: 1, backends: 1; with the defaults of a backends.json)\n"
+            "UPSTREAM_URL: fine (services: 1, models: 1, backends: 1, limits: 1; with the defaults of a backends.json)\n"
         )
     );
     let (code, _, err) = run("ftp://h");

@@ -204,6 +204,22 @@ fn amounts_in_different_currencies_make_no_sum() {
 }
 
 #[test]
+fn whoever_asks_for_a_report_changes_nothing() {
+    let postgres = Postgres::start();
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = Upstream::named("u");
+    for (database, code) in [(format!("database: \"{}\"", postgres.url()), 0), (String::new(), 1)] {
+        let text = config(&format!("ledger: {{{database}}}"), &[&upstream]);
+        std::fs::write(folder.path().join("tollgate.yaml"), text).unwrap();
+        let output = run_program(folder.path(), &[], &["usage", "--format", "csv"]);
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).lines().count() <= 1, "{output:?}");
+    }
+    assert_eq!(postgres.ask("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "0");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
 fn a_database_that_is_down_is_told_to_who_asks_for_a_report() {
     let mut postgres = Postgres::start();
     let upstream = Upstream::named("u");

@@ -40,7 +40,7 @@ pub(super) trait Store {
 pub(super) fn open(database: &Database) -> Result<Box<dyn Store>> {
     Ok(match database {
         Database::Sqlite(path) => Box::new(sqlite::Sqlite::open(path)?),
-        Database::Postgres(url) => Box::new(postgres::Postgres::connect(url)?),
+        Database::Postgres(url) => Box::new(postgres::Postgres::open(url)?),
     })
 }
 
@@ -48,6 +48,6 @@ pub(super) fn open(database: &Database) -> Result<Box<dyn Store>> {
 pub(super) fn open_to_read(database: &Database) -> Result<Box<dyn Store>> {
     Ok(match database {
         Database::Sqlite(path) => Box::new(sqlite::Sqlite::open_to_read(path)?),
-        Database::Postgres(url) => Box::new(postgres::Postgres::connect(url)?),
+        Database::Postgres(url) => Box::new(postgres::Postgres::open_to_read(url)?),
     })
 }

@@ -70,10 +70,31 @@ ON CONFLICT (id) DO NOTHING";
 pub(super) struct Postgres {
     executor: Runtime,
     client: Client,
+    /// Whether the table is there: who only reads does not make it.
+    has_table: bool,
 }
 
 impl Postgres {
-    pub(super) fn connect(url: &Secret) -> Result<Self> {
+    /// Connects, and makes the table if it is not there.
+    pub(super) fn open(url: &Secret) -> Result<Self> {
+        let mut postgres = Self::connect(url)?;
+        postgres.migrate()?;
+        Ok(postgres)
+    }
+
+    /// Connects to read only.
+    pub(super) fn open_to_read(url: &Secret) -> Result<Self> {
+        let mut postgres = Self::connect(url)?;
+        postgres.has_table = timed(&postgres.executor, async {
+            let only_read = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY";
+            postgres.client.batch_execute(only_read).await?;
+            let is_there = "SELECT to_regclass('api_usage') IS NOT NULL";
+            Ok(postgres.client.query_one(is_there, &[]).await?.get(0))
+        })?;
+        Ok(postgres)
+    }
+
+    fn connect(url: &Secret) -> Result<Self> {
         let executor = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         // Its own message would repeat the URL, and with it the password.
         let mut config: Config =
@@ -97,9 +118,7 @@ impl Postgres {
                 .await
                 .context("no connection in time")?
         })?;
-        let mut postgres = Self { executor, client };
-        postgres.migrate()?;
-        Ok(postgres)
+        Ok(Self { executor, client, has_table: true })
     }
 
     fn migrate(&mut self) -> Result<()> {
@@ -121,7 +140,11 @@ impl Postgres {
                 let version = i32::try_from(index + 1).unwrap_or(i32::MAX);
                 transaction.execute("INSERT INTO tollgate_schema VALUES ($1)", &[&version]).await?;
             }
-            transaction.commit().await
+            transaction.commit().await?;
+            if applied == 0 {
+                log::info!("a new ledger begins in the database");
+            }
+            Ok(())
         })
     }
 }
@@ -212,6 +235,9 @@ impl Store for Postgres {
 
     #[allow(clippy::cast_precision_loss, reason = "milliseconds are below 2^52")]
     fn report(&mut self, query: &Query) -> Result<Vec<Line>> {
+        if !self.has_table {
+            return Ok(Vec::new());
+        }
         let sql = query.sql(&Sql::POSTGRES);
         let key = query.key_id.as_deref();
         let (since, until) = (query.since as f64, query.until as f64);

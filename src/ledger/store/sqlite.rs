@@ -54,6 +54,9 @@ impl Sqlite {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
+        if !path.exists() {
+            log::info!("a new ledger begins in {}", path.display());
+        }
         let connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
