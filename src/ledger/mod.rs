@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-pub use month::{Month, Months, Taken};
+pub use month::{Held, Month, Months, Taken};
 pub use price::{cost, price_after, without_reserved};
 pub use report::{Dimension, Line, Query, as_json, moment};
 pub use row::Row;

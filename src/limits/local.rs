@@ -136,8 +136,7 @@ impl Counts {
                 Ok(Spot::Place)
             }
             Count::Money { begin, spent, reserved, .. } => {
-                // What is spent may be over already; what is left is for who comes first.
-                if spent.saturating_add(*reserved).saturating_add(amount) > max || *spent >= max {
+                if spent.saturating_add(*reserved).saturating_add(amount) > max {
                     Err(until_end(quantity, now.millis))
                 } else {
                     *reserved = reserved.saturating_add(amount);

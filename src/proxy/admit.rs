@@ -123,7 +123,7 @@ async fn take_in(
         return Ok(Err(body::why_not_held(session, &exchange.arrived.runtime.snapshot.replay)));
     }
     meter::begin(session, exchange);
-    if let Err(refusal) = limit::reserve(exchange, &admitted).await {
+    if let Err(refusal) = limit::reserve(&proxy.months, exchange, &admitted).await {
         return Ok(Err(refusal));
     }
     exchange.attempts.is_for_tunnel = body::is_tunnel_request(session);

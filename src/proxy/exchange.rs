@@ -16,6 +16,7 @@ use super::meter::Metering;
 use super::rights::Rights;
 use super::watch::{Stop, Watch};
 use crate::config::Deadlines;
+use crate::ledger::Held;
 use crate::lifecycle::Counted;
 use crate::limits::{Reservation, Shown};
 use crate::llm::{Dialect, EndMarker, Tail};
@@ -35,6 +36,8 @@ pub struct Exchange {
     /// What it may take of its limits, and how those stand.
     pub(super) reservation: Reservation,
     pub(super) shown: Shown,
+    /// Tokens that were paid for before and that it may use up.
+    pub(super) held: Option<Held>,
     /// Its deadlines.
     pub(super) watch: Arc<Watch>,
 }
@@ -305,6 +308,7 @@ impl Exchange {
             observed: Observed::default(),
             metering: None,
             reservation: Reservation::default(),
+            held: None,
             shown: Shown::default(),
             watch,
         }

@@ -1,5 +1,6 @@
 //! How much of its limits an exchange takes, and what its client is told of them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -10,7 +11,9 @@ use smallvec::SmallVec;
 use super::exchange::{Admitted, Exchange};
 use super::meter;
 use crate::config::KeySpec;
+use crate::ledger::{self, Month, Months, Row};
 use crate::limits::{Ask, Shown, Tightest};
+use crate::llm::Usage;
 use crate::refusal::Refusal;
 
 /// What clients are told in, in OpenAI's words.
@@ -32,7 +35,11 @@ const TOKENS: [HeaderName; 3] = [
 ///
 /// # Errors
 /// When a limit does not allow it.
-pub(super) async fn reserve(exchange: &mut Exchange, admitted: &Admitted) -> Result<(), Refusal> {
+pub(super) async fn reserve(
+    months: &Arc<Months>,
+    exchange: &mut Exchange,
+    admitted: &Admitted,
+) -> Result<(), Refusal> {
     let runtime = &exchange.arrived.runtime;
     let grant = &admitted.rights.grant;
     let (service, model) = meter::model(admitted);
@@ -40,7 +47,13 @@ pub(super) async fn reserve(exchange: &mut Exchange, admitted: &Admitted) -> Res
         Some(metering) => metering.estimate(runtime.snapshot.output_tokens_assumed),
         None => (0, 0),
     };
-    let cost = |input, output| meter::cost_before(runtime, admitted, input, output);
+    let month = || Month::of(Row::now());
+    let paid = grant.reserved_tokens;
+    let held = (paid > 0).then(|| months.hold(month(), &grant.key_id, input + output, paid));
+    let usage = Usage { input, output, ..Usage::default() };
+    let usage = ledger::without_reserved(usage, held.as_ref().map_or(0, |held| held.tokens));
+    exchange.held = held;
+    let cost = || meter::cost_before((months, month()), runtime, admitted, usage);
     let ask = Ask {
         key: &grant.key_id,
         limits_of: &grant.limits_of,

@@ -12,7 +12,7 @@ use pingora_proxy::Session;
 use super::Proxy;
 use super::exchange::{Admitted, Events, Exchange};
 use crate::config::Tariff;
-use crate::ledger::{self, Month, Row};
+use crate::ledger::{self, Month, Months, Row};
 use crate::limits::shares;
 use crate::llm::{EndMarker, Facts, Kind, Meter, TOKENS_MAX, Trim, Usage};
 use crate::runtime::Runtime;
@@ -214,12 +214,17 @@ pub(super) fn settle(
     let grant = &admitted.rights.grant;
     let month = Month::of(timestamp);
     let key = &grant.key_id;
-    let taken = proxy.months.take(month, key, model, usage.total(), grant.reserved_tokens);
-    let rest = ledger::without_reserved(usage, taken.reserved);
+    exchange.held = None;
     let backend = exchange.attempts.current.as_ref().map(|attempt| &attempt.backend().spec);
     let runtime = &exchange.arrived.runtime;
     let tariff = backend.and_then(|spec| spec.tariff.as_deref());
     let tariff = tariff.or_else(|| runtime.tariff(admitted.pool().name(), model));
+    // Of a model that clients may call anything, only where it matters.
+    let is_counted =
+        admitted.to().names().1 == model || tariff.is_some_and(|it| it.tiers.len() > 1);
+    let counted = is_counted.then_some(model);
+    let taken = proxy.months.take(month, key, counted, usage.total(), grant.reserved_tokens);
+    let rest = ledger::without_reserved(usage, taken.reserved);
     let price = |tariff: &Tariff| ledger::cost(&ledger::price_after(tariff, taken.before), rest);
     let is_free = rest.total() == 0;
     let cost = tariff.map(price).or_else(|| is_free.then(Default::default));
@@ -250,13 +255,26 @@ pub(super) fn settle(
     });
 }
 
-/// What so many tokens would cost, in shares of money, as far as is known before.
-pub(super) fn cost_before(runtime: &Runtime, admitted: &Admitted, input: u64, output: u64) -> u64 {
-    let pool = admitted.pool();
-    let of_backend = pool.backends().iter().find_map(|backend| backend.spec.tariff.as_deref());
-    let tariff = of_backend.or_else(|| runtime.tariff(pool.name(), model(admitted).1));
-    let usage = Usage { input, output, ..Usage::default() };
-    tariff.map_or(0, |tariff| shares(ledger::cost(&ledger::price_after(tariff, 0), usage)))
+/// What an exchange that may take this much would cost at most, in shares of money. Where no price is known, the
+/// smallest share: it takes a budget that is not used up.
+pub(super) fn cost_before(
+    (months, month): (&Months, Month),
+    runtime: &Runtime,
+    admitted: &Admitted,
+    usage: Usage,
+) -> u64 {
+    let (pool, model) = (admitted.pool(), model(admitted).1);
+    let key = &admitted.rights.grant.key_id;
+    let of_model = runtime.tariff(pool.name(), model);
+    // Which backend it will be is not known yet.
+    let tariffs = pool.backends().iter().map(|backend| backend.spec.tariff.as_deref().or(of_model));
+    let costs = tariffs.flatten().map(|tariff| {
+        let is_flat = tariff.tiers.len() == 1;
+        let before = if is_flat { 0 } else { months.before(month, key, model) };
+        shares(ledger::cost(&ledger::price_after(tariff, before), usage))
+    });
+    let is_free = usage.total() == 0;
+    costs.max().unwrap_or(if is_free { 0 } else { 1 })
 }
 
 /// The model that was asked, by its own name; where that is a wildcard, as it was called.

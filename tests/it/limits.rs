@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::sync::mpsc;
 
 use crate::harness::{
-    Answer, Connection, Gateway, Reply, Upstream, config, eventually, get, hash_of, post, send_from,
+    Answer, Connection, Gateway, Model, Reply, Upstream, config, eventually, get, hash_of, post,
+    send_from, services,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -318,6 +319,34 @@ fn a_budget_that_is_used_up_refuses_until_the_month_is_over_and_survives_a_resta
     let after = Gateway::start(&config);
     assert_eq!(ask(&after, "tg-a", CHAT, cheap).status, 429);
     assert_eq!(ask(&after, "tg-b", CHAT, body).status, 200);
+}
+
+#[test]
+fn a_budget_holds_for_what_costs_something() {
+    let upstream = metered();
+    let prices = "prices: {per: 1, models: {free: {input: 0}, dear: {input: 0.01, output: 0.02}}}";
+    let top = format!(
+        "{prices}\n{}",
+        keys([
+            ", limits: [{budget_monthly: 2}]",
+            ", reserved_tokens: 450, limits: [{budget_monthly: 0}]"
+        ])
+    );
+    let upstreams = [&upstream];
+    let [free, dear, unpriced] = ["free", "dear", "unpriced"].map(|name| Model(name, &upstreams));
+    let gateway = Gateway::start(&services(&top, &[("svc", &[free, dear, unpriced])]));
+    let status = |key: &str, model: &str| {
+        let body = format!("{{\"model\":\"{model}\",\"max_tokens\":50}}");
+        ask(&gateway, key, CHAT, &body).status
+    };
+    // 100 tokens of input and 50 of output are 2.
+    assert_eq!(
+        ["dear", "dear", "free", "unpriced"].map(|model| status("tg-a", model)),
+        [200, 429, 200, 429]
+    );
+    // Who has paid before needs no money until that is used up.
+    let prepaid = ["dear", "unpriced", "dear", "dear", "free"].map(|model| status("tg-b", model));
+    assert_eq!(prepaid, [200, 200, 200, 429, 200]);
 }
 
 #[test]

@@ -99,23 +99,7 @@ fn read(
         max: 0,
         shadow: limit.shadow.unwrap_or(false),
     };
-    for (quantity, max) in [
-        (Quantity::Requests(window), limit.requests.map(|max| ("requests", max))),
-        (Quantity::Tokens(Tokens::Total, window), limit.tokens.map(|max| ("tokens", max))),
-        (
-            Quantity::Tokens(Tokens::Input, window),
-            limit.tokens_input.map(|max| ("tokens_input", max)),
-        ),
-        (
-            Quantity::Tokens(Tokens::Output, window),
-            limit.tokens_output.map(|max| ("tokens_output", max)),
-        ),
-        (Quantity::Concurrent, limit.concurrent.map(|max| ("concurrent", max))),
-    ] {
-        let Some((key, max)) = max else { continue };
-        if max == 0 {
-            problems.value(&at.key(key), SHUT_OUT);
-        }
+    for (quantity, max) in amounts(limit, window, at, problems) {
         specs.push(LimitSpec { quantity, max, ..spec.clone() });
     }
     let budgets = [
@@ -137,6 +121,31 @@ fn read(
     if specs.len() == before && !problems.has_below(at) {
         problems.value(at, "limits nothing; write requests, tokens, concurrent or budget_monthly");
     }
+}
+
+/// How much of what is limited, but money.
+fn amounts(
+    limit: &FileLimit,
+    window: Duration,
+    at: &KeyPath,
+    problems: &mut Problems,
+) -> Vec<(Quantity, u64)> {
+    let written = [
+        ("requests", Quantity::Requests(window), limit.requests),
+        ("tokens", Quantity::Tokens(Tokens::Total, window), limit.tokens),
+        ("tokens_input", Quantity::Tokens(Tokens::Input, window), limit.tokens_input),
+        ("tokens_output", Quantity::Tokens(Tokens::Output, window), limit.tokens_output),
+        ("concurrent", Quantity::Concurrent, limit.concurrent),
+    ];
+    let mut amounts = Vec::new();
+    for (key, quantity, max) in written {
+        let Some(max) = max else { continue };
+        if max == 0 {
+            problems.value(&at.key(key), SHUT_OUT);
+        }
+        amounts.push((quantity, max));
+    }
+    amounts
 }
 
 fn read_per(per: FilePer) -> Per {

@@ -87,6 +87,7 @@ impl Keeper {
 
     fn take_up(&mut self, shared: &Shared, errand: Errand) {
         if matches!(errand, Errand::Settle(_)) && self.errands.len() >= ERRANDS_MAX {
+            shared.wants_totals.store(true, Ordering::SeqCst);
             return;
         }
         let number = shared.errands.fetch_add(1, Ordering::Relaxed);

@@ -304,7 +304,7 @@ impl Shared {
             self.hold(&claim, settlement.spot, false);
         }
         if self.settling.try_send(settlement).is_err() {
-            log::debug!("too much waits to be settled in Redis");
+            self.wants_totals.store(true, Ordering::SeqCst);
         }
     }
 

@@ -87,7 +87,7 @@ for at = 1, #KEYS do
   else
     local spent = number(redis.call('HGET', key, 'spent'))
     local sum = spent + held(key)
-    if spent >= max or sum + amount > max then return { 0, at, sum, 0, 0 } end
+    if sum + amount > max then return { 0, at, sum, 0, 0 } end
     plan[at] = { sum, nil, spent }
   end
 end
