@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Response;
+use http::header::ACCESS_CONTROL_ALLOW_ORIGIN;
 use percent_encoding::percent_decode_str;
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::{json_page, refusal_page};
 use crate::auth::Grant;
-use crate::config::{Calendar, LedgerSpec, MONEY_UNITS};
+use crate::config::{Calendar, ClientKeys, LedgerSpec, MONEY_UNITS};
 use crate::ledger::{self, Dimension, Ledger, Line, Query, Row};
 use crate::refusal::Refusal;
 use crate::runtime::{PageAnswer, PageRequest, Runtime};
@@ -54,7 +55,7 @@ impl Reports {
         let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
             return refused(&Refusal::TooManyReports);
         };
-        let spec = ledger.spec().clone();
+        let (spec, clients) = (ledger.spec().clone(), runtime.snapshot.clients.clone());
         let budgets = match &query.key_id {
             Some(key) => runtime.budgets(key),
             None => runtime.budgets(&grant.key_id),
@@ -62,7 +63,7 @@ impl Reports {
         PageAnswer::Later(Box::pin(async move {
             let made = tokio::task::spawn_blocking(move || {
                 let _permit = permit;
-                page(&spec, &query, &grant, &budgets, now)
+                page(&spec, &query, (&grant, &clients), &budgets, now)
             });
             match made.await {
                 Ok(Ok(page)) => page,
@@ -82,18 +83,21 @@ pub(super) type Budget = (String, Calendar, u64);
 fn page(
     spec: &LedgerSpec,
     query: &Query,
-    grant: &Grant,
+    (grant, clients): (&Grant, &ClientKeys),
     budgets: &[Budget],
     now: i64,
 ) -> anyhow::Result<Response<Bytes>> {
     let lines = if ledger::exists(spec) { ledger::report(spec, query)? } else { Vec::new() };
-    let mut report = ledger::as_json(query, &lines);
+    let mut report = ledger::as_json(query, &lines, clients);
     if !budgets.is_empty() {
         let states: anyhow::Result<Vec<Value>> =
             budgets.iter().map(|budget| state(spec, budget, query, grant, now)).collect();
         report["budgets"] = Value::from(states?);
     }
-    Ok(json_page(&report))
+    let mut page = json_page(&report);
+    // Unlike how backends are, this is for nobody else's pages.
+    page.headers_mut().remove(ACCESS_CONTROL_ALLOW_ORIGIN);
+    Ok(page)
 }
 
 /// How a budget of a key stands.

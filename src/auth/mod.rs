@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use http::{HeaderMap, HeaderName};
+use percent_encoding::percent_decode;
 
 pub use grant::{Grant, Wish};
 pub use token::PublicKeys;
@@ -151,6 +152,19 @@ fn presented<'a>(headers: &'a HeaderMap) -> Result<Option<&'a [u8]>, Refusal> {
         }
     }
     Ok(found)
+}
+
+/// Whether a query has the key, too, that a request presents: Gemini's clients can send it so (`key=`), and a backend
+/// would see it there.
+#[must_use]
+pub fn is_in_query(headers: &HeaderMap, query: &[u8]) -> bool {
+    let Ok(Some(key)) = (if query.is_empty() { Ok(None) } else { presented(headers) }) else {
+        return false;
+    };
+    let values =
+        query.split(|byte| b"?&".contains(byte)).filter_map(|pair| pair.strip_prefix(b"key="));
+    let mut values = values.map(|value| percent_decode(value).collect::<Vec<u8>>());
+    values.any(|value| value == key)
 }
 
 /// The token of `Bearer TOKEN` (RFC 6750; the scheme's name in any case, RFC 9110 section 11.1).

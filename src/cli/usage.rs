@@ -67,7 +67,7 @@ pub(super) fn run(args: &UsageArgs, given: Option<&Path>) -> Result<()> {
         Format::Table => table(&query, &lines),
         Format::Csv => csv(&query, &lines),
         Format::Json => {
-            let report = ledger::as_json(&query, &lines);
+            let report = ledger::as_json(&query, &lines, &found.snapshot.clients);
             format!("{}\n", serde_json::to_string_pretty(&report)?)
         }
     };

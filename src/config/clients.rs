@@ -1,5 +1,6 @@
 //! Who may pass, as it is configured.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -18,6 +19,16 @@ pub enum ClientKeys {
     Dropped,
     /// One of these is needed.
     Required(Arc<KeySpecs>),
+}
+
+impl ClientKeys {
+    /// The labels of keys that have some, by their ids.
+    #[must_use]
+    pub fn labels(&self) -> HashMap<&str, &[(String, String)]> {
+        let Self::Required(specs) = self else { return HashMap::new() };
+        let labelled = specs.keys.iter().filter(|key| !key.labels.is_empty());
+        labelled.map(|key| (&*key.id, &key.labels[..])).collect()
+    }
 }
 
 /// All keys of clients.

@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 use rust_decimal::Decimal;
 use serde_json::{Map, Value, json};
 
-use crate::config::Calendar;
+use crate::config::{Calendar, ClientKeys};
 
 /// Sums over the rows of a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -252,12 +252,22 @@ impl Line {
     }
 }
 
-/// A report as JSON.
+/// A report as JSON, with the labels of keys.
 #[must_use]
-pub fn as_json(query: &Query, lines: &[Line]) -> Value {
+pub fn as_json(query: &Query, lines: &[Line], clients: &ClientKeys) -> Value {
     let columns = query.columns();
+    let labels = clients.labels();
+    let of_key = columns.iter().position(|column| *column == "key");
     let time = |millis| Timestamp::from_millisecond(millis).unwrap_or_default().to_string();
-    let data: Vec<Value> = lines.iter().map(|line| line.as_json(&columns)).collect();
+    let as_json = |line: &Line| {
+        let mut object = line.as_json(&columns);
+        if let Some(labels) = of_key.and_then(|at| labels.get(line.names[at].as_str())) {
+            let labels = labels.iter().map(|(name, text)| (name.clone(), text.as_str().into()));
+            object["labels"] = Value::Object(labels.collect());
+        }
+        object
+    };
+    let data: Vec<Value> = lines.iter().map(as_json).collect();
     json!({
         "since": time(query.since),
         "until": time(query.until),

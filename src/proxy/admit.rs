@@ -18,8 +18,8 @@ use super::course::{self, Course, Leads, Look};
 use super::exchange::{Admitted, Client, Exchange};
 use super::rights::Rights;
 use super::{Proxy, Serves, X_FORWARDED_FOR, body, limit, meter, respond};
-use crate::auth::Grant;
-use crate::config::{ClientBounds, CorsOrigins};
+use crate::auth::{self, Grant};
+use crate::config::{ClientBounds, ClientKeys, CorsOrigins};
 use crate::lifecycle::Counted;
 use crate::llm::{Dialect, Found};
 use crate::refusal::Refusal;
@@ -201,6 +201,9 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &mut Exchange) -> Result<D
     let inflight = proxy.lifecycle.admit().ok_or(Refusal::Draining)?;
     let grant = runtime.grant(&head.headers, client.address)?;
     exchange.arrived.key = Some(Arc::clone(&grant.key_id));
+    if snapshot.clients != ClientKeys::Untouched && auth::is_in_query(&head.headers, query) {
+        return Err(Refusal::KeyInUrl);
+    }
     body::check_length(session, &snapshot.client)?;
     let found = course::find(runtime, head);
     let mut course = found.map_err(|refusal| Rights::hide(&grant, refusal))?;

@@ -62,6 +62,8 @@ pub enum Refusal {
     KeyWrong,
     /// Several credentials came, and they differ.
     KeysDiffer,
+    /// The key came in the URL, too.
+    KeyInUrl,
     /// The key is one that was switched off.
     KeyDisabled,
     /// The key is one whose time is over.

@@ -47,6 +47,7 @@ impl Refusal {
             Self::ModelMissing => (400, "model_required"),
             Self::ModelAmbiguous => (400, "model_ambiguous"),
             Self::NoWebSocket { .. } => (400, "websocket_unsupported"),
+            Self::KeyInUrl => (400, "api_key_in_url"),
             Self::KeyMissing => (401, "missing_api_key"),
             Self::KeyWrong | Self::KeysDiffer => (401, "invalid_api_key"),
             Self::KeyDisabled => (401, "disabled_api_key"),

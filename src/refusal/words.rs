@@ -46,6 +46,7 @@ impl Refusal {
             Self::KeyMissing
             | Self::KeyWrong
             | Self::KeysDiffer
+            | Self::KeyInUrl
             | Self::KeyDisabled
             | Self::KeyExpired
             | Self::AddressDenied
@@ -103,6 +104,9 @@ impl Refusal {
                 "no API key: send it as \"Authorization: Bearer KEY\" or \"X-API-Key: KEY\""
             }
             Self::KeysDiffer => "several different API keys in one request: send one",
+            Self::KeyInUrl => {
+                "the API key is in the URL, where logs show it: send it in a header alone"
+            }
             Self::KeyDisabled => "the API key is switched off: ask for another one",
             Self::KeyExpired => "the API key has expired: ask for a new one",
             Self::AddressDenied => "this is not allowed from your address",

@@ -389,3 +389,18 @@ fn a_key_is_in_no_output() {
     assert!(seen.iter().all(|seen| !format!("{seen:?}").contains(&key)), "a backend saw it");
     assert!(page("/v1/models").contains("one"), "{:?}", Value::from(page("/v1/models")));
 }
+
+#[test]
+fn a_key_in_the_url_reaches_no_backend() {
+    let upstream = Upstream::named("x");
+    let (gateway, key) = with_key("", &upstream, "");
+    for path in [format!("/a/one/x?a=b&key={key}"), format!("/a/one/x?key=%74{}", &key[1..])] {
+        let answer = ask(&gateway, &key, &path, "{}");
+        assert_eq!(code(&answer), (400, "api_key_in_url".to_owned()));
+        assert!(!answer.text().contains(&key));
+    }
+    assert_eq!(upstream.seen().len(), 0);
+    assert_eq!(ask(&gateway, &key, "/a/one/x?key=other", "{}").status, 200);
+    // Alone it is none.
+    assert_eq!(get(gateway.address(), &format!("/a/one/x?key={key}"), &[]).status, 401);
+}

@@ -42,7 +42,7 @@ fn busy_gateway(top: &str) -> (Gateway, Upstream) {
     let top = format!(
         "{top}ledger: {{}}\n{PRICES}\n\
          limits: [{{name: purse, per: key, budget_monthly: 10}}]\nkeys:\n{}{}{}",
-        key("a", ""),
+        key("a", ", labels: {department: research}"),
         key("b", ", limits: [{name: day, budget_daily: 1}]"),
         key("root", ", admin: true"),
     );
@@ -105,7 +105,9 @@ fn a_key_sees_its_own_usage_and_an_admins_key_all() {
         json!({"name": "day", "per": "day", "limit": "1", "spent": "0.16", "remaining": "0.84"})
     );
     assert_eq!(ask("a", "?by=user").json()["data"].as_array().unwrap().len(), 1);
-    assert_eq!(ask("a", "?key=key-a").status, 200);
+    let answer = ask("a", "?key=key-a&by=key");
+    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, String::new()));
+    assert_eq!(answer.json()["data"][0]["labels"], json!({"department": "research"}));
     for query in ["?key=key-b", "?by=colour", "?since=never", "?x=1"] {
         assert_eq!(ask("a", query).status, 400, "{query}");
     }
