@@ -91,7 +91,7 @@ fn clients(snapshot: &Snapshot, lines: &mut Vec<String>) {
     let mut free = snapshot.pools().filter(has_no_price);
     if let Some((service, model, _)) = free.next() {
         let models = and_others(&format!("{service}/{model}"), free.count());
-        lines.push(format!("no price, so budgets do not hold for it: {models}"));
+        lines.push(format!("no price, so nothing of it counts against budgets: {models}"));
     }
     if snapshot.ledger.is_none() && snapshot.redis.is_none() {
         lines.push("there are budgets and no ledger: a restart forgets what was spent".to_owned());

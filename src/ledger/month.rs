@@ -111,6 +111,9 @@ impl Months {
         let left = reserved_max.saturating_sub(known.used).saturating_sub(known.held);
         let tokens = tokens.min(left);
         known.held += tokens;
+        // Another one may have begun meanwhile.
+        let month = all.month;
+        drop(all);
         Held { months: Arc::clone(self), month, key: Arc::clone(key), tokens }
     }
 

@@ -98,7 +98,7 @@ impl Spool {
                 continue;
             }
             if path.extension().is_some_and(|extension| extension == EXTENSION_BEFORE) {
-                std::fs::remove_file(&path)?;
+                remove(&path)?;
                 continue;
             }
             let (written, file) = (file.metadata()?.len(), Arc::new(file));
@@ -164,6 +164,14 @@ impl Spool {
     pub(super) fn wait_for_end(&self, longest: Duration) {
         let goes_on = |files: &mut Files| !files.is_finished;
         drop(self.finished.wait_timeout_while(self.files(), longest, goes_on));
+    }
+}
+
+/// Removes a file, if nobody has: two processes may find the same one.
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -238,15 +246,20 @@ impl SpoolWriter {
         if let Some(file) = &self.current {
             return Ok(Arc::clone(file));
         }
-        let name = format!("{:013}-{:016x}", Row::now(), fastrand::u64(..));
-        let path = self.spool.folder.join(name);
-        let (before, path) =
-            (path.with_extension(EXTENSION_BEFORE), path.with_extension(EXTENSION));
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&before)?;
-        // Another process that starts now may take it for one that was left, and remove it: then there is nothing to
-        // rename.
-        file.lock()?;
-        std::fs::rename(&before, &path)?;
+        let (path, file) = loop {
+            let name = format!("{:013}-{:016x}", Row::now(), fastrand::u64(..));
+            let path = self.spool.folder.join(name);
+            let (before, path) =
+                (path.with_extension(EXTENSION_BEFORE), path.with_extension(EXTENSION));
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&before)?;
+            file.lock()?;
+            match std::fs::rename(&before, &path) {
+                Ok(()) => break (path, file),
+                // It was taken for one that was left, before it was locked. Without its folder there is no next one.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        };
         // Its name has to outlive the machine, too.
         File::open(&self.spool.folder)?.sync_all()?;
         let file = Arc::new(file);
@@ -301,7 +314,7 @@ impl SpoolReader {
                 let entry = files.list.remove(at);
                 let is_last_left = entry.is_left && !files.list.iter().any(|other| other.is_left);
                 drop(files);
-                std::fs::remove_file(&entry.path)?;
+                remove(&entry.path)?;
                 if is_last_left {
                     // What is known of earlier processes is looked up before rows of this one follow.
                     return Ok(Some(Batch { rows: Vec::new(), broken: 0 }));

@@ -77,11 +77,10 @@ pub(super) struct Known {
 pub(super) enum Amounts {
     /// By how many parts ago it was.
     Window(Vec<(u64, u64)>),
-    Places(u64),
+    Places,
     Money {
         total: u64,
         spent: u64,
-        reserved: u64,
     },
 }
 
@@ -130,13 +129,16 @@ impl Counts {
             Count::Window(window, length) => {
                 window.take(*length, now.micros, amount, max).map(Spot::Part)
             }
-            Count::Concurrent(count) if *count + amount > max => Err(Duration::from_secs(1)),
+            // What takes nothing always fits.
+            Count::Concurrent(count) if amount > 0 && *count + amount > max => {
+                Err(Duration::from_secs(1))
+            }
             Count::Concurrent(count) => {
                 *count += amount;
                 Ok(Spot::Place)
             }
             Count::Money { begin, spent, reserved, .. } => {
-                if spent.saturating_add(*reserved).saturating_add(amount) > max {
+                if amount > 0 && spent.saturating_add(*reserved).saturating_add(amount) > max {
                     Err(until_end(quantity, now.millis))
                 } else {
                     *reserved = reserved.saturating_add(amount);
@@ -163,6 +165,15 @@ impl Counts {
         }
     }
 
+    /// Adds what was spent before the start. What others have heard of may have it in it.
+    pub(super) fn restore(&self, subject: Subject, quantity: Quantity, amount: u64, now: Moment) {
+        if let Count::Money { spent, total, .. } = self.shard(subject).count(subject, quantity, now)
+        {
+            *spent = spent.saturating_add(amount);
+            *total = (*total).max(*spent);
+        }
+    }
+
     /// So much money is spent here and elsewhere, as was heard of.
     pub(super) fn heard(&self, subject: Subject, quantity: Quantity, spent: u64, now: Moment) {
         if let Count::Money { total, .. } = self.shard(subject).count(subject, quantity, now) {
@@ -170,11 +181,11 @@ impl Counts {
         }
     }
 
-    /// How much money is spent here, and how much is known to be spent here and elsewhere.
-    pub(super) fn money(&self, subject: Subject, quantity: Quantity, now: Moment) -> (u64, u64) {
+    /// How much money is spent here, how much is known to be spent here and elsewhere, and how much is reserved here.
+    pub(super) fn money(&self, subject: Subject, quantity: Quantity, now: Moment) -> [u64; 3] {
         match self.shard(subject).count(subject, quantity, now) {
-            Count::Money { spent, total, .. } => (*spent, *total),
-            Count::Window(..) | Count::Concurrent(_) => (0, 0),
+            Count::Money { spent, total, reserved, .. } => [*spent, *total, *reserved],
+            Count::Window(..) | Count::Concurrent(_) => [0; 3],
         }
     }
 
@@ -217,17 +228,21 @@ impl Counts {
         known
     }
 
-    /// Gives back what was taken there.
-    pub(super) fn give_back(&self, subject: Subject, spot: Spot, amount: u64) {
+    /// Gives back what was taken there; how much of it is there no more.
+    pub(super) fn give_back(&self, subject: Subject, spot: Spot, amount: u64) -> u64 {
         let mut shard = self.shard(subject);
         match (shard.counts.get_mut(&subject).map(|entry| &mut entry.count), spot) {
-            (Some(Count::Window(window, _)), Spot::Part(part)) => window.give_back(part, amount),
+            (Some(Count::Window(window, _)), Spot::Part(part)) => {
+                return amount - window.give_back(part, amount);
+            }
             (Some(Count::Concurrent(count)), Spot::Place) => *count = count.saturating_sub(amount),
             (Some(Count::Money { begin, reserved, .. }), Spot::Since(since)) if *begin == since => {
                 *reserved = reserved.saturating_sub(amount);
             }
+            (_, Spot::Part(_)) => return amount,
             _ => {}
         }
+        0
     }
 }
 
@@ -297,10 +312,8 @@ impl Count {
     fn amounts(&mut self, now: Moment) -> Amounts {
         match self {
             Self::Window(window, length) => Amounts::Window(window.ages(*length, now.micros)),
-            Self::Concurrent(count) => Amounts::Places(*count),
-            Self::Money { spent, reserved, total, .. } => {
-                Amounts::Money { total: *total, spent: *spent, reserved: *reserved }
-            }
+            Self::Concurrent(_) => Amounts::Places,
+            Self::Money { spent, total, .. } => Amounts::Money { total: *total, spent: *spent },
         }
     }
 }
@@ -356,7 +369,7 @@ impl Estimate {
                     before + it.curr_samples as f64
                 });
                 let used = used.max(0.0).round() as u64;
-                let fits = used.saturating_add(amount) <= max;
+                let fits = amount == 0 || used.saturating_add(amount) <= max;
                 if fits {
                     rate.observe(&address, signed);
                 }

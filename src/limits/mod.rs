@@ -12,12 +12,13 @@ mod words;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::{Calendar, ClientKeys, LimitSpec, MONEY_UNITS, Per, Quantity, Snapshot};
 use local::Counts;
@@ -39,7 +40,13 @@ pub struct Limits {
     clock: Clock,
     /// What money is counted in.
     currency: Arc<str>,
+    /// Names by which models were called that have a wildcard for a name, by their hashes.
+    called: Mutex<HashSet<u64>>,
 }
+
+/// So many names that clients call models by are counted each by itself; then those of a wildcard together: who
+/// makes up names fills no memory, and has no limit of its own for each.
+const CALLED_MAX: usize = 10_000;
 
 /// What an exchange asks for.
 pub struct Ask<'a> {
@@ -55,8 +62,10 @@ pub struct Ask<'a> {
     pub address: Option<IpAddr>,
     /// The service.
     pub service: &'a str,
-    /// The model.
+    /// The model, by its own name; where that is a wildcard, as it was called.
     pub model: &'a str,
+    /// By its own name in any case.
+    pub own_model: &'a str,
     /// Tokens of the prompt, about.
     pub input: u64,
     /// Tokens of the answer at most, as far as is known.
@@ -124,7 +133,19 @@ impl Limits {
             shared,
             clock,
             currency: Arc::clone(&snapshot.prices.currency),
+            called: Mutex::default(),
         }
+    }
+
+    /// By which name a model is counted.
+    fn counted_as<'a>(&self, ask: &Ask<'a>) -> &'a str {
+        if ask.model == ask.own_model {
+            return ask.model;
+        }
+        let name = xxh3_64(format!("{} {}", ask.service, ask.model).as_bytes());
+        let mut called = self.called.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = called.contains(&name) || called.len() < CALLED_MAX && called.insert(name);
+        if is_known { ask.model } else { ask.own_model }
     }
 
     /// The limits that hold for an exchange.
@@ -184,6 +205,7 @@ impl Limits {
             address: None,
             service,
             model,
+            own_model: model,
             input: 0,
             output: 0,
             cost: &|| 0,
@@ -192,9 +214,9 @@ impl Limits {
         let spent = shares(spent);
         for rule in self.rules_for(ask) {
             if rule.spec.quantity == Quantity::Money(calendar)
-                && let Some(In::Count(subject)) = rule.counted_in(ask)
+                && let Some(In::Count(subject)) = rule.counted_in(ask, || ask.model)
             {
-                self.counts.add(subject, rule.spec.quantity, spent, now);
+                self.counts.restore(subject, rule.spec.quantity, spent, now);
                 if let Some(shared) = &self.shared {
                     shared.wants_totals.store(true, Ordering::SeqCst);
                 }

@@ -49,7 +49,7 @@ impl Limits {
     /// A 429 refusal, when one of the limits does not allow it; or 503, when it is not known and may not be guessed.
     pub async fn reserve(&self, ask: &Ask<'_>, shown: &mut Shown) -> Result<Reservation, Refusal> {
         let counted = |rule: &Arc<Rule>| {
-            let at = rule.counted_in(ask)?;
+            let at = rule.counted_in(ask, || self.counted_as(ask))?;
             Some(Asked { rule: Arc::clone(rule), at, amount: rule.amount(ask) })
         };
         let asked: SmallVec<[Asked; 4]> = self.rules_for(ask).filter_map(counted).collect();
@@ -106,8 +106,10 @@ impl Limits {
         let Some(shared) = &self.shared else { return max };
         let spent_before = match (asked.at, quantity) {
             (In::Count(subject), Quantity::Money(_)) => {
-                let (_, total) = self.counts.money(subject, quantity, now);
-                total.saturating_sub(shared.unshared.money(subject, quantity, now).0)
+                let [_, total, reserved] = self.counts.money(subject, quantity, now);
+                let [missed, _, of_missed] = shared.unshared.money(subject, quantity, now);
+                // What goes on since then, too.
+                total.saturating_sub(missed) + reserved.saturating_sub(of_missed)
             }
             _ => 0,
         };
@@ -147,7 +149,7 @@ impl Limits {
                     shared.unshared.give_back(subject, missed.0, amount);
                 })?;
                 (taken.spot, taken.missed) = (Some(known.0), Some(missed.0));
-                shared.hold(&Claim { subject, quantity, amount, max }, now.millis, true);
+                shared.hold_here(&Claim { subject, quantity, amount, max }, now.millis);
                 if is_money { missed.1 } else { known.1 }
             }
             (In::Address(address), Some(estimate), _) => {
@@ -268,6 +270,8 @@ impl Books {
         if back == 0 && more == 0 {
             return;
         }
+        // Of what the server has missed, what it was told since.
+        let mut told = 0;
         match taken.at {
             In::Count(subject) => {
                 let now = self.clock.now();
@@ -276,7 +280,7 @@ impl Books {
                     std::iter::once((self.counts.as_ref(), taken.spot)).chain(missed)
                 {
                     let Some(spot) = spot else { continue };
-                    counts.give_back(subject, spot, back);
+                    told = counts.give_back(subject, spot, back);
                     if more > 0 {
                         counts.add(subject, quantity, more, now);
                     }
@@ -294,16 +298,19 @@ impl Books {
         let Some(shared) = &self.shared else { return };
         let asked = Asked { rule: Arc::clone(&taken.rule), at: taken.at, amount: 0 };
         let subject = asked.subject();
-        match (taken.shared, taken.spot, quantity) {
-            (Some(spot), ..) => shared.settle(Settlement { subject, quantity, spot, back, more }),
+        let settle = |spot, back, more| {
+            shared.settle(Settlement { subject, quantity, spot, back, more, hold: 0 });
+        };
+        match (taken.shared, taken.missed) {
+            (Some(spot), _) => settle(spot, back, more),
             // The server was away then, and has been told since what is held here.
-            (None, Some(Spot::Since(spot)), Quantity::Money(_)) => {
-                shared.settle(Settlement { subject, quantity, spot, back, more: 0 });
+            (None, Some(Spot::Since(spot))) => settle(spot, back, 0),
+            (None, Some(Spot::Place)) => settle(0, back, 0),
+            (None, Some(Spot::Part(_))) if told > 0 => {
+                let micros = self.clock.now().micros.saturating_sub(taken.since.micros);
+                settle(-1 - i64::try_from(micros).unwrap_or(i64::MAX - 1), told, 0);
             }
-            (None, Some(_), Quantity::Concurrent) => {
-                shared.settle(Settlement { subject, quantity, spot: 0, back, more: 0 });
-            }
-            _ => {}
+            (None, _) => {}
         }
     }
 }

@@ -90,7 +90,11 @@ impl Rule {
     }
 
     /// Which of its counts an exchange is counted in; none: it is not counted.
-    pub(super) fn counted_in(&self, ask: &Ask<'_>) -> Option<In> {
+    pub(super) fn counted_in<'a>(
+        &self,
+        ask: &Ask<'a>,
+        model: impl FnOnce() -> &'a str,
+    ) -> Option<In> {
         let exact = |parts: &[&str]| {
             let mut bytes: SmallVec<[u8; 128]> = SmallVec::new();
             bytes.extend_from_slice(&self.id.to_le_bytes());
@@ -107,10 +111,10 @@ impl Rule {
             Per::Client if ask.is_shared => by_address(),
             Per::Client => exact(&[ask.key]),
             Per::Address => by_address(),
-            Per::Model => exact(&[ask.service, ask.model]),
+            Per::Model => exact(&[ask.service, model()]),
             Per::Service => exact(&[ask.service]),
             Per::KeyAndModel if ask.key.is_empty() => None,
-            Per::KeyAndModel => exact(&[ask.key, ask.service, ask.model]),
+            Per::KeyAndModel => exact(&[ask.key, ask.service, model()]),
             Per::All => exact(&[]),
         }
     }

@@ -76,7 +76,8 @@ impl Window {
     ) -> Result<u64, Duration> {
         self.turn(length, now);
         let excess = self.sum.saturating_add(amount).saturating_sub(max);
-        if excess == 0 {
+        // What takes nothing always fits.
+        if excess == 0 || amount == 0 {
             return Ok(self.add(length, now, amount));
         }
         let mut freed = 0;
@@ -108,9 +109,9 @@ impl Window {
         }
     }
 
-    /// Gives back some of what was taken in a part, if that still counts.
-    pub(super) fn give_back(&mut self, part: u64, amount: u64) {
-        let Ok(at) = self.parts.binary_search_by_key(&part, |(part, _)| *part) else { return };
+    /// Gives back some of what was taken in a part, as far as that still counts; how much that is.
+    pub(super) fn give_back(&mut self, part: u64, amount: u64) -> u64 {
+        let Ok(at) = self.parts.binary_search_by_key(&part, |(part, _)| *part) else { return 0 };
         let sum = &mut self.parts[at].1;
         let given = amount.min(*sum);
         *sum -= given;
@@ -118,6 +119,7 @@ impl Window {
         if *sum == 0 {
             self.parts.remove(at);
         }
+        given
     }
 
     /// What there is, by how many parts ago it was.

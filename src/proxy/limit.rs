@@ -62,6 +62,7 @@ pub(super) async fn reserve(
         address: admitted.client.address,
         service,
         model,
+        own_model: admitted.to().names().1,
         input,
         output,
         cost: &cost,

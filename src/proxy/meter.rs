@@ -214,7 +214,6 @@ pub(super) fn settle(
     let grant = &admitted.rights.grant;
     let month = Month::of(timestamp);
     let key = &grant.key_id;
-    exchange.held = None;
     let backend = exchange.attempts.current.as_ref().map(|attempt| &attempt.backend().spec);
     let runtime = &exchange.arrived.runtime;
     let tariff = backend.and_then(|spec| spec.tariff.as_deref());
@@ -224,6 +223,7 @@ pub(super) fn settle(
         admitted.to().names().1 == model || tariff.is_some_and(|it| it.tiers.len() > 1);
     let counted = is_counted.then_some(model);
     let taken = proxy.months.take(month, key, counted, usage.total(), grant.reserved_tokens);
+    exchange.held = None;
     let rest = ledger::without_reserved(usage, taken.reserved);
     let price = |tariff: &Tariff| ledger::cost(&ledger::price_after(tariff, taken.before), rest);
     let is_free = rest.total() == 0;
@@ -302,7 +302,8 @@ impl Metering {
         }
         let output = self.output_max.filter(|max| *max > 0).unwrap_or(assumed);
         let output = output.min(TOKENS_MAX).saturating_mul(self.answers);
-        (self.input_estimate, output.min(TOKENS_MAX))
+        // No prompt is empty, whatever little was seen of it.
+        (self.input_estimate.max(1), output.min(TOKENS_MAX))
     }
 
     /// What was taken, and whether that was counted here. The prompt has about `input` tokens.

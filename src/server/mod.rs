@@ -207,15 +207,20 @@ fn start_ledger(
     let (current, months) = (Arc::clone(current), Arc::clone(months));
     let currency = Arc::clone(&runtime.snapshot.prices.currency);
     let (told, is_known) = std::sync::mpsc::channel();
+    let counted_in = Arc::clone(&currency);
     let known = move |known: &Known| {
-        let limits = &current.load().limits;
+        let runtime = current.load();
+        let limits = &runtime.limits;
         let month = Month::of(known.at);
         for line in &known.month {
             let [key, _, _, model] = &line.names[..] else { continue };
             let tokens = line.tokens_input + line.tokens_output;
             months.restore(month, &key.as_str().into(), model, tokens, line.tokens_reserved);
         }
-        for (calendar, lines) in [(Calendar::Month, &known.month), (Calendar::Day, &known.day)] {
+        let sums = [(Calendar::Month, &known.month), (Calendar::Day, &known.day)];
+        // Amounts of another currency than a reload has brought meanwhile make no sum.
+        let is_same = runtime.snapshot.prices.currency == counted_in;
+        for (calendar, lines) in sums.into_iter().filter(|_| is_same) {
             for line in lines {
                 let [key, name, service, model] = &line.names[..] else { continue };
                 limits.restore(calendar, [key, name, service, model], line.cost);

@@ -75,7 +75,7 @@ fn what_is_allowed_and_does_nothing_is_told() {
             0,
             vec![
                 "expired and of no use any more: key a",
-                "no price, so budgets do not hold for it: svc/wild-x*",
+                "no price, so nothing of it counts against budgets: svc/wild-x*",
                 "there are budgets and no ledger: a restart forgets what was spent",
                 "no model is called \"bad\", as in key a and 1 more",
                 "no service is called \"other\", as in key a",

@@ -33,6 +33,13 @@ fn statuses(gateway: &Gateway, key: &str, path: &str, count: usize) -> Vec<u16> 
     (0..count).map(|_| ask(gateway, key, path, "{}").status).collect()
 }
 
+/// Waits until so many exchanges are settled, which have a row in the ledger then.
+#[track_caller]
+fn wait_settled(gateway: &Gateway, exchanges: usize) {
+    let rows = format!("proxy_ledger_rows_total{{stage=\"spooled\"}} {exchanges}\n");
+    eventually("it is settled", || get(gateway.address(), "/metrics", &[]).text().contains(&rows));
+}
+
 /// Tells usage: 100 tokens of input and 50 of output.
 fn metered() -> Upstream {
     Upstream::start(|_, reply| {
@@ -173,38 +180,47 @@ fn clients_without_a_key_of_their_own_are_limited_by_address_as_the_variables_sa
 #[test]
 fn tokens_are_reserved_before_and_settled_after() {
     let upstream = metered();
-    let top = format!("limits: [{{per: key, tokens: 1000, window: 1h}}]\n{}", keys(["", ""]));
+    let limit = "{per: key, tokens: 1000, window: 1h}";
+    let top = format!("ledger: {{}}\nlimits: [{limit}]\n{}", keys(["", ""]));
     let gateway = Gateway::start(&config(&top, &[&upstream]));
     let body = |max: u64| format!(r#"{{"model":"mdl","messages":[],"max_tokens":{max}}}"#);
     let remaining = |answer: &Answer| answer.header("x-ratelimit-remaining-tokens");
     let first = ask(&gateway, "tg-a", CHAT, &body(800));
     // Told before it is known what the answer takes.
-    assert_eq!((first.status, remaining(&first)), (200, "200".to_owned()));
+    assert_eq!((first.status, remaining(&first)), (200, "199".to_owned()));
+    wait_settled(&gateway, 1);
     // It took 150 of them, so that this fits.
     let second = ask(&gateway, "tg-a", CHAT, &body(700));
-    assert_eq!((second.status, remaining(&second)), (200, "150".to_owned()));
+    assert_eq!((second.status, remaining(&second)), (200, "149".to_owned()));
+    wait_settled(&gateway, 2);
     let third = ask(&gateway, "tg-a", CHAT, &body(701));
     assert_eq!(third.status, 429);
     let message = third.text();
-    assert!(message.contains("1000 tokens in 3600 s, 300 used, 701 asked for"), "{message}");
+    assert!(message.contains("1000 tokens in 3600 s, 300 used, 702 asked for"), "{message}");
     // One that may take more than all there is passes when nothing else is there.
     assert_eq!(ask(&gateway, "tg-b", CHAT, &body(5000)).status, 200);
+    wait_settled(&gateway, 3);
     // What is not said is assumed, what is asked for several times counts so often.
     let several = r#"{"model":"mdl","n":4,"max_tokens":200}"#;
     assert_eq!(ask(&gateway, "tg-b", CHAT, several).status, 200);
+    wait_settled(&gateway, 4);
     assert_eq!(ask(&gateway, "tg-b", CHAT, r#"{"model":"mdl"}"#).status, 429);
 }
 
 #[test]
 fn input_and_output_can_be_limited_by_themselves() {
     let upstream = metered();
-    for (limit, passed) in [("tokens_input: 250", 3), ("tokens_output: 120", 3), ("tokens: 301", 3)]
+    for (limit, passed) in [("tokens_input: 250", 3), ("tokens_output: 120", 3), ("tokens: 302", 3)]
     {
-        let top = format!("limits: [{{per: key, {limit}, window: 1h}}]\n{}", keys(["", ""]));
+        let limit = format!("{{per: key, {limit}, window: 1h}}");
+        let top = format!("ledger: {{}}\nlimits: [{limit}]\n{}", keys(["", ""]));
         let gateway = Gateway::start(&config(&top, &[&upstream]));
         let body = r#"{"model":"mdl","max_tokens":1}"#;
-        let count = (0..9).take_while(|_| ask(&gateway, "tg-a", CHAT, body).status == 200).count();
-        assert_eq!(count, passed, "{limit}");
+        let passes = |at: &usize| {
+            wait_settled(&gateway, *at);
+            ask(&gateway, "tg-a", CHAT, body).status == 200
+        };
+        assert_eq!((0..9).take_while(passes).count(), passed, "{limit}");
     }
 }
 
@@ -227,7 +243,7 @@ fn what_an_exchange_that_ends_early_did_not_take_is_given_back() {
     let gateway = Gateway::start(&config(&top, &[&upstream]));
     let failing = r#"{"model":"mdl","messages":["fail"],"max_tokens":900}"#;
     for _ in 0..3 {
-        assert_eq!(ask(&gateway, "tg-a", CHAT, failing).status, 500);
+        eventually("the place is free", || ask(&gateway, "tg-a", CHAT, failing).status == 500);
     }
     let body = r#"{"model":"mdl","stream":true,"max_tokens":900}"#;
     for _ in 0..3 {
@@ -292,18 +308,21 @@ fn a_budget_that_is_used_up_refuses_until_the_month_is_over_and_survives_a_resta
     let mut gateway = Gateway::start_in(folder, &[], &[]);
     // Each costs 2.
     let body = r#"{"model":"mdl","max_tokens":50}"#;
-    assert_eq!(ask(&gateway, "tg-a", CHAT, body).status, 200);
-    assert_eq!(ask(&gateway, "tg-a", CHAT, body).status, 200);
+    for count in [1, 2] {
+        assert_eq!(ask(&gateway, "tg-a", CHAT, body).status, 200);
+        wait_settled(&gateway, count);
+    }
     // This one may cost more than is left.
     let dear = r#"{"model":"mdl","max_tokens":51}"#;
     let refused = ask(&gateway, "tg-a", CHAT, dear);
     let message = refused.json()["error"]["message"].clone();
     assert_eq!(
         message,
-        "the budget \"wallet\" of 5 USD a month has 1 left, and this may cost 1.02: a lower max_tokens may fit"
+        "the budget \"wallet\" of 5 USD a month has 1 left, and this may cost 1.03: a lower max_tokens may fit"
     );
     let cheap = r#"{"model":"mdl","max_tokens":1}"#;
     assert_eq!(ask(&gateway, "tg-a", CHAT, cheap).status, 200);
+    wait_settled(&gateway, 3);
     let refused = ask(&gateway, "tg-a", CHAT, cheap);
     assert_eq!(refused.status, 429);
     assert_eq!(refused.json()["error"]["code"], "insufficient_quota");
@@ -326,24 +345,26 @@ fn a_budget_holds_for_what_costs_something() {
     let upstream = metered();
     let prices = "prices: {per: 1, models: {free: {input: 0}, dear: {input: 0.01, output: 0.02}}}";
     let top = format!(
-        "{prices}\n{}",
+        "ledger: {{}}\n{prices}\n{}",
         keys([
-            ", limits: [{budget_monthly: 2}]",
+            ", limits: [{budget_monthly: 1.5}]",
             ", reserved_tokens: 450, limits: [{budget_monthly: 0}]"
         ])
     );
     let upstreams = [&upstream];
     let [free, dear, unpriced] = ["free", "dear", "unpriced"].map(|name| Model(name, &upstreams));
     let gateway = Gateway::start(&services(&top, &[("svc", &[free, dear, unpriced])]));
-    let status = |key: &str, model: &str| {
-        let body = format!("{{\"model\":\"{model}\",\"max_tokens\":50}}");
-        ask(&gateway, key, CHAT, &body).status
+    let mut settled = 0;
+    let mut status = |key: &str, model: &str| {
+        let body = format!("{{\"model\":\"{model}\",\"max_tokens\":1}}");
+        let status = ask(&gateway, key, CHAT, &body).status;
+        settled += usize::from(status == 200);
+        wait_settled(&gateway, settled);
+        status
     };
-    // 100 tokens of input and 50 of output are 2.
-    assert_eq!(
-        ["dear", "dear", "free", "unpriced"].map(|model| status("tg-a", model)),
-        [200, 429, 200, 429]
-    );
+    // 100 tokens of input and 50 of output are 2: more than there was, and more than was asked for.
+    let paying = ["dear", "dear", "free", "unpriced"].map(|model| status("tg-a", model));
+    assert_eq!(paying, [200, 429, 200, 429]);
     // Who has paid before needs no money until that is used up.
     let prepaid = ["dear", "unpriced", "dear", "dear", "free"].map(|model| status("tg-b", model));
     assert_eq!(prepaid, [200, 200, 200, 429, 200]);

@@ -144,7 +144,7 @@ fn a_table_opens_in_a_spreadsheet_as_text() {
     assert_eq!(csv.lines().nth(1).unwrap(), "\"'=HYPERLINK(\"\"http://x\"\")\",1,6,0,0,0,0,1,1");
 }
 
-/// One exchange of 0.2 each, in whatever currency.
+/// Exchanges of 0.1 each, in whatever currency.
 fn spend(gateway: &Gateway, count: u64) -> Vec<u16> {
     let headers = ["X-API-Key: tg-a"];
     let ask =
@@ -165,8 +165,8 @@ fn amounts_in_different_currencies_make_no_sum() {
             config(
                 &format!(
                     "state_directory: {}/state\nledger: {{{database}}}\n\
-                     prices: {{per: 1, currency: {currency}, models: {{mdl: {{input: 0.001, output: 0.002}}}}}}\n\
-                     limits: [{{name: purse, per: key, budget_monthly: 0.45}}]\n\
+                     prices: {{per: 1, currency: {currency}, models: {{mdl: {{input: 0, output: 0.002}}}}}}\n\
+                     limits: [{{name: purse, per: key, budget_monthly: 0.25}}]\n\
                      keys: [{{id: key-a, name: a, hash: \"{}\"}}]",
                     folder.path().display(),
                     hash_of("tg-a"),
@@ -189,14 +189,14 @@ fn amounts_in_different_currencies_make_no_sum() {
             let total = &json["total"];
             json!([json["currency"], total["exchanges"], total["cost"], total["unpriced"]])
         };
-        assert_eq!(total(&first, &[]), json!(["USD", 3, "0.2", 2]));
-        assert_eq!(total(&first, &["--currency", "EUR"]), json!(["EUR", 3, "0.4", 1]));
+        assert_eq!(total(&first, &[]), json!(["USD", 3, "0.1", 2]));
+        assert_eq!(total(&first, &["--currency", "EUR"]), json!(["EUR", 3, "0.2", 1]));
         let own = |query: &str| {
             let path = format!("/api/usage{query}");
             get(first.address(), &path, &["X-API-Key: tg-a"]).json()
         };
-        assert_eq!(own("?currency=EUR")["total"]["cost"], "0.4");
-        assert_eq!(own("")["budgets"][0]["spent"], "0.2");
+        assert_eq!(own("?currency=EUR")["total"]["cost"], "0.2");
+        assert_eq!(own("")["budgets"][0]["spent"], "0.1");
         first.signal(nix::sys::signal::Signal::SIGTERM);
         assert!(first.wait_end().success());
         // So it is after a restart.

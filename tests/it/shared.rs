@@ -69,7 +69,7 @@ fn tokens_places_and_money_are_shared_too() {
     let redis = Redis::start();
     let upstream = metered();
     // Each takes 150, and may take 50 and a few.
-    let tokens = "limits: [{per: key, tokens: 500, window: 1h}]";
+    let tokens = "limits: [{per: key, tokens: 501, window: 1h}]";
     let [one, two] = [0, 1].map(|_| gateway(&url(&redis), tokens, &upstream));
     let settled = |used: u64| {
         eventually("it is settled", || {
@@ -88,7 +88,7 @@ fn tokens_places_and_money_are_shared_too() {
     settled(600);
     assert_eq!(ask(&two, r#"{"model":"mdl","max_tokens":1}"#).status, 429);
 
-    let money = "prices: {per: 1, models: {mdl: {input: 0.01, output: 0.02}}}\nlimits: [{per: key, budget_daily: 5}]";
+    let money = "prices: {per: 1, models: {mdl: {input: 0.01, output: 0.02}}}\nlimits: [{per: key, budget_daily: 5.01}]";
     let other = format!("{}, prefix: other", url(&redis));
     let [one, two] = [0, 1].map(|_| gateway(&other, money, &upstream));
     for gateway in [&one, &two] {
@@ -250,16 +250,49 @@ fn what_ends_while_redis_is_away_is_settled_when_it_is_back() {
     let to = gateway.address();
     let before = std::thread::spawn(move || post(to, CHAT, &["X-API-Key: sk"], BODY).status);
     eventually("it is reserved", || held(&redis) == 2);
-    redis.ask(&["CLIENT", "PAUSE", "3000"]);
+    redis.ask(&["CLIENT", "PAUSE", "600000", "WRITE"]);
     let meanwhile = std::thread::spawn(move || post(to, CHAT, &["X-API-Key: sk"], BODY).status);
     eventually("it is noticed", || metric(&gateway, "proxy_redis_up") == "0");
     go.send(()).unwrap();
     go.send(()).unwrap();
     assert_eq!((before.join().unwrap(), meanwhile.join().unwrap()), (200, 200));
     assert_eq!(metric(&gateway, "proxy_redis_up"), "0");
+    redis.ask(&["CLIENT", "UNPAUSE"]);
     eventually("all is settled", || {
         spent(&redis).contains(&"4000000000".to_owned()) && held(&redis) == 0
     });
+}
+
+#[test]
+fn a_redis_that_has_forgotten_what_goes_on_is_told() {
+    let redis = Redis::start();
+    let (sender, started) = mpsc::channel();
+    let upstream = Upstream::start(move |_, reply: &mut Reply| {
+        reply.begin("text/plain");
+        sender.send(()).unwrap();
+        reply.wait_closed();
+    });
+    let gateway = gateway(&url(&redis), "limits: [{per: key, concurrent: 2}]", &upstream);
+    let open = || {
+        let mut client = Connection::open(gateway.address());
+        client.write(b"GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\nX-API-Key: sk\r\n\r\n").unwrap();
+        client
+    };
+    let status = || get(gateway.address(), "/svc/mdl/x", &["X-API-Key: sk"]).status;
+    let first = open();
+    started.recv().unwrap();
+    redis.ask(&["FLUSHALL"]);
+    eventually("it is told", || held(&redis) == 1);
+    let second = open();
+    started.recv().unwrap();
+    assert_eq!(status(), 429);
+    drop(first);
+    eventually("its end is told", || {
+        let key = redis.ask(&["--scan", "--pattern", "*:limit:*"]);
+        redis.ask(&["HVALS", key.trim()]).starts_with("1\n")
+    });
+    drop(second);
+    eventually("all have ended", || held(&redis) == 0);
 }
 
 #[test]
@@ -275,8 +308,10 @@ fn a_reload_of_its_settings_counts_nothing_twice() {
     let top = format!("api_key: sk\nredis: {{{new}}}\n{limits}");
     std::fs::write(gateway.folder().join("tollgate.yaml"), config(&top, &[&upstream])).unwrap();
     gateway.signal(nix::sys::signal::Signal::SIGHUP);
-    gateway.wait_log("Redis answers");
-    eventually("it is asked again", || metric(&gateway, "proxy_redis_up") == "1");
+    gateway.wait_log("the new configuration is at work");
+    eventually("it is asked again", || {
+        gateway.log().iter().filter(|line| line.contains("Redis answers")).count() == 2
+    });
     assert_eq!(ask(&gateway, BODY).header("x-ratelimit-remaining-requests"), "6");
 }
 

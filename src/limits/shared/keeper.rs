@@ -1,20 +1,23 @@
 //! Who keeps up the connections to Redis, and brings it what has to be known there.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use tokio::sync::mpsc;
 
-use super::super::Clock;
 use super::super::local::{Amounts, Counts, Known, Subject};
+use super::super::{Clock, Moment};
 use super::link::Link;
-use super::{BEAT, Errand, Place, SETTLED_AT_ONCE, Seed, Settlement, Shared};
+use super::{BEAT, Errand, Place, SETTLED_AT_ONCE, Seed, Settlement, Shared, extra, is_of_window};
 use crate::config::Quantity;
 
 /// Errands that wait for the server, beyond which settlements are given up: it stays away for long, and is told all
 /// of it anew then.
 const ERRANDS_MAX: usize = 4096;
+
+/// So many amounts are told with one round trip.
+const TOLD_AT_ONCE: usize = 1000;
 
 /// An errand that the server refuses so often, while it answers otherwise, is given up.
 const TRIES_MAX: usize = 10;
@@ -82,6 +85,10 @@ impl Keeper {
             {
                 shared.lost(&link, &why);
             }
+            // However much there is to settle.
+            if tokio::time::Instant::now() >= until {
+                return true;
+            }
         }
     }
 
@@ -111,13 +118,14 @@ impl Keeper {
                         }
                     }
                 }
-                (Ok(_), Errand::Seed(..)) => {}
+                (Ok(_), Errand::Seed(_)) => {}
                 (Err(why), _) => {
                     self.tries += 1;
                     if self.tries < TRIES_MAX {
                         return Err(why);
                     }
                     log::error!("Redis does not take what was counted here: {why}; it is left out");
+                    shared.wants_totals.store(true, Ordering::SeqCst);
                 }
             }
             self.tries = 0;
@@ -151,11 +159,15 @@ impl Keeper {
     async fn tell(&mut self, shared: &Shared, link: &Link, is_new: bool) -> Result<(), String> {
         let mark = shared.beat(link).await?;
         let has_forgotten = shared.remember(mark);
-        let wants_totals = shared.wants_totals.swap(false, Ordering::SeqCst);
-        if has_forgotten || wants_totals {
+        let is_anew = is_new || has_forgotten;
+        if is_anew {
+            shared.unlink().await;
+        }
+        // A server may also come back as it was some time ago.
+        if shared.wants_totals.swap(false, Ordering::SeqCst) || is_anew {
             self.plan_totals(shared, has_forgotten);
         }
-        if is_new {
+        if is_anew {
             self.plan_places(shared);
         }
         // More may be taken here until the connection is there for all.
@@ -188,6 +200,7 @@ impl Keeper {
         let now = self.clock.now();
         let known = self.counts.known(now);
         let missed = shared.unshared.drain(now);
+        let mut seeds = Seeds::new(shared, now);
         let mut missed_money = HashMap::new();
         for Known { subject, quantity, amounts } in missed {
             match amounts {
@@ -196,7 +209,7 @@ impl Keeper {
                 }
                 // Of windows it is in what is known; or it goes on waiting.
                 Amounts::Window(parts) if !has_forgotten => {
-                    self.take_up(shared, Errand::Seed(subject, quantity, Seed::Parts(parts)));
+                    seeds.add(subject, quantity, Seed::Parts(parts));
                 }
                 _ => {}
             }
@@ -208,57 +221,90 @@ impl Keeper {
         for Known { subject, quantity, amounts } in known {
             let seed = match amounts {
                 Amounts::Window(parts) if has_forgotten => Seed::Parts(parts),
-                Amounts::Money { total, .. } => {
+                Amounts::Money { total, .. } if total > 0 => {
                     let missed = missed_money.get(&subject).map_or(0, |(_, missed)| *missed);
                     Seed::AtLeast(total.saturating_sub(missed))
                 }
-                Amounts::Window(_) | Amounts::Places(_) => continue,
+                _ => continue,
             };
-            self.take_up(shared, Errand::Seed(subject, quantity, seed));
+            seeds.add(subject, quantity, seed);
         }
         for (subject, (quantity, spent)) in missed_money {
-            self.take_up(shared, Errand::Seed(subject, quantity, Seed::More(spent)));
+            seeds.add(subject, quantity, Seed::More(spent));
         }
+        self.take_up_seeds(shared, seeds.seeds);
     }
 
     /// What exchanges hold here: the server may have heard of their beginning and not of their end, or the other way
     /// round.
     fn plan_places(&mut self, shared: &Shared) {
+        let held = shared.held();
+        // What is sent later comes on top of what is told now.
         self.take_up_settlements(shared);
-        let mut places: HashMap<Subject, Place> = shared.doubtful();
-        for Known { subject, quantity, amounts } in self.counts.known(self.clock.now()) {
-            match amounts {
-                Amounts::Places(held) | Amounts::Money { reserved: held, .. } => {
-                    places.insert(subject, Place { quantity, held });
-                }
-                Amounts::Window(_) => {}
-            }
+        let mut places = std::mem::take(&mut *shared.doubtful());
+        for (key, Place { extra, held }) in held.iter() {
+            places.insert(key.clone(), Place { extra: *extra, held: *held });
         }
-        let told: HashSet<Subject> = places.keys().copied().collect();
+        drop(held);
         for (_, errand) in &mut self.errands {
             let Errand::Settle(settlements) = errand else { continue };
-            for settlement in settlements {
-                let is_window =
-                    matches!(settlement.quantity, Quantity::Requests(_) | Quantity::Tokens(..));
-                if !is_window && told.contains(&settlement.subject) {
-                    settlement.back = 0;
-                }
+            for settlement in settlements.iter_mut().filter(|it| !is_of_window(it.quantity)) {
+                (settlement.back, settlement.hold) = (0, 0);
             }
         }
-        for (subject, Place { quantity, held }) in places {
-            self.take_up(shared, Errand::Seed(subject, quantity, Seed::Held(held)));
-        }
+        let seed = |(key, Place { extra, held })| (key, extra, Seed::Held(held));
+        self.take_up_seeds(shared, places.into_iter().map(seed).collect());
     }
 
     /// What was taken while the server was away.
     fn plan_missed(&mut self, shared: &Shared) {
-        for Known { subject, quantity, amounts } in shared.unshared.drain(self.clock.now()) {
+        let now = self.clock.now();
+        let mut seeds = Seeds::new(shared, now);
+        for Known { subject, quantity, amounts } in shared.unshared.drain(now) {
             let seed = match amounts {
                 Amounts::Window(parts) => Seed::Parts(parts),
                 Amounts::Money { spent, .. } if spent > 0 => Seed::More(spent),
-                Amounts::Money { .. } | Amounts::Places(_) => continue,
+                Amounts::Money { .. } | Amounts::Places => continue,
             };
-            self.take_up(shared, Errand::Seed(subject, quantity, seed));
+            seeds.add(subject, quantity, seed);
         }
+        self.take_up_seeds(shared, seeds.seeds);
+    }
+
+    /// Takes up what the server is to be told, in pieces that do not keep it long.
+    fn take_up_seeds(&mut self, shared: &Shared, seeds: Vec<(String, u64, Seed)>) {
+        let (mut piece, mut amounts) = (Vec::new(), 0);
+        for seed in seeds {
+            amounts += match &seed.2 {
+                Seed::Parts(parts) => parts.len(),
+                Seed::AtLeast(_) | Seed::More(_) | Seed::Held(_) => 1,
+            };
+            piece.push(seed);
+            if amounts >= TOLD_AT_ONCE {
+                self.take_up(shared, Errand::Seed(std::mem::take(&mut piece)));
+                amounts = 0;
+            }
+        }
+        if !piece.is_empty() {
+            self.take_up(shared, Errand::Seed(piece));
+        }
+    }
+}
+
+/// What the server is to be told now.
+struct Seeds<'a> {
+    shared: &'a Shared,
+    millis: i64,
+    seeds: Vec<(String, u64, Seed)>,
+}
+
+impl<'a> Seeds<'a> {
+    fn new(shared: &'a Shared, now: Moment) -> Self {
+        Self { shared, millis: now.millis, seeds: Vec::new() }
+    }
+
+    fn add(&mut self, subject: Subject, quantity: Quantity, seed: Seed) {
+        let key = self.shared.key(subject, quantity, self.millis);
+        self.seeds.push((key, extra(quantity, self.millis), seed));
     }
 }

@@ -6,12 +6,11 @@ mod link;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use redis::Script;
-use smallvec::SmallVec;
 use tokio::sync::{Notify, mpsc};
 
 use super::local::{Counts, Exceeded, Standing, Subject};
@@ -38,14 +37,20 @@ const SETTLED_AT_ONCE: usize = 256;
 /// The server, as one gateway has it.
 pub(super) struct Shared {
     pub(super) spec: RedisSpec,
+    /// Who we are among gateways.
+    gateway: String,
+    /// Who holds something there. Another one after a reload that changes the server: what goes on then ends here.
     me: String,
     links: Vec<ArcSwapOption<Link>>,
     next: AtomicUsize,
     gateways: AtomicUsize,
     scripts: Scripts,
     settling: mpsc::Sender<Settlement>,
-    /// Counts of which something is held as long as exchanges go on, and how often.
-    held: Mutex<HashMap<String, usize>>,
+    /// What exchanges hold as long as they go on, by the keys of the counts. What changes it is also sent to be settled
+    /// under its lock: so both are known at any moment.
+    held: Mutex<HashMap<String, Place>>,
+    /// How many takes are waiting for an answer.
+    taking: AtomicUsize,
     /// Woken when the server gave no answer.
     failed: Notify,
     /// Round trips that failed.
@@ -59,8 +64,8 @@ pub(super) struct Shared {
     pub(super) wants_totals: AtomicBool,
     /// The number of the next errand.
     errands: AtomicU64,
-    /// Counts of which the server may have taken something without an answer.
-    doubtful: Mutex<HashMap<Subject, Quantity>>,
+    /// Counts of which the server may hold something of ours that is not held, by their keys.
+    doubtful: Mutex<HashMap<String, Place>>,
 }
 
 struct Health {
@@ -89,16 +94,21 @@ pub(super) struct Claim {
 pub(super) struct Settlement {
     pub(super) subject: Subject,
     pub(super) quantity: Quantity,
-    /// The part of a window that it was counted in; of money, when its time began.
+    /// The part of a window that it was counted in, or as a negative number how many microseconds ago; of money, when its
+    /// time began.
     pub(super) spot: i64,
+    /// What is held no longer, or was not taken.
     pub(super) back: u64,
+    /// What was taken beyond it.
     pub(super) more: u64,
+    /// What is held from now on.
+    pub(super) hold: u64,
 }
 
 /// What the server is brought, once.
 enum Errand {
     Settle(Vec<Settlement>),
-    Seed(Subject, Quantity, Seed),
+    Seed(Vec<(String, u64, Seed)>),
 }
 
 /// What it is told of a count.
@@ -115,8 +125,25 @@ enum Seed {
 
 /// What exchanges hold of a count.
 struct Place {
-    quantity: Quantity,
+    /// Of the scripts.
+    extra: u64,
     held: u64,
+}
+
+/// A take that is waited for.
+struct Taking<'a>(&'a AtomicUsize);
+
+impl<'a> Taking<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// What was taken.
@@ -146,10 +173,11 @@ impl Shared {
         let (settling, settlements) = mpsc::channel(SETTLING_MAX);
         let shared = Arc::new(Self {
             spec: spec.clone(),
-            me: previous.map_or_else(|| format!("{:016x}", fastrand::u64(..)), |it| it.me.clone()),
+            gateway: previous.map_or_else(name, |it| it.gateway.clone()),
+            me: name(),
             links: (0..spec.connections).map(|_| ArcSwapOption::empty()).collect(),
             next: AtomicUsize::new(0),
-            gateways: AtomicUsize::new(1),
+            gateways: AtomicUsize::new(previous.map_or(1, |it| it.gateways())),
             scripts: Scripts {
                 take: Script::new(include_str!("take.lua")),
                 settle: Script::new(include_str!("settle.lua")),
@@ -158,13 +186,14 @@ impl Shared {
             },
             settling,
             held: Mutex::default(),
+            taking: AtomicUsize::new(0),
             failed: Notify::new(),
             failures: AtomicU64::new(0),
             health: Mutex::new(Health { why: Some("not connected yet".to_owned()), told: false }),
             unshared: previous.map(|it| Arc::clone(&it.unshared)).unwrap_or_default(),
             mark: Mutex::new(previous.and_then(|it| it.mark())),
             wants_totals: AtomicBool::new(false),
-            errands: AtomicU64::new(fastrand::u64(..) >> 16 << 16),
+            errands: AtomicU64::new(1),
             doubtful: Mutex::default(),
         });
         let (weak, counts) = (Arc::downgrade(&shared), Arc::clone(counts));
@@ -188,12 +217,23 @@ impl Shared {
         has_forgotten
     }
 
-    /// Takes out the counts of which the server may have taken something without an answer; we hold nothing of them.
-    fn doubtful(&self) -> HashMap<Subject, Place> {
-        let doubtful =
-            std::mem::take(&mut *self.doubtful.lock().unwrap_or_else(PoisonError::into_inner));
-        let place = |(subject, quantity)| (subject, Place { quantity, held: 0 });
-        doubtful.into_iter().map(place).collect()
+    fn held(&self) -> MutexGuard<'_, HashMap<String, Place>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn doubtful(&self) -> MutexGuard<'_, HashMap<String, Place>> {
+        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on nothing is taken there, and what is being taken has had its answer or will have none.
+    async fn unlink(&self) {
+        for link in &self.links {
+            link.store(None);
+        }
+        let until = tokio::time::Instant::now() + 2 * self.spec.timeout;
+        while self.taking.load(Ordering::SeqCst) > 0 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     async fn connect(&self) -> Result<Link, String> {
@@ -230,6 +270,7 @@ impl Shared {
         claims: &[Claim],
         now_millis: i64,
     ) -> Result<Result<Vec<Given>, (usize, Exceeded)>, Away> {
+        let _taking = Taking::new(&self.taking);
         let link = self.link().ok_or(Away)?;
         let mut call = self.scripts.take.prepare_invoke();
         call.arg(&self.me);
@@ -243,7 +284,7 @@ impl Shared {
         let answer: Vec<i64> = match link.call(&call, self.spec.timeout).await {
             Ok(answer) => answer,
             Err(why) => {
-                self.doubt(claims);
+                self.doubt(claims, now_millis);
                 self.lost(&link, &why);
                 return Err(Away);
             }
@@ -268,7 +309,7 @@ impl Shared {
             [1, rest @ ..] if rest.len() == 3 * claims.len() => {
                 let parts = rest.chunks(3).zip(claims);
                 let taken = parts.map(|(part, claim)| {
-                    self.hold(claim, now_millis, true);
+                    self.hold(claim, now_millis);
                     let standing = standing(part[0], part[1], claim.quantity);
                     match claim.quantity {
                         Quantity::Money(calendar) => {
@@ -287,43 +328,66 @@ impl Shared {
         }
     }
 
-    fn doubt(&self, claims: &[Claim]) {
-        let mut doubtful = self.doubtful.lock().unwrap_or_else(PoisonError::into_inner);
-        for claim in claims {
-            if !matches!(claim.quantity, Quantity::Requests(_) | Quantity::Tokens(..)) {
-                doubtful.insert(claim.subject, claim.quantity);
-            }
+    fn doubt(&self, claims: &[Claim], millis: i64) {
+        let mut doubtful = self.doubtful();
+        for claim in claims.iter().filter(|claim| !is_of_window(claim.quantity)) {
+            let key = self.key(claim.subject, claim.quantity, millis);
+            doubtful.insert(key, Place { extra: extra(claim.quantity, millis), held: 0 });
         }
+    }
+
+    /// Notes what the server holds for an exchange.
+    fn hold(&self, claim: &Claim, millis: i64) {
+        if !is_of_window(claim.quantity) && claim.amount > 0 {
+            self.held_more(&mut self.held(), claim, millis);
+        }
+    }
+
+    /// Holds what was taken here while the server was away: it is told.
+    pub(super) fn hold_here(&self, claim: &Claim, millis: i64) {
+        let Claim { subject, quantity, amount, .. } = *claim;
+        if is_of_window(quantity) || amount == 0 {
+            return;
+        }
+        let spot = match quantity {
+            Quantity::Money(calendar) => calendar.begin(millis),
+            _ => 0,
+        };
+        let mut held = self.held();
+        self.held_more(&mut held, claim, millis);
+        self.send(Settlement { subject, quantity, spot, back: 0, more: 0, hold: amount });
+    }
+
+    fn held_more(&self, held: &mut HashMap<String, Place>, claim: &Claim, millis: i64) {
+        let key = self.key(claim.subject, claim.quantity, millis);
+        let new = || Place { extra: extra(claim.quantity, millis), held: 0 };
+        held.entry(key).or_insert_with(new).held += claim.amount;
     }
 
     /// Settles an amount that was taken, soon.
     pub(super) fn settle(&self, settlement: Settlement) {
-        let Settlement { subject, quantity, .. } = settlement;
-        let claim = Claim { subject, quantity, amount: 0, max: 0 };
-        if settlement.back > 0 {
-            self.hold(&claim, settlement.spot, false);
-        }
-        if self.settling.try_send(settlement).is_err() {
-            self.wants_totals.store(true, Ordering::SeqCst);
-        }
-    }
-
-    /// Notes what has to be heard of as long as it goes on.
-    pub(super) fn hold(&self, claim: &Claim, millis: i64, is_taken: bool) {
-        let is_window = matches!(claim.quantity, Quantity::Requests(_) | Quantity::Tokens(..));
-        if is_window || is_taken && claim.amount == 0 {
-            return;
-        }
-        let key = self.key(claim.subject, claim.quantity, millis);
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_taken {
-            *held.entry(key).or_default() += 1;
-        } else if let Entry::Occupied(mut count) = held.entry(key) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
+        let Settlement { subject, quantity, spot, back, .. } = settlement;
+        let mut held = self.held();
+        if back > 0
+            && !is_of_window(quantity)
+            && let Entry::Occupied(mut place) = held.entry(self.key(subject, quantity, spot))
+        {
+            let left = place.get().held.saturating_sub(back);
+            if left == 0 {
+                place.remove();
+            } else {
+                place.get_mut().held = left;
             }
         }
+        self.send(settlement);
+    }
+
+    /// As many wait as may: then the server is told all that is held and spent when it answers again.
+    fn send(&self, settlement: Settlement) {
+        let Err(settlement) = self.settling.try_send(settlement) else { return };
+        let Settlement { subject, quantity, spot, .. } = settlement.into_inner();
+        self.wants_totals.store(true, Ordering::SeqCst);
+        self.doubt(&[Claim { subject, quantity, amount: 0, max: 0 }], spot);
     }
 
     /// The key of a count. All are in one slot of a cluster, so that a script can take several.
@@ -338,18 +402,17 @@ impl Shared {
         }
     }
 
-    /// A link gave no answer: it is not used until there is one again.
+    /// A link gave no answer: none is used until there is one again, for the server may have taken what is not known here.
     fn lost(&self, link: &Arc<Link>, why: &str) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let mut is_news = false;
         for known in &self.links {
-            let is_it = known.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, link));
-            if is_it {
-                known.store(None);
-                is_news = true;
-            }
+            is_news |= known.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, link));
         }
         if is_news {
+            for known in &self.links {
+                known.store(None);
+            }
             self.note(Some(why.to_owned()));
             self.failed.notify_one();
         }
@@ -388,15 +451,15 @@ impl Shared {
         let prefix = &self.spec.prefix;
         let script = match errand {
             Errand::Settle(_) => &self.scripts.settle,
-            Errand::Seed(..) => &self.scripts.seed,
+            Errand::Seed(_) => &self.scripts.seed,
         };
         let mut call = script.prepare_invoke();
-        call.key(format!("{{{prefix}}}:done:{}:{number:x}", self.me));
-        call.arg(&self.me);
+        call.key(format!("{{{prefix}}}:done:{}", self.me));
+        call.arg(&self.me).arg(number);
         match errand {
             Errand::Settle(settlements) => {
                 for settlement in settlements {
-                    let Settlement { subject, quantity, spot, back, more } = settlement;
+                    let Settlement { subject, quantity, spot, back, more, hold } = settlement;
                     let is_money = matches!(quantity, Quantity::Money(_));
                     let millis = if is_money { *spot } else { now.millis };
                     call.key(self.key(*subject, *quantity, millis));
@@ -404,20 +467,23 @@ impl Shared {
                         .arg((*back).min(NUMBER_MAX))
                         .arg((*more).min(NUMBER_MAX))
                         .arg(if is_money { 0 } else { *spot })
-                        .arg(extra(*quantity, millis));
+                        .arg(extra(*quantity, millis))
+                        .arg((*hold).min(NUMBER_MAX));
                 }
             }
-            Errand::Seed(subject, quantity, seed) => {
-                call.key(self.key(*subject, *quantity, now.millis));
-                let (how, amounts) = match seed {
-                    Seed::Parts(parts) => ("parts", &parts[..]),
-                    Seed::AtLeast(spent) => ("at least", &[(0, *spent)][..]),
-                    Seed::More(spent) => ("more", &[(0, *spent)][..]),
-                    Seed::Held(held) => ("held", &[(0, *held)][..]),
-                };
-                call.arg(how).arg(extra(*quantity, now.millis));
-                for (ago, amount) in amounts {
-                    call.arg(*ago).arg((*amount).min(NUMBER_MAX));
+            Errand::Seed(seeds) => {
+                for (key, extra, seed) in seeds {
+                    call.key(key);
+                    let (how, amounts) = match seed {
+                        Seed::Parts(parts) => ("parts", &parts[..]),
+                        Seed::AtLeast(spent) => ("at least", &[(0, *spent)][..]),
+                        Seed::More(spent) => ("more", &[(0, *spent)][..]),
+                        Seed::Held(held) => ("held", &[(0, *held)][..]),
+                    };
+                    call.arg(how).arg(*extra).arg(amounts.len());
+                    for (ago, amount) in amounts {
+                        call.arg(*ago).arg((*amount).min(COMPARED_MAX));
+                    }
                 }
             }
         }
@@ -426,19 +492,27 @@ impl Shared {
 
     /// Says that we are there; the mark of the server's memory.
     async fn beat(&self, link: &Link) -> Result<String, String> {
-        let held: SmallVec<[String; 8]> =
-            self.held.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        let held: Vec<String> = self.held().keys().cloned().collect();
         let prefix = &self.spec.prefix;
         let mut call = self.scripts.beat.prepare_invoke();
         call.key(format!("{{{prefix}}}:gateways")).key(format!("{{{prefix}}}:memory"));
         for key in held {
             call.key(key);
         }
-        call.arg(&self.me).arg(format!("{:016x}", fastrand::u64(..)));
+        call.arg(&self.gateway).arg(&self.me).arg(name());
         let (gateways, mark): (usize, String) = link.call(&call, self.spec.timeout).await?;
         self.gateways.store(gateways.max(1), Ordering::Relaxed);
         Ok(mark)
     }
+}
+
+/// A name that nobody else has.
+fn name() -> String {
+    format!("{:016x}", fastrand::u64(..))
+}
+
+fn is_of_window(quantity: Quantity) -> bool {
+    matches!(quantity, Quantity::Requests(_) | Quantity::Tokens(..))
 }
 
 /// What a count is, for the scripts.

@@ -67,7 +67,7 @@ for at = 1, #KEYS do
   if kind == 'w' then
     local part = math.floor(now / extra)
     local sum, oldest, newest = window(key, part, extra)
-    if sum + amount > max then
+    if amount > 0 and sum + amount > max then
       local reset = sum > 0 and (newest + 1 + PARTS) * extra - now or 0
       local wait, freed = PARTS * extra, 0
       for known = oldest, newest do
@@ -82,12 +82,12 @@ for at = 1, #KEYS do
     plan[at] = { sum, oldest, math.max(part, newest) }
   elseif kind == 'c' then
     local sum = held(key)
-    if sum + amount > max then return { 0, at, sum, 0, 1000 } end
+    if amount > 0 and sum + amount > max then return { 0, at, sum, 0, 1000 } end
     plan[at] = { sum }
   else
     local spent = number(redis.call('HGET', key, 'spent'))
     local sum = spent + held(key)
-    if sum + amount > max then return { 0, at, sum, 0, 0 } end
+    if amount > 0 and sum + amount > max then return { 0, at, sum, 0, 0 } end
     plan[at] = { sum, nil, spent }
   end
 end
@@ -106,9 +106,11 @@ for at = 1, #KEYS do
     end
     reset = math.ceil(((part + 1 + PARTS) * extra - now) / 1000)
   else
-    redis.call('HINCRBY', key, 'g:' .. me, amount)
-    redis.call('HSET', key, 't:' .. me, seconds)
-    redis.call('EXPIRE', key, extra)
+    if amount > 0 then
+      redis.call('HINCRBY', key, 'g:' .. me, amount)
+      redis.call('HSET', key, 't:' .. me, seconds)
+      redis.call('EXPIRE', key, extra)
+    end
   end
   table.insert(answer, sum + amount)
   table.insert(answer, reset)
