@@ -42,7 +42,6 @@ impl Refusal {
             }
             Self::ModelUnknown { model } => format!("there is no model \"{}\"", echo(model)),
             Self::LengthRequired => "send the body with a Content-Length".into(),
-            Self::TooManyBodies => try_again("too many requests are being read"),
             Self::KeyMissing
             | Self::KeyWrong
             | Self::KeysDiffer
@@ -50,15 +49,10 @@ impl Refusal {
             | Self::KeyDisabled
             | Self::KeyExpired
             | Self::AddressDenied
+            | Self::OtherOrigin
             | Self::NotAllowed => self.about_rights().into(),
             Self::ModelDenied { model } => not_for(model),
-            Self::OtherOrigin => "pages of other origins may not do this".into(),
-            Self::NoRoute { path } => {
-                format!(
-                    "nothing at {}: paths are /{{service}}/{{model}}/... or /v1/...",
-                    echo(path)
-                )
-            }
+            Self::NoRoute { path } => no_route(path),
             Self::NoService { service } => no_service(service),
             Self::NoModel { service, model } => {
                 format!("service \"{}\" has no model for \"{}\"", echo(service), echo(model))
@@ -83,17 +77,31 @@ impl Refusal {
             Self::Interrupted { pool, why } => {
                 format!("the answer of {} was interrupted: {why}", echo(pool))
             }
-            Self::TooManyConnections => try_again("too many open connections"),
-            Self::TooManyReports => try_again("other reports are being made"),
-            Self::LedgerAway => try_again("the ledger's database cannot be read now"),
-            Self::TokensUnknown => try_again("tokens cannot be verified now"),
-            Self::LimitsUnknown => try_again("rate limits cannot be looked up"),
-            Self::Draining => try_again("the gateway is shutting down"),
+            Self::TooManyBodies
+            | Self::TooManyConnections
+            | Self::TooManyReports
+            | Self::LedgerAway
+            | Self::TokensUnknown
+            | Self::LimitsUnknown
+            | Self::Draining => try_again(self.about_now()),
             Self::BackendSlow { pool, deadline, limit } => format!(
                 "the backend of {} took too long ({deadline}: {} s)",
                 echo(pool),
                 limit.as_secs_f64(),
             ),
+        }
+    }
+
+    /// What passes by itself.
+    fn about_now(&self) -> &'static str {
+        match self {
+            Self::TooManyBodies => "too many requests are being read",
+            Self::TooManyConnections => "too many open connections",
+            Self::TooManyReports => "other reports are being made",
+            Self::LedgerAway => "the ledger's database cannot be read now",
+            Self::TokensUnknown => "tokens cannot be verified now",
+            Self::LimitsUnknown => "rate limits cannot be looked up",
+            _ => "the gateway is shutting down",
         }
     }
 
@@ -110,10 +118,15 @@ impl Refusal {
             Self::KeyDisabled => "the API key is switched off: ask for another one",
             Self::KeyExpired => "the API key has expired: ask for a new one",
             Self::AddressDenied => "this is not allowed from your address",
+            Self::OtherOrigin => "pages of other origins may not do this",
             Self::NotAllowed => "the API key is not for this",
             _ => "the API key is not valid here",
         }
     }
+}
+
+fn no_route(path: &str) -> String {
+    format!("nothing at {}: paths are /{{service}}/{{model}}/... or /v1/...", echo(path))
 }
 
 /// A client's own text, cut to a length that keeps messages readable.
