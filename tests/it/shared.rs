@@ -1,6 +1,8 @@
 //! Limits that several gateways share in a real Redis.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use crate::harness::{
     Answer, Authority, Connection, Gateway, Redis, Reply, Upstream, config, eventually, free_port,
@@ -188,7 +190,7 @@ fn what_one_limit_refuses_does_not_wear_out_another() {
     let status = |body: &str| ask(&gateway, body).status;
     assert_eq!([status(fine), status(fine)], [200, 200]);
     eventually("the tokens are settled", || status(fine) == 429);
-    std::thread::park_timeout(std::time::Duration::from_millis(2100));
+    std::thread::park_timeout(Duration::from_millis(2100));
     assert_eq!(ask(&gateway, fine).status, 429);
     let keys = redis.ask(&["--scan", "--pattern", "*:limit:*"]);
     for key in keys.lines() {
@@ -293,6 +295,41 @@ fn a_redis_that_has_forgotten_what_goes_on_is_told() {
     });
     drop(second);
     eventually("all have ended", || held(&redis) == 0);
+}
+
+#[test]
+fn connections_that_end_or_hang_leave_nothing_held_and_lose_no_money() {
+    let redis = Redis::start();
+    let upstream = metered();
+    let limits = "prices: {per: 1, models: {mdl: {input: 0.01, output: 0.02}}}\n\
+                  limits: [{per: key, budget_monthly: 100000, concurrent: 4}]";
+    let gateways = [0, 1].map(|_| gateway(&url(&redis), limits, &upstream));
+    let ends = AtomicBool::new(false);
+    let admitted: u64 = std::thread::scope(|scope| {
+        let client = |at: usize| {
+            let (gateway, ends) = (&gateways[at % 2], &ends);
+            scope.spawn(move || {
+                let mut admitted = 0;
+                while !ends.load(Ordering::SeqCst) {
+                    admitted += u64::from(ask(gateway, BODY).status == 200);
+                }
+                admitted
+            })
+        };
+        let clients: Vec<_> = (0..6).map(client).collect();
+        for _ in 0..10 {
+            std::thread::park_timeout(Duration::from_millis(150));
+            redis.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+            // Longer than an answer is waited for.
+            std::thread::park_timeout(Duration::from_millis(150));
+            redis.ask(&["CLIENT", "PAUSE", "300", "WRITE"]);
+        }
+        ends.store(true, Ordering::SeqCst);
+        clients.into_iter().map(|client| client.join().unwrap()).sum()
+    });
+    // Each costs 2.
+    let all = format!("{}000000000", 2 * admitted);
+    eventually("all is settled", || held(&redis) == 0 && spent(&redis).contains(&all));
 }
 
 #[test]

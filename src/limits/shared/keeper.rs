@@ -249,6 +249,10 @@ impl Keeper {
         for (_, errand) in &mut self.errands {
             let Errand::Settle(settlements) = errand else { continue };
             for settlement in settlements.iter_mut().filter(|it| !is_of_window(it.quantity)) {
+                let Settlement { subject, quantity, spot, .. } = *settlement;
+                // It is in what is told: also where nothing is held any more.
+                let none = || Place { extra: extra(quantity, spot), held: 0 };
+                places.entry(shared.key(subject, quantity, spot)).or_insert_with(none);
                 (settlement.back, settlement.hold) = (0, 0);
             }
         }

@@ -51,6 +51,8 @@ pub(super) struct Shared {
     held: Mutex<HashMap<String, Place>>,
     /// How many takes are waiting for an answer.
     taking: AtomicUsize,
+    /// How often the links were lost: what was sent before may not be taken after the server was told what is held.
+    epoch: AtomicU64,
     /// Woken when the server gave no answer.
     failed: Notify,
     /// Round trips that failed.
@@ -187,6 +189,7 @@ impl Shared {
             settling,
             held: Mutex::default(),
             taking: AtomicUsize::new(0),
+            epoch: AtomicU64::new(0),
             failed: Notify::new(),
             failures: AtomicU64::new(0),
             health: Mutex::new(Health { why: Some("not connected yet".to_owned()), told: false }),
@@ -227,6 +230,7 @@ impl Shared {
 
     /// From now on nothing is taken there, and what is being taken has had its answer or will have none.
     async fn unlink(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
         for link in &self.links {
             link.store(None);
         }
@@ -271,9 +275,11 @@ impl Shared {
         now_millis: i64,
     ) -> Result<Result<Vec<Given>, (usize, Exceeded)>, Away> {
         let _taking = Taking::new(&self.taking);
+        let epoch = self.epoch.load(Ordering::SeqCst);
         let link = self.link().ok_or(Away)?;
         let mut call = self.scripts.take.prepare_invoke();
-        call.arg(&self.me);
+        call.key(self.own_key("epoch"));
+        call.arg(&self.me).arg(epoch);
         for claim in claims {
             call.key(self.key(claim.subject, claim.quantity, now_millis));
             call.arg(kind(claim.quantity))
@@ -390,6 +396,11 @@ impl Shared {
         self.doubt(&[Claim { subject, quantity, amount: 0, max: 0 }], spot);
     }
 
+    /// A key that is about us.
+    fn own_key(&self, what: &str) -> String {
+        format!("{{{}}}:{what}:{}", self.spec.prefix, self.me)
+    }
+
     /// The key of a count. All are in one slot of a cluster, so that a script can take several.
     fn key(&self, subject: Subject, quantity: Quantity, millis: i64) -> String {
         let prefix = &self.spec.prefix;
@@ -448,13 +459,12 @@ impl Shared {
         errand: &Errand,
         now: Moment,
     ) -> Result<Vec<i64>, String> {
-        let prefix = &self.spec.prefix;
         let script = match errand {
             Errand::Settle(_) => &self.scripts.settle,
             Errand::Seed(_) => &self.scripts.seed,
         };
         let mut call = script.prepare_invoke();
-        call.key(format!("{{{prefix}}}:done:{}", self.me));
+        call.key(self.own_key("done"));
         call.arg(&self.me).arg(number);
         match errand {
             Errand::Settle(settlements) => {
@@ -472,6 +482,8 @@ impl Shared {
                 }
             }
             Errand::Seed(seeds) => {
+                call.key(self.own_key("epoch"));
+                call.arg(self.epoch.load(Ordering::SeqCst));
                 for (key, extra, seed) in seeds {
                     call.key(key);
                     let (how, amounts) = match seed {
