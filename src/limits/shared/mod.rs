@@ -1,5 +1,6 @@
 //! Counts that gateways share, in Redis: one round trip an exchange, and none while the server is away.
 
+mod errand;
 mod keeper;
 mod link;
 
@@ -15,8 +16,9 @@ use tokio::sync::{Notify, mpsc};
 
 use super::local::{Counts, Exceeded, Standing, Subject};
 use super::window::{Length, PARTS};
-use super::{Clock, Moment, until_end};
+use super::{Clock, until_end};
 use crate::config::{Quantity, RedisSpec, WhenDown};
+pub(super) use errand::Settlement;
 use link::Link;
 
 /// How often a gateway says that it is there, and looks for a server that was away.
@@ -90,39 +92,6 @@ pub(super) struct Claim {
     pub(super) quantity: Quantity,
     pub(super) amount: u64,
     pub(super) max: u64,
-}
-
-/// What is known of an amount afterwards.
-pub(super) struct Settlement {
-    pub(super) subject: Subject,
-    pub(super) quantity: Quantity,
-    /// The part of a window that it was counted in, or as a negative number how many microseconds ago; of money, when its
-    /// time began.
-    pub(super) spot: i64,
-    /// What is held no longer, or was not taken.
-    pub(super) back: u64,
-    /// What was taken beyond it.
-    pub(super) more: u64,
-    /// What is held from now on.
-    pub(super) hold: u64,
-}
-
-/// What the server is brought, once.
-enum Errand {
-    Settle(Vec<Settlement>),
-    Seed(Vec<(String, u64, Seed)>),
-}
-
-/// What it is told of a count.
-enum Seed {
-    /// Of a window: what was taken, by how many parts ago it was.
-    Parts(Vec<(u64, u64)>),
-    /// That so much money was spent, or more.
-    AtLeast(u64),
-    /// That so much more was spent.
-    More(u64),
-    /// How much exchanges of ours hold: places, or money that they may spend.
-    Held(u64),
 }
 
 /// What exchanges hold of a count.
@@ -449,57 +418,6 @@ impl Shared {
             _ => {}
         }
         *health = Health { told: why.is_some(), why };
-    }
-
-    /// Runs an errand, if that was not done yet. How much money is spent then of each that is settled, or nothing.
-    async fn run(
-        &self,
-        link: &Link,
-        number: u64,
-        errand: &Errand,
-        now: Moment,
-    ) -> Result<Vec<i64>, String> {
-        let script = match errand {
-            Errand::Settle(_) => &self.scripts.settle,
-            Errand::Seed(_) => &self.scripts.seed,
-        };
-        let mut call = script.prepare_invoke();
-        call.key(self.own_key("done"));
-        call.arg(&self.me).arg(number);
-        match errand {
-            Errand::Settle(settlements) => {
-                for settlement in settlements {
-                    let Settlement { subject, quantity, spot, back, more, hold } = settlement;
-                    let is_money = matches!(quantity, Quantity::Money(_));
-                    let millis = if is_money { *spot } else { now.millis };
-                    call.key(self.key(*subject, *quantity, millis));
-                    call.arg(kind(*quantity))
-                        .arg((*back).min(NUMBER_MAX))
-                        .arg((*more).min(NUMBER_MAX))
-                        .arg(if is_money { 0 } else { *spot })
-                        .arg(extra(*quantity, millis))
-                        .arg((*hold).min(NUMBER_MAX));
-                }
-            }
-            Errand::Seed(seeds) => {
-                call.key(self.own_key("epoch"));
-                call.arg(self.epoch.load(Ordering::SeqCst));
-                for (key, extra, seed) in seeds {
-                    call.key(key);
-                    let (how, amounts) = match seed {
-                        Seed::Parts(parts) => ("parts", &parts[..]),
-                        Seed::AtLeast(spent) => ("at least", &[(0, *spent)][..]),
-                        Seed::More(spent) => ("more", &[(0, *spent)][..]),
-                        Seed::Held(held) => ("held", &[(0, *held)][..]),
-                    };
-                    call.arg(how).arg(*extra).arg(amounts.len());
-                    for (ago, amount) in amounts {
-                        call.arg(*ago).arg((*amount).min(COMPARED_MAX));
-                    }
-                }
-            }
-        }
-        link.call(&call, self.spec.timeout).await
     }
 
     /// Says that we are there; the mark of the server's memory.
