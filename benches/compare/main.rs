@@ -120,6 +120,13 @@ fn report(series: &[Series]) {
         });
         println!("| {} | {}", one.name, cells.join(" "));
     }
+    let named = |name| series.iter().find(|series| series.name == name);
+    if let (Some(metered), Some(plain)) = (named(process::METERED), named(process::BY_PATH)) {
+        let [requests, prompts, events] = measured.map(|of| median_ratio(of(metered), of(plain)));
+        println!(
+            "\nMetered to not metered: {requests:.2} a request, {prompts:.2} a prompt, {events:.2} an event"
+        );
+    }
 }
 
 /// The median of the rounds' ratios: each round compares what ran within the same minute.

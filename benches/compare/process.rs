@@ -81,6 +81,9 @@ pub(crate) fn bare(upstream: SocketAddr) -> Contestant {
     start("bare Pingora", address, "", command, folder())
 }
 
+pub(crate) const BY_PATH: &str = "Tollgate, by path";
+pub(crate) const METERED: &str = "Tollgate, by path, metered";
+
 /// How Tollgate is asked, and what it does besides.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -110,8 +113,8 @@ pub(crate) fn tollgate(upstream: SocketAddr, mode: Mode) -> Contestant {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     command.arg("-c").arg(file);
     let (name, path) = match mode {
-        Mode::Path => ("Tollgate, by path", "/bench/m"),
-        Mode::Metered => ("Tollgate, by path, metered", "/bench/m"),
+        Mode::Path => (BY_PATH, "/bench/m"),
+        Mode::Metered => (METERED, "/bench/m"),
         Mode::FrontDoor => ("Tollgate, front door", ""),
     };
     start(name, address, path, command, folder)
