@@ -40,14 +40,6 @@ fn wait_settled(gateway: &Gateway, exchanges: usize) {
     eventually("it is settled", || get(gateway.address(), "/metrics", &[]).text().contains(&rows));
 }
 
-/// Tells usage: 100 tokens of input and 50 of output.
-fn metered() -> Upstream {
-    Upstream::start(|_, reply| {
-        let body = br#"{"choices":[{}],"usage":{"prompt_tokens":100,"completion_tokens":50}}"#;
-        reply.send(200, &[("Content-Type", "application/json")], body);
-    })
-}
-
 #[test]
 fn a_key_that_has_used_up_its_requests_gets_429_and_is_told_when_to_come_again() {
     let upstream = Upstream::start(|_, reply| {
@@ -179,7 +171,7 @@ fn clients_without_a_key_of_their_own_are_limited_by_address_as_the_variables_sa
 
 #[test]
 fn tokens_are_reserved_before_and_settled_after() {
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let limit = "{per: key, tokens: 1000, window: 1h}";
     let top = format!("ledger: {{}}\nlimits: [{limit}]\n{}", keys(["", ""]));
     let gateway = Gateway::start(&config(&top, &[&upstream]));
@@ -209,7 +201,7 @@ fn tokens_are_reserved_before_and_settled_after() {
 
 #[test]
 fn input_and_output_can_be_limited_by_themselves() {
-    let upstream = metered();
+    let upstream = Upstream::metered();
     for (limit, passed) in [("tokens_input: 250", 3), ("tokens_output: 120", 3), ("tokens: 302", 3)]
     {
         let limit = format!("{{per: key, {limit}, window: 1h}}");
@@ -297,7 +289,7 @@ const PRICES: &str = "prices: {per: 1, models: {mdl: {input: 0.01, output: 0.02}
 
 #[test]
 fn a_budget_that_is_used_up_refuses_until_the_month_is_over_and_survives_a_restart() {
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let top = format!(
         "ledger: {{}}\n{PRICES}\n{}",
         keys([", limits: [{name: wallet, budget_monthly: 5}]", ""])
@@ -342,7 +334,7 @@ fn a_budget_that_is_used_up_refuses_until_the_month_is_over_and_survives_a_resta
 
 #[test]
 fn a_budget_holds_for_what_costs_something() {
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let prices = "prices: {per: 1, models: {free: {input: 0}, dear: {input: 0.01, output: 0.02}}}";
     let top = format!(
         "ledger: {{}}\n{prices}\n{}",
@@ -372,7 +364,7 @@ fn a_budget_holds_for_what_costs_something() {
 
 #[test]
 fn a_keys_own_limits_are_counted_beside_those_of_everybody() {
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let own = ", limits: [{requests: 3, window: 1h}, {concurrent: 1}]";
     let top = format!(
         "limits: [{{per: key, requests: 5, window: 1h}}, {{per: key, concurrent: 8}}]\n{}",

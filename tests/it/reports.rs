@@ -154,10 +154,7 @@ fn spend(gateway: &Gateway, count: u64) -> Vec<u16> {
 
 #[test]
 fn amounts_in_different_currencies_make_no_sum() {
-    let upstream = Upstream::start(|_, reply| {
-        let body = r#"{"usage":{"prompt_tokens":100,"completion_tokens":50}}"#;
-        reply.send(200, &[("Content-Type", "application/json")], body.as_bytes());
-    });
+    let upstream = Upstream::metered();
     let postgres = Postgres::start();
     for database in ["", &format!("database: \"{}\"", postgres.url())] {
         let folder = tempfile::tempdir().unwrap();

@@ -38,17 +38,28 @@ fn metric(gateway: &Gateway, name: &str) -> String {
     line.rsplit(' ').next().unwrap_or_default().to_owned()
 }
 
-fn metered() -> Upstream {
-    Upstream::start(|_, reply| {
-        let body = br#"{"choices":[{}],"usage":{"prompt_tokens":100,"completion_tokens":50}}"#;
-        reply.send(200, &[("Content-Type", "application/json")], body);
-    })
+/// An upstream whose answers end when the client leaves, and word of each that begins.
+fn lasting() -> (Upstream, mpsc::Receiver<()>) {
+    let (sender, started) = mpsc::channel();
+    let upstream = Upstream::start(move |_, reply: &mut Reply| {
+        reply.begin("text/plain");
+        sender.send(()).unwrap();
+        reply.wait_closed();
+    });
+    (upstream, started)
+}
+
+/// A client that waits for all of an answer.
+fn open(gateway: &Gateway) -> Connection {
+    let mut client = Connection::open(gateway.address());
+    client.write(b"GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\nX-API-Key: sk\r\n\r\n").unwrap();
+    client
 }
 
 #[test]
 fn what_one_gateway_takes_the_other_one_counts() {
     let redis = Redis::start();
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let limits = "limits: [{per: key, requests: 4, window: 1h}]";
     let [one, two] = [0, 1].map(|_| gateway(&url(&redis), limits, &upstream));
     let mut remaining = Vec::new();
@@ -69,7 +80,7 @@ fn what_one_gateway_takes_the_other_one_counts() {
 #[test]
 fn tokens_places_and_money_are_shared_too() {
     let redis = Redis::start();
-    let upstream = metered();
+    let upstream = Upstream::metered();
     // Each takes 150, and may take 50 and a few.
     let tokens = "limits: [{per: key, tokens: 501, window: 1h}]";
     let [one, two] = [0, 1].map(|_| gateway(&url(&redis), tokens, &upstream));
@@ -114,19 +125,9 @@ fn tokens_places_and_money_are_shared_too() {
 #[test]
 fn places_are_shared_and_free_when_an_exchange_ends() {
     let redis = Redis::start();
-    let (sender, started) = mpsc::channel();
-    let upstream = Upstream::start(move |_, reply: &mut Reply| {
-        reply.begin("text/plain");
-        sender.send(()).unwrap();
-        reply.wait_closed();
-    });
+    let (upstream, started) = lasting();
     let limits = "limits: [{per: key, concurrent: 1}]";
     let [one, two] = [0, 1].map(|_| gateway(&url(&redis), limits, &upstream));
-    let open = |gateway: &Gateway| {
-        let mut client = Connection::open(gateway.address());
-        client.write(b"GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\nX-API-Key: sk\r\n\r\n").unwrap();
-        client
-    };
     let first = open(&one);
     started.recv().unwrap();
     assert_eq!(get(two.address(), "/svc/mdl/x", &["X-API-Key: sk"]).status, 429);
@@ -143,7 +144,7 @@ fn places_are_shared_and_free_when_an_exchange_ends() {
 #[test]
 fn while_redis_is_away_each_gateway_gives_its_share_and_afterwards_all_is_counted() {
     let mut redis = Redis::start();
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let limits = "limits: [{per: key, requests: 10, window: 1h}]";
     let [one, mut two] = [0, 1].map(|_| gateway(&url(&redis), limits, &upstream));
     eventually("they know of each other", || metric(&one, "proxy_gateways") == "2");
@@ -169,7 +170,7 @@ fn while_redis_is_away_each_gateway_gives_its_share_and_afterwards_all_is_counte
 
 #[test]
 fn a_redis_that_is_not_there_from_the_start_is_told_of() {
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let redis = format!("url: \"redis://127.0.0.1:{}\"", free_port());
     let top = format!("api_key: sk\nredis: {{{redis}}}\nlimits: [{{per: key, requests: 2}}]");
     let mut gateway = Gateway::start(&config(&top, &[&upstream]));
@@ -182,7 +183,7 @@ fn a_redis_that_is_not_there_from_the_start_is_told_of() {
 #[test]
 fn what_one_limit_refuses_does_not_wear_out_another() {
     let redis = Redis::start();
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let limits = "limits: [{per: key, requests: 5, window: 2s}, {name: t, per: key, tokens_output: 100, window: 1h, models: [mdl]}]";
     let gateway = gateway(&url(&redis), limits, &upstream);
     // What is asked for beyond the tokens is refused, when parts of the other window have just gone.
@@ -221,7 +222,7 @@ fn held(redis: &Redis) -> usize {
 #[test]
 fn a_redis_that_has_forgotten_what_was_spent_is_told_by_all() {
     let redis = Redis::start();
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let [one, two] = [0, 1].map(|_| gateway(&url(&redis), MONEY, &upstream));
     for gateway in [&one, &two, &one, &two] {
         assert_eq!(ask(gateway, BODY).status, 200);
@@ -268,24 +269,14 @@ fn what_ends_while_redis_is_away_is_settled_when_it_is_back() {
 #[test]
 fn a_redis_that_has_forgotten_what_goes_on_is_told() {
     let redis = Redis::start();
-    let (sender, started) = mpsc::channel();
-    let upstream = Upstream::start(move |_, reply: &mut Reply| {
-        reply.begin("text/plain");
-        sender.send(()).unwrap();
-        reply.wait_closed();
-    });
+    let (upstream, started) = lasting();
     let gateway = gateway(&url(&redis), "limits: [{per: key, concurrent: 2}]", &upstream);
-    let open = || {
-        let mut client = Connection::open(gateway.address());
-        client.write(b"GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\nX-API-Key: sk\r\n\r\n").unwrap();
-        client
-    };
     let status = || get(gateway.address(), "/svc/mdl/x", &["X-API-Key: sk"]).status;
-    let first = open();
+    let first = open(&gateway);
     started.recv().unwrap();
     redis.ask(&["FLUSHALL"]);
     eventually("it is told", || held(&redis) == 1);
-    let second = open();
+    let second = open(&gateway);
     started.recv().unwrap();
     assert_eq!(status(), 429);
     drop(first);
@@ -300,7 +291,7 @@ fn a_redis_that_has_forgotten_what_goes_on_is_told() {
 #[test]
 fn connections_that_end_or_hang_leave_nothing_held_and_lose_no_money() {
     let redis = Redis::start();
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let limits = "prices: {per: 1, models: {mdl: {input: 0.01, output: 0.02}}}\n\
                   limits: [{per: key, budget_monthly: 100000, concurrent: 4}]";
     let gateways = [0, 1].map(|_| gateway(&url(&redis), limits, &upstream));
@@ -335,7 +326,7 @@ fn connections_that_end_or_hang_leave_nothing_held_and_lose_no_money() {
 #[test]
 fn a_reload_of_its_settings_counts_nothing_twice() {
     let redis = Redis::start();
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let limits = "limits: [{per: key, requests: 10, window: 1h}]";
     let mut gateway = gateway(&url(&redis), limits, &upstream);
     for _ in 0..3 {
@@ -355,7 +346,7 @@ fn a_reload_of_its_settings_counts_nothing_twice() {
 #[test]
 fn with_refuse_nobody_passes_while_redis_is_away() {
     let mut redis = Redis::start();
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let settings = format!("{}, when_down: refuse", url(&redis));
     let gateway = gateway(&settings, "limits: [{per: key, requests: 1000}]", &upstream);
     assert_eq!(ask(&gateway, BODY).status, 200);
@@ -370,7 +361,7 @@ fn with_refuse_nobody_passes_while_redis_is_away() {
 #[test]
 fn a_redis_that_hangs_costs_one_deadline_and_no_more() {
     let redis = Redis::start();
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let settings = format!("{}, timeout: 100ms, connections: 1", url(&redis));
     let mut gateway = gateway(&settings, "limits: [{per: key, requests: 1000}]", &upstream);
     redis.ask(&["CLIENT", "PAUSE", "1500", "ALL"]);
@@ -384,7 +375,7 @@ fn a_redis_that_hangs_costs_one_deadline_and_no_more() {
 #[test]
 fn without_a_limit_nobody_is_asked() {
     let redis = Redis::start();
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let top = format!("redis: {{{}}}", url(&redis));
     let gateway = Gateway::start(&config(&top, &[&upstream]));
     assert_eq!(ask(&gateway, BODY).status, 200);
@@ -395,7 +386,7 @@ fn without_a_limit_nobody_is_asked() {
 
 #[test]
 fn it_is_spoken_to_over_tls_with_a_password_and_in_a_cluster() {
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let limits = "limits: [{per: key, requests: 1, window: 1h}]";
     // TLS and a password, by the variable.
     let authority = Authority::new();
@@ -445,7 +436,7 @@ fn it_is_spoken_to_over_tls_with_a_password_and_in_a_cluster() {
 
 #[test]
 fn sentinels_tell_where_the_server_is() {
-    let upstream = metered();
+    let upstream = Upstream::metered();
     let master = Redis::start();
     let port = free_port();
     let folder = tempfile::tempdir().unwrap();

@@ -149,6 +149,14 @@ impl Upstream {
         Self::start(move |_, reply| reply.text(name))
     }
 
+    /// One whose answers tell their usage: 100 tokens of input and 50 of output.
+    pub(crate) fn metered() -> Self {
+        Self::start(|_, reply| {
+            let body = br#"{"choices":[{}],"usage":{"prompt_tokens":100,"completion_tokens":50}}"#;
+            reply.send(200, &[("Content-Type", "application/json")], body);
+        })
+    }
+
     pub(crate) fn start(handler: impl Fn(&Seen, &mut Reply) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
