@@ -98,7 +98,7 @@ fn expiry(text: &str) -> Result<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().cast_signed();
     if let Some(moment) = read_expiry(text) {
         if moment <= now {
-            bail!("--expires {text} is over");
+            bail!("--expires {text} is in the past");
         }
         return Ok(text.to_owned());
     }
