@@ -353,12 +353,14 @@ impl Filler {
                     log::error!("the ledger's spool cannot be read: {error}");
                 }
             }
+            // Looked at before: nothing is written after it.
+            let is_finished = spool.is_finished();
             match self.step(state) {
                 Ok(true) => {
                     state.note(Part::Database, None);
                     pause = RETRY;
                 }
-                Ok(false) if spool.is_finished() => return,
+                Ok(false) if is_finished => return,
                 Ok(false) => {
                     state.note(Part::Database, None);
                     spool.wait(self.reader.changes, TAKE_OVER_EVERY);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pingora_limits::inflight::{Guard, Inflight};
 use pingora_limits::rate::Rate;
 
-use super::window::{Length, Window};
+use super::window::{Length, Micros, PARTS, Window};
 use super::{Moment, until_end};
 use crate::config::{Calendar, Quantity};
 
@@ -46,7 +46,7 @@ struct Entry {
 /// A count of one thing.
 #[derive(Debug)]
 enum Count {
-    Window(Window, Length),
+    Window(Window, Length, Others),
     Concurrent(u64),
     /// Of a time of the calendar, which began then: spent, and reserved by what goes on.
     Money {
@@ -57,6 +57,23 @@ enum Count {
         /// The most that is known to be spent here and elsewhere.
         total: u64,
     },
+}
+
+/// How much others had taken in a window when last heard of.
+#[derive(Clone, Copy, Debug, Default)]
+struct Others {
+    amount: u64,
+    at: Micros,
+}
+
+impl Others {
+    /// How much of it still counts, if they took it evenly.
+    fn left(self, length: Length, now: Micros) -> u64 {
+        let whole = length.part() * PARTS;
+        let left = whole.saturating_sub(now.saturating_sub(self.at));
+        let amount = u128::from(self.amount) * u128::from(left) / u128::from(whole);
+        u64::try_from(amount).unwrap_or(u64::MAX)
+    }
 }
 
 /// How a limit stands.
@@ -126,7 +143,7 @@ impl Counts {
         shard.make_room(now);
         let count = shard.count(subject, quantity, now);
         let taken = match count {
-            Count::Window(window, length) => {
+            Count::Window(window, length, _) => {
                 window.take(*length, now.micros, amount, max).map(Spot::Part)
             }
             // What takes nothing always fits.
@@ -154,7 +171,7 @@ impl Counts {
     pub(super) fn add(&self, subject: Subject, quantity: Quantity, amount: u64, now: Moment) {
         let mut shard = self.shard(subject);
         match shard.count(subject, quantity, now) {
-            Count::Window(window, length) => {
+            Count::Window(window, length, _) => {
                 window.add(*length, now.micros, amount);
             }
             Count::Concurrent(count) => *count += amount,
@@ -178,6 +195,30 @@ impl Counts {
     pub(super) fn heard(&self, subject: Subject, quantity: Quantity, spent: u64, now: Moment) {
         if let Count::Money { total, .. } = self.shard(subject).count(subject, quantity, now) {
             *total = spent.max(*total);
+        }
+    }
+
+    /// So much was taken in a window here and elsewhere, as was heard of.
+    pub(super) fn heard_of_window(
+        &self,
+        subject: Subject,
+        quantity: Quantity,
+        used: u64,
+        now: Moment,
+    ) {
+        if let Count::Window(window, length, others) =
+            self.shard(subject).count(subject, quantity, now)
+        {
+            let amount = used.saturating_sub(window.sum(*length, now.micros));
+            *others = Others { amount, at: now.micros };
+        }
+    }
+
+    /// How much others have taken that still counts, as far as is known.
+    pub(super) fn of_others(&self, subject: Subject, quantity: Quantity, now: Moment) -> u64 {
+        match self.shard(subject).count(subject, quantity, now) {
+            Count::Window(_, length, others) => others.left(*length, now.micros),
+            Count::Concurrent(_) | Count::Money { .. } => 0,
         }
     }
 
@@ -232,7 +273,7 @@ impl Counts {
     pub(super) fn give_back(&self, subject: Subject, spot: Spot, amount: u64) -> u64 {
         let mut shard = self.shard(subject);
         match (shard.counts.get_mut(&subject).map(|entry| &mut entry.count), spot) {
-            (Some(Count::Window(window, _)), Spot::Part(part)) => {
+            (Some(Count::Window(window, ..)), Spot::Part(part)) => {
                 return amount - window.give_back(part, amount);
             }
             (Some(Count::Concurrent(count)), Spot::Place) => *count = count.saturating_sub(amount),
@@ -267,7 +308,7 @@ impl Count {
     fn new(quantity: Quantity, now: Moment) -> Self {
         match quantity {
             Quantity::Requests(window) | Quantity::Tokens(_, window) => {
-                Self::Window(Window::default(), Length::of(window))
+                Self::Window(Window::default(), Length::of(window), Others::default())
             }
             Quantity::Concurrent => Self::Concurrent(0),
             Quantity::Money(calendar) => {
@@ -288,7 +329,7 @@ impl Count {
 
     fn standing(&mut self, quantity: Quantity, now: Moment) -> Standing {
         match self {
-            Self::Window(window, length) => Standing {
+            Self::Window(window, length, _) => Standing {
                 used: window.sum(*length, now.micros),
                 reset: window.reset(*length, now.micros),
             },
@@ -303,7 +344,9 @@ impl Count {
     fn is_over(&mut self, now: Moment) -> bool {
         self.turn(now);
         match self {
-            Self::Window(window, length) => window.is_empty(*length, now.micros),
+            Self::Window(window, length, others) => {
+                window.is_empty(*length, now.micros) && others.left(*length, now.micros) == 0
+            }
             Self::Concurrent(count) => *count == 0,
             Self::Money { reserved, total, .. } => *total == 0 && *reserved == 0,
         }
@@ -311,7 +354,7 @@ impl Count {
 
     fn amounts(&mut self, now: Moment) -> Amounts {
         match self {
-            Self::Window(window, length) => Amounts::Window(window.ages(*length, now.micros)),
+            Self::Window(window, length, _) => Amounts::Window(window.ages(*length, now.micros)),
             Self::Concurrent(_) => Amounts::Places,
             Self::Money { spent, total, .. } => Amounts::Money { total: *total, spent: *spent },
         }

@@ -104,7 +104,13 @@ impl Limits {
             return u64::MAX;
         }
         let Some(shared) = &self.shared else { return max };
+        let gateways = shared.gateways() as u64;
         let spent_before = match (asked.at, quantity) {
+            // What others took before does not come on top.
+            (In::Count(subject), Quantity::Requests(_) | Quantity::Tokens(..)) => {
+                let others = self.counts.of_others(subject, quantity, now);
+                return max.div_ceil(gateways).min(max.saturating_sub(others));
+            }
             (In::Count(subject), Quantity::Money(_)) => {
                 let [_, total, reserved] = self.counts.money(subject, quantity, now);
                 let [missed, _, of_missed] = shared.unshared.money(subject, quantity, now);
@@ -113,7 +119,7 @@ impl Limits {
             }
             _ => 0,
         };
-        max.saturating_sub(spent_before).div_ceil(shared.gateways() as u64)
+        max.saturating_sub(spent_before).div_ceil(gateways)
     }
 
     fn take_here(
@@ -180,7 +186,11 @@ impl Limits {
         let taken = match shared.take(&claims, now.millis).await? {
             Ok(taken) => taken,
             Err((at, exceeded)) => {
-                let Asked { rule, amount, .. } = &asked[at];
+                let Asked { rule, amount, at } = &asked[at];
+                if let In::Count(subject) = at {
+                    let (quantity, used) = (rule.spec.quantity, exceeded.standing.used);
+                    self.counts.heard_of_window(*subject, quantity, used, now);
+                }
                 let amounts = (*amount, rule.spec.max);
                 return Ok(Err(self.exceeded(rule, amounts, exceeded, shown)));
             }
@@ -194,6 +204,7 @@ impl Limits {
                 In::Count(subject) => {
                     self.counts.heard(*subject, quantity, spent, now);
                     let taken = self.counts.take(*subject, quantity, (*amount, u64::MAX), now);
+                    self.counts.heard_of_window(*subject, quantity, standing.used, now);
                     taken.ok().map(|(spot, _)| spot)
                 }
                 In::Address(_) => None,

@@ -1,7 +1,7 @@
 //! Limits that several gateways share in a real Redis.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use crate::harness::{
@@ -36,6 +36,18 @@ fn metric(gateway: &Gateway, name: &str) -> String {
     let text = get(gateway.address(), "/metrics", &[]).text();
     let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
     line.rsplit(' ').next().unwrap_or_default().to_owned()
+}
+
+/// An upstream that answers as often as it is told to, with 100 tokens of input and 50 of output.
+fn held_back() -> (Upstream, mpsc::Sender<()>) {
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let upstream = Upstream::start(move |_, reply| {
+        wait.lock().unwrap().recv().unwrap();
+        let body = br#"{"choices":[{}],"usage":{"prompt_tokens":100,"completion_tokens":50}}"#;
+        reply.send(200, &[("Content-Type", "application/json")], body);
+    });
+    (upstream, go)
 }
 
 /// An upstream whose answers end when the client leaves, and word of each that begins.
@@ -239,13 +251,7 @@ fn a_redis_that_has_forgotten_what_was_spent_is_told_by_all() {
 #[test]
 fn what_ends_while_redis_is_away_is_settled_when_it_is_back() {
     let redis = Redis::start();
-    let (go, wait) = mpsc::channel::<()>();
-    let wait = std::sync::Mutex::new(wait);
-    let upstream = Upstream::start(move |_, reply| {
-        wait.lock().unwrap().recv().unwrap();
-        let body = br#"{"choices":[{}],"usage":{"prompt_tokens":100,"completion_tokens":50}}"#;
-        reply.send(200, &[("Content-Type", "application/json")], body);
-    });
+    let (upstream, go) = held_back();
     let limits =
         format!("{MONEY}\n- {{per: key, concurrent: 3}}").replace("limits: [", "limits:\n- ");
     let limits = limits.replace("100}]", "100}");
@@ -264,6 +270,29 @@ fn what_ends_while_redis_is_away_is_settled_when_it_is_back() {
     eventually("all is settled", || {
         spent(&redis).contains(&"4000000000".to_owned()) && held(&redis) == 0
     });
+}
+
+#[test]
+fn what_was_reserved_while_redis_was_away_is_given_back_when_it_is_there_again() {
+    let redis = Redis::start();
+    let (upstream, go) = held_back();
+    let gateway =
+        gateway(&url(&redis), "limits: [{per: key, tokens: 1000, window: 1h}]", &upstream);
+    let to = gateway.address();
+    redis.ask(&["CLIENT", "PAUSE", "600000", "WRITE"]);
+    let body = r#"{"model":"mdl","max_tokens":800}"#;
+    let client = std::thread::spawn(move || post(to, CHAT, &["X-API-Key: sk"], body).status);
+    eventually("it is noticed", || metric(&gateway, "proxy_redis_up") == "0");
+    redis.ask(&["CLIENT", "UNPAUSE"]);
+    let sum = || {
+        let key = redis.ask(&["--scan", "--pattern", "*:limit:*"]);
+        redis.ask(&["HGET", key.trim(), "s"]).trim().to_owned()
+    };
+    eventually("it is told", || sum() == "801");
+    go.send(()).unwrap();
+    assert_eq!(client.join().unwrap(), 200);
+    // It took 150 of them.
+    eventually("the rest is given back", || sum() == "150");
 }
 
 #[test]

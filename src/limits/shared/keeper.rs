@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -16,6 +17,9 @@ use crate::config::Quantity;
 /// Errands that wait for the server, beyond which settlements are given up: it stays away for long, and is told all
 /// of it anew then.
 const ERRANDS_MAX: usize = 4096;
+
+/// How often it is looked whether other gateways are back.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// So many amounts are told with one round trip.
 const TOLD_AT_ONCE: usize = 1000;
@@ -158,7 +162,7 @@ impl Keeper {
 
     /// Tells the server what it does not know: what it has forgotten, and what it has missed.
     async fn tell(&mut self, shared: &Shared, link: &Link, is_new: bool) -> Result<(), String> {
-        let mark = shared.beat(link).await?;
+        let (mut gateways, mark) = shared.beat(link).await?;
         let has_forgotten = shared.remember(mark);
         let is_anew = is_new || has_forgotten;
         if is_anew {
@@ -171,13 +175,21 @@ impl Keeper {
         if is_anew {
             self.plan_places(shared);
         }
+        let until = tokio::time::Instant::now() + 2 * BEAT;
         // More may be taken here until the connection is there for all.
         loop {
             self.plan_missed(shared);
-            if self.errands.is_empty() {
+            let is_told = self.errands.is_empty();
+            self.deliver(shared, link).await?;
+            // The others come back, too: until they have told what they took, each gives its share.
+            let are_fewer = is_anew && gateways < shared.gateways();
+            if are_fewer && tokio::time::Instant::now() < until {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                (gateways, _) = shared.beat(link).await?;
+            } else if is_told {
+                shared.gateways.store(gateways, Ordering::Relaxed);
                 return Ok(());
             }
-            self.deliver(shared, link).await?;
         }
     }
 

@@ -6,7 +6,7 @@ mod link;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +53,9 @@ pub(super) struct Shared {
     held: Mutex<HashMap<String, Place>>,
     /// How many takes are waiting for an answer.
     taking: AtomicUsize,
+    clock: Clock,
+    /// What the server's clock is ahead of ours, in microseconds.
+    ahead: AtomicI64,
     /// How often the links were lost: what was sent before may not be taken after the server was told what is held.
     epoch: AtomicU64,
     /// Woken when the server gave no answer.
@@ -158,6 +161,8 @@ impl Shared {
             settling,
             held: Mutex::default(),
             taking: AtomicUsize::new(0),
+            clock,
+            ahead: AtomicI64::new(0),
             epoch: AtomicU64::new(0),
             failed: Notify::new(),
             failures: AtomicU64::new(0),
@@ -216,6 +221,10 @@ impl Shared {
         })
     }
 
+    fn micros(&self) -> i64 {
+        i64::try_from(self.clock.now().micros).unwrap_or(i64::MAX / 2)
+    }
+
     /// How many gateways there were when last heard of.
     pub(super) fn gateways(&self) -> usize {
         self.gateways.load(Ordering::Relaxed).max(1)
@@ -248,7 +257,9 @@ impl Shared {
         let link = self.link().ok_or(Away)?;
         let mut call = self.scripts.take.prepare_invoke();
         call.key(self.own_key("epoch"));
-        call.arg(&self.me).arg(epoch);
+        // Later nobody waits for it.
+        let until = self.micros() + self.ahead.load(Ordering::Relaxed) + micros(self.spec.timeout);
+        call.arg(&self.me).arg(epoch).arg(until);
         for claim in claims {
             call.key(self.key(claim.subject, claim.quantity, now_millis));
             call.arg(kind(claim.quantity))
@@ -295,6 +306,10 @@ impl Shared {
                     }
                 });
                 Ok(Ok(taken.collect()))
+            }
+            [2] => {
+                self.lost(&link, "it is too slow");
+                Err(Away)
             }
             _ => {
                 self.lost(&link, "an answer that is none");
@@ -420,8 +435,8 @@ impl Shared {
         *health = Health { told: why.is_some(), why };
     }
 
-    /// Says that we are there; the mark of the server's memory.
-    async fn beat(&self, link: &Link) -> Result<String, String> {
+    /// Says that we are there; how many gateways are, and the mark of the server's memory.
+    async fn beat(&self, link: &Link) -> Result<(usize, String), String> {
         let held: Vec<String> = self.held().keys().cloned().collect();
         let prefix = &self.spec.prefix;
         let mut call = self.scripts.beat.prepare_invoke();
@@ -430,10 +445,16 @@ impl Shared {
             call.key(key);
         }
         call.arg(&self.gateway).arg(&self.me).arg(name());
-        let (gateways, mark): (usize, String) = link.call(&call, self.spec.timeout).await?;
-        self.gateways.store(gateways.max(1), Ordering::Relaxed);
-        Ok(mark)
+        let before = self.micros();
+        let (gateways, mark, time): (usize, String, i64) =
+            link.call(&call, self.spec.timeout).await?;
+        self.ahead.store(time - before, Ordering::Relaxed);
+        Ok((gateways.max(1), mark))
     }
+}
+
+fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX / 4)
 }
 
 /// A name that nobody else has.

@@ -1,19 +1,19 @@
 -- Takes an amount of each limit, or of none of them.
 --
--- KEYS: our epoch, and a count each. ARGV: who we are, the epoch that this is of, then for each count what it is ("w" a window, "c" places at a time, "m"
--- money), the amount, the most there may be, and of a window the microseconds of a part of it, else how many seconds
--- the count is kept.
+-- KEYS: our epoch, and a count each. ARGV: who we are, the epoch that this is of, until when an answer is waited for
+-- (microseconds since 1970), then for each count what it is ("w" a window, "c" places at a time, "m" money), the amount,
+-- the most there may be, and of a window the microseconds of a part of it, else how many seconds the count is kept.
 --
--- Answers 1 and, for each count, how much is used, the milliseconds until nothing is, and the part that the
--- amount counts in, of money how much of it is spent; or 0 and, of the first count that does not allow it, which one it is, how much is used, the
--- milliseconds until nothing is, and those until it would allow it. Or 2: the epoch is over, nobody waits for it.
+-- Answers 1 and, for each count, how much is used, the milliseconds until nothing is, and the part that the amount counts
+-- in, of money how much of it is spent; or 0 and, of the first count that does not allow it, which one it is, how much is
+-- used, the milliseconds until nothing is, and those until it would allow it. Or 2: nobody waits for it any more.
 local PARTS, STALE = 256, 30
 local time = redis.call('TIME')
 local seconds = tonumber(time[1])
 local now = seconds * 1000000 + tonumber(time[2])
 local me = ARGV[1]
 local epoch = redis.call('GET', KEYS[1])
-if epoch and tonumber(ARGV[2]) < tonumber(epoch) then return { 2 } end
+if now > tonumber(ARGV[3]) or epoch and tonumber(ARGV[2]) < tonumber(epoch) then return { 2 } end
 local COUNTS = #KEYS - 1
 
 local function number(value) return value and tonumber(value) or 0 end
@@ -64,7 +64,7 @@ end
 
 local plan = {}
 for at = 1, COUNTS do
-  local key, base = KEYS[at + 1], 3 + (at - 1) * 4
+  local key, base = KEYS[at + 1], 4 + (at - 1) * 4
   local kind, amount = ARGV[base], tonumber(ARGV[base + 1])
   local max, extra = tonumber(ARGV[base + 2]), tonumber(ARGV[base + 3])
   if kind == 'w' then
@@ -97,7 +97,7 @@ end
 
 local answer = { 1 }
 for at = 1, COUNTS do
-  local key, base = KEYS[at + 1], 3 + (at - 1) * 4
+  local key, base = KEYS[at + 1], 4 + (at - 1) * 4
   local kind, amount, extra = ARGV[base], tonumber(ARGV[base + 1]), tonumber(ARGV[base + 3])
   local sum, oldest, part = plan[at][1], plan[at][2], plan[at][3]
   local reset = 0
