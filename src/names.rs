@@ -18,6 +18,12 @@ impl Pattern {
         is_one.then(|| Self { prefix: prefix.to_owned(), suffix: suffix.to_owned() })
     }
 
+    /// Whether a text is a name, with a `*` or without one.
+    #[must_use]
+    pub fn is_name(text: &str) -> bool {
+        !text.trim().is_empty() && (!text.contains('*') || Self::parse(text).is_some())
+    }
+
     /// Whether it stands for `name`.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {

@@ -158,9 +158,10 @@ fn presented<'a>(headers: &'a HeaderMap) -> Result<Option<&'a [u8]>, Refusal> {
 /// would see it there.
 #[must_use]
 pub fn is_in_query(headers: &HeaderMap, query: &[u8]) -> bool {
-    let Ok(Some(key)) = (if query.is_empty() { Ok(None) } else { presented(headers) }) else {
+    if query.is_empty() {
         return false;
-    };
+    }
+    let Ok(Some(key)) = presented(headers) else { return false };
     let values =
         query.split(|byte| b"?&".contains(byte)).filter_map(|pair| pair.strip_prefix(b"key="));
     let mut values = values.map(|value| percent_decode(value).collect::<Vec<u8>>());

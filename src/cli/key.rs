@@ -52,7 +52,7 @@ pub(super) fn run(args: KeyArgs, given: Option<&Path>) -> Result<()> {
         bail!("the key needs a name: who gets it?");
     }
     for name in args.models.iter().chain(&args.services) {
-        if name.trim().is_empty() || name.contains('*') && Pattern::parse(name).is_none() {
+        if !Pattern::is_name(name) {
             bail!("{name:?} is no name with at most one *");
         }
     }

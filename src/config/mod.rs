@@ -26,6 +26,7 @@ mod redis;
 mod seen;
 mod snapshot;
 mod source;
+mod summary;
 mod units;
 mod upstream;
 mod validate;
@@ -48,10 +49,11 @@ pub use seen::SeenFile;
 pub use snapshot::{
     BackendSpec, BackendTls, BackendUrl, Balance, BreakerSpec, Certificate, ClientAuth,
     ClientBounds, CorsOrigins, Credential, Deadlines, DefaultsOf, HealthSpec, Host, ListenerTls,
-    PoolSpec, ProbeSpec, Protocol, QueueSpec, ReplayBounds, RetrySpec, Service, Snapshot, Summary,
+    PoolSpec, ProbeSpec, Protocol, QueueSpec, ReplayBounds, RetrySpec, Service, Snapshot,
     TlsVersion,
 };
 pub use source::{Source, find_source};
+pub use summary::Summary;
 pub use validate::read_expiry;
 pub use warnings::warnings;
 

@@ -191,26 +191,15 @@ impl Counts {
         }
     }
 
-    /// So much money is spent here and elsewhere, as was heard of.
-    pub(super) fn heard(&self, subject: Subject, quantity: Quantity, spent: u64, now: Moment) {
-        if let Count::Money { total, .. } = self.shard(subject).count(subject, quantity, now) {
-            *total = spent.max(*total);
-        }
-    }
-
-    /// So much was taken in a window here and elsewhere, as was heard of.
-    pub(super) fn heard_of_window(
-        &self,
-        subject: Subject,
-        quantity: Quantity,
-        used: u64,
-        now: Moment,
-    ) {
-        if let Count::Window(window, length, others) =
-            self.shard(subject).count(subject, quantity, now)
-        {
-            let amount = used.saturating_sub(window.sum(*length, now.micros));
-            *others = Others { amount, at: now.micros };
+    /// So much money is spent here and elsewhere, or was taken in a window, as was heard of.
+    pub(super) fn heard(&self, subject: Subject, quantity: Quantity, used: u64, now: Moment) {
+        match self.shard(subject).count(subject, quantity, now) {
+            Count::Money { total, .. } => *total = used.max(*total),
+            Count::Window(window, length, others) => {
+                let amount = used.saturating_sub(window.sum(*length, now.micros));
+                *others = Others { amount, at: now.micros };
+            }
+            Count::Concurrent(_) => {}
         }
     }
 
@@ -451,23 +440,43 @@ mod tests {
 
     #[test]
     fn what_an_address_gives_back_is_no_credit() {
-        let window = Duration::from_millis(200);
+        let window = Duration::from_secs(600);
         let estimate = Estimate::new(Quantity::Tokens(Tokens::Total, window)).unwrap();
         let address = IpAddr::from([127, 0, 0, 1]);
         let take = |amount| estimate.take(address, amount, 1000).is_ok();
         assert!(take(1000));
         assert!(!take(1));
+        // Of a time that is over nothing is given back.
+        estimate.give_back(address, 1000, 3 * window);
+        assert!(!take(1));
         // Given back at once it can be taken again; never more than that.
         estimate.give_back(address, 900, Duration::ZERO);
         assert!(take(900));
         assert!(!take(1));
-        // Of a time that is over nothing is given back.
-        std::thread::park_timeout(2 * window);
-        assert!(take(1000));
-        estimate.give_back(address, 1000, 3 * window);
-        assert!(!take(1));
         estimate.give_back(address, 5000, Duration::ZERO);
         assert!(take(1000));
         assert!(!take(1));
+    }
+
+    #[test]
+    fn what_was_spent_before_the_start_is_not_added_to_what_others_have_heard_of() {
+        let (counts, quantity) = (Counts::default(), Quantity::Money(Calendar::Month));
+        let now = Moment { micros: 0, millis: 1_760_000_000_000 };
+        counts.heard(1, quantity, 80, now);
+        counts.restore(1, quantity, 80, now);
+        assert_eq!(counts.money(1, quantity, now), [80, 80, 0]);
+        counts.restore(1, quantity, 10, now);
+        counts.add(1, quantity, 5, now);
+        assert_eq!(counts.money(1, quantity, now), [95, 95, 0]);
+    }
+
+    #[test]
+    fn what_others_took_counts_less_as_its_window_passes() {
+        let (counts, quantity) = (Counts::default(), Quantity::Requests(Duration::from_secs(256)));
+        let at = |seconds: u64| Moment { micros: seconds * 1_000_000, millis: 0 };
+        assert!(counts.take(1, quantity, (30, 100), at(0)).is_ok());
+        counts.heard(1, quantity, 90, at(0));
+        let left = [0, 64, 128, 256, 999].map(|now| counts.of_others(1, quantity, at(now)));
+        assert_eq!(left, [60, 45, 30, 0, 0]);
     }
 }

@@ -253,3 +253,37 @@ pub fn shares(amount: Decimal) -> u64 {
     let shares = amount.checked_mul(Decimal::from(MONEY_UNITS)).map(|shares| shares.ceil());
     shares.and_then(|shares| shares.to_u64()).unwrap_or(u64::MAX / 4)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Source, read};
+
+    #[test]
+    fn made_up_names_are_counted_together_when_there_are_too_many() {
+        let text = b"{services: {s: {models: {\"*\": {backends: [{id: a, url: \"http://h\"}]}}}}}";
+        let source = Source::File("test.yaml".into());
+        let snapshot = read(text, &source, &Environment::default()).unwrap();
+        let limits = Limits::new(&snapshot, None);
+        let counted = |model: &str| {
+            let ask = Ask {
+                key: "",
+                limits_of: "",
+                name: "",
+                is_shared: false,
+                address: None,
+                service: "s",
+                model,
+                own_model: "*",
+                input: 0,
+                output: 0,
+                cost: &|| 0,
+            };
+            limits.counted_as(&ask) == model
+        };
+        let names: Vec<String> = (0..=CALLED_MAX).map(|at| format!("m-{at}")).collect();
+        let (last, first) = names.split_last().unwrap();
+        assert!(first.iter().all(|name| counted(name)));
+        assert!(!counted(last) && counted("m-7") && counted("*"));
+    }
+}

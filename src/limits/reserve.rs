@@ -187,24 +187,26 @@ impl Limits {
             Ok(taken) => taken,
             Err((at, exceeded)) => {
                 let Asked { rule, amount, at } = &asked[at];
-                if let In::Count(subject) = at {
-                    let (quantity, used) = (rule.spec.quantity, exceeded.standing.used);
-                    self.counts.heard_of_window(*subject, quantity, used, now);
+                let quantity = rule.spec.quantity;
+                // Of money it has in it what is reserved, which may be given back.
+                if let In::Count(subject) = at
+                    && !matches!(quantity, Quantity::Money(_))
+                {
+                    self.counts.heard(*subject, quantity, exceeded.standing.used, now);
                 }
                 let amounts = (*amount, rule.spec.max);
                 return Ok(Err(self.exceeded(rule, amounts, exceeded, shown)));
             }
         };
         let mut reservation = self.reservation();
-        for (Asked { rule, at, amount }, Given { standing, spot, spent }) in asked.iter().zip(taken)
+        for (Asked { rule, at, amount }, Given { standing, spot, used }) in asked.iter().zip(taken)
         {
             rule.passes(rule.spec.max, standing, shown);
             let quantity = rule.spec.quantity;
             let here = match at {
                 In::Count(subject) => {
-                    self.counts.heard(*subject, quantity, spent, now);
                     let taken = self.counts.take(*subject, quantity, (*amount, u64::MAX), now);
-                    self.counts.heard_of_window(*subject, quantity, standing.used, now);
+                    self.counts.heard(*subject, quantity, used, now);
                     taken.ok().map(|(spot, _)| spot)
                 }
                 In::Address(_) => None,

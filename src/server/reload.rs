@@ -7,7 +7,7 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{Reload, background, supervisor};
-use crate::config::{self, Fixed, SeenFile, Snapshot};
+use crate::config::{self, ConfigError, Fixed, SeenFile};
 use crate::runtime::{Current, ReloadReport, Reloaded, Reloads, Runtime};
 
 /// How often the files are looked at. Looking sees every way of changing a file, also on network
@@ -135,8 +135,13 @@ impl Reloader {
         let before = self.current.load_full();
         let read = Arc::clone(&self.read);
         // Files are read and a large configuration is checked: not on this thread.
-        let next: Snapshot = match tokio::task::spawn_blocking(move || read()).await {
-            Ok(Ok(snapshot)) => snapshot,
+        let checked = move || -> Result<_, ConfigError> {
+            let next = read()?;
+            let warnings = config::warnings(&next);
+            Ok((next, warnings))
+        };
+        let (next, warnings) = match tokio::task::spawn_blocking(checked).await {
+            Ok(Ok(checked)) => checked,
             Ok(Err(error)) => return Err(error.lines().to_vec()),
             Err(error) => return Err(vec![error.to_string()]),
         };
@@ -145,7 +150,6 @@ impl Reloader {
             needs_restart: self.started.needs_restart(&next),
         };
         let level = next.log_level;
-        let warnings = config::warnings(&next);
         let runtime = Runtime::new(next, Some(&before)).map_err(|error| vec![error.to_string()])?;
         background::resolve(&runtime).await;
         self.current.store(Arc::new(runtime));

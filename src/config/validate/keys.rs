@@ -209,8 +209,7 @@ pub(super) fn names(
 ) -> Option<NameList> {
     let written = written?;
     for (index, name) in written.items.iter().enumerate() {
-        let is_readable = !name.contains('*') || Pattern::parse(name).is_some();
-        if name.is_empty() || !is_readable {
+        if !Pattern::is_name(name) {
             problems.value(&item_path(written, at, index), "expected a name with at most one *");
         }
     }

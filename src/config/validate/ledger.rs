@@ -109,7 +109,7 @@ fn read(written: &FilePrices, at: &KeyPath, prices: &mut Prices, problems: &mut 
     }
     for (name, tariff) in written.models.iter().flatten() {
         let at = at.key("models").key(name);
-        if name.is_empty() || name.contains('*') && Pattern::parse(name).is_none() {
+        if !Pattern::is_name(name) {
             problems.key(&at, "expected a model's name with at most one *");
         }
         if let Some(tariff) = self::tariff(tariff, &at, per, problems) {

@@ -12,7 +12,7 @@ use super::super::{Clock, Moment};
 use super::errand::{Errand, Seed};
 use super::link::Link;
 use super::{BEAT, Place, SETTLED_AT_ONCE, Settlement, Shared, extra, is_of_window};
-use crate::config::Quantity;
+use crate::config::{Quantity, WhenDown};
 
 /// Errands that wait for the server, beyond which settlements are given up: it stays away for long, and is told all
 /// of it anew then.
@@ -164,7 +164,7 @@ impl Keeper {
     async fn tell(&mut self, shared: &Shared, link: &Link, is_new: bool) -> Result<(), String> {
         let (mut gateways, mark) = shared.beat(link).await?;
         let has_forgotten = shared.remember(mark);
-        let is_anew = is_new || has_forgotten;
+        let is_anew = is_new || has_forgotten || !shared.doubtful().is_empty();
         if is_anew {
             shared.unlink().await;
         }
@@ -181,8 +181,10 @@ impl Keeper {
             self.plan_missed(shared);
             let is_told = self.errands.is_empty();
             self.deliver(shared, link).await?;
-            // The others come back, too: until they have told what they took, each gives its share.
-            let are_fewer = is_anew && gateways < shared.gateways();
+            // The others come back, too: until they have told what they took, each gives its share. Where that is refused
+            // meanwhile, they took nothing.
+            let gives_share = shared.spec.when_down == WhenDown::Local;
+            let are_fewer = is_anew && gives_share && gateways < shared.gateways();
             if are_fewer && tokio::time::Instant::now() < until {
                 tokio::time::sleep(LOOK_AGAIN).await;
                 (gateways, _) = shared.beat(link).await?;
@@ -233,7 +235,8 @@ impl Keeper {
         }
         for Known { subject, quantity, amounts } in known {
             let seed = match amounts {
-                Amounts::Window(parts) if has_forgotten => Seed::Parts(parts),
+                // One may be known for what others took in it.
+                Amounts::Window(parts) if has_forgotten && !parts.is_empty() => Seed::Parts(parts),
                 Amounts::Money { total, .. } if total > 0 => {
                     let missed = missed_money.get(&subject).map_or(0, |(_, missed)| *missed);
                     Seed::AtLeast(total.saturating_sub(missed))

@@ -30,7 +30,8 @@ const PLACES_KEPT: u64 = 120;
 /// Money is kept so long after the end of the time that it is counted in.
 const MONEY_KEPT: u64 = 86_400;
 
-/// Most that waits to be settled. Beyond it, what was reserved stays until it is out of its window.
+/// Most that waits to be settled. Beyond it, what was reserved in a window stays until it is out of it; what is held and
+/// spent is told anew.
 const SETTLING_MAX: usize = 100_000;
 
 /// As many are settled with one round trip.
@@ -125,8 +126,8 @@ pub(super) struct Given {
     pub(super) standing: Standing,
     /// The part of a window that it counts in; of money, when its time began.
     pub(super) spot: i64,
-    /// Of money: how much is spent.
-    pub(super) spent: u64,
+    /// How much all have taken; of money, how much is spent.
+    pub(super) used: u64,
 }
 
 /// That the server gives no answer.
@@ -300,9 +301,9 @@ impl Shared {
                     match claim.quantity {
                         Quantity::Money(calendar) => {
                             let spot = calendar.begin(now_millis);
-                            Given { standing, spot, spent: part[2].max(0).cast_unsigned() }
+                            Given { standing, spot, used: part[2].max(0).cast_unsigned() }
                         }
-                        _ => Given { standing, spot: part[2], spent: 0 },
+                        _ => Given { standing, spot: part[2], used: standing.used },
                     }
                 });
                 Ok(Ok(taken.collect()))
@@ -312,6 +313,7 @@ impl Shared {
                 Err(Away)
             }
             _ => {
+                self.doubt(claims, now_millis);
                 self.lost(&link, "an answer that is none");
                 Err(Away)
             }
@@ -357,10 +359,13 @@ impl Shared {
     /// Settles an amount that was taken, soon.
     pub(super) fn settle(&self, settlement: Settlement) {
         let Settlement { subject, quantity, spot, back, .. } = settlement;
+        if is_of_window(quantity) {
+            return self.send(settlement);
+        }
+        let key = self.key(subject, quantity, spot);
         let mut held = self.held();
         if back > 0
-            && !is_of_window(quantity)
-            && let Entry::Occupied(mut place) = held.entry(self.key(subject, quantity, spot))
+            && let Entry::Occupied(mut place) = held.entry(key)
         {
             let left = place.get().held.saturating_sub(back);
             if left == 0 {

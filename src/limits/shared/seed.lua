@@ -34,7 +34,7 @@ for at = 3, #KEYS do
   local first, amount = base + 3, ARGV[base + 4]
   base = first + 2 * count
   if how == 'parts' then
-    if count > 0 then parts(key, extra, first, base - 1) end
+    parts(key, extra, first, base - 1)
   else
     if how == 'at least' then
       local known = tonumber(redis.call('HGET', key, 'spent') or 0)
