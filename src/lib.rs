@@ -25,7 +25,8 @@
 //! | [`proxy`], [`admin`] | the data path, a file a step; status pages and dashboard |
 //! | [`runtime`] | everything one exchange needs, behind one `Arc` |
 //! | [`auth`], [`limits`], [`routing`], [`pool`], [`ledger`] | who may pass, and how much; path to target; backends, balance, health, breakers and queue; who used what |
-//! | [`telemetry`], [`lifecycle`], [`config`], [`refusal`] | log words and metric names; starting to draining; files to snapshot; every "no" |
+//! | [`telemetry`], [`lifecycle`] | metrics, logs, traces and history of exchanges; starting to draining |
+//! | [`config`], [`refusal`] | files to snapshot; every "no" |
 //! | [`llm`], [`names`], [`networks`], [`secret`] | API families and what a body names; names and wildcards; who comes from where; a string that cannot be printed |
 //!
 //! # Words

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
@@ -32,7 +32,7 @@ pub struct Lifecycle {
     /// What accepts connections.
     pub listeners: Arc<Gauge>,
     /// What has to be done before the process ends, in so much time.
-    last: OnceLock<LastAct>,
+    last: Mutex<Vec<LastAct>>,
     /// Open connections of clients. With HTTP/2, the end of an answer may still be in one's buffers
     /// when its exchange is over.
     pub connections: Arc<Gauge>,
@@ -48,7 +48,7 @@ impl Default for Lifecycle {
             cut: watch::Sender::new(false),
             exchanges: Arc::default(),
             held: Arc::default(),
-            last: OnceLock::new(),
+            last: Mutex::default(),
             listeners: Arc::default(),
             connections: Arc::default(),
         }
@@ -151,15 +151,16 @@ impl Lifecycle {
     }
 
     /// From now on, this is done before the process ends; it is told how long it may take.
-    pub fn do_at_last(&self, act: impl Fn(Duration) + Send + Sync + 'static) {
-        // There is one at most.
-        let _ = self.last.set(LastAct(Box::new(act)));
+    pub fn do_at_last(&self, act: impl FnOnce(Duration) + Send + 'static) {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).push(LastAct(Box::new(act)));
     }
 
     /// Does what has to be done before the process ends, in so much time.
     pub fn end(&self, longest: Duration) {
-        if let Some(LastAct(act)) = self.last.get() {
-            act(longest);
+        let until = Instant::now() + longest;
+        let acts = std::mem::take(&mut *self.last.lock().unwrap_or_else(PoisonError::into_inner));
+        for LastAct(act) in acts {
+            act(until.saturating_duration_since(Instant::now()));
         }
     }
 
@@ -170,7 +171,7 @@ impl Lifecycle {
 }
 
 /// What has to be done before the process ends.
-struct LastAct(Box<dyn Fn(Duration) + Send + Sync>);
+struct LastAct(Box<dyn FnOnce(Duration) + Send>);
 
 impl fmt::Debug for LastAct {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,72 +1,107 @@
-//! `/metrics`: the state of pools and backends in Prometheus' text format, read when it is asked for.
+//! `/metrics`: what was counted of exchanges, and the state of everything else, read when it is asked for, in Prometheus'
+//! text format.
 
 use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response};
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{Encoder, GaugeVec, IntCounterVec, Opts, Registry, TEXT_FORMAT, TextEncoder};
 
+use super::Sources;
 use crate::ledger::Ledger;
-use crate::lifecycle::Lifecycle;
 use crate::pool::{BreakerState, HealthState};
 use crate::runtime::{ReloadState, Runtime};
-use crate::telemetry::metrics as names;
+use crate::telemetry::metrics::{self as names, Metric};
 
 /// The page.
 ///
 /// # Errors
 /// When Prometheus' library does not take a name or label; a test scrapes all of them.
-pub(super) fn page(
-    runtime: &Runtime,
-    lifecycle: &Lifecycle,
-    reloads: &ReloadState,
-    ledger: Option<&Ledger>,
-) -> prometheus::Result<Response<Bytes>> {
+pub(super) fn page(runtime: &Runtime, sources: &Sources) -> prometheus::Result<Response<Bytes>> {
     let registry = Registry::new();
-    process(&registry, lifecycle, reloads)?;
+    registry.register(Box::new(ProcessCollector::for_self()))?;
+    process(&registry, sources)?;
+    configuration(&registry, runtime, &sources.reloads.state())?;
     limits(&registry, runtime)?;
-    if let Some(ledger) = ledger {
+    if let Some(ledger) = &sources.ledger {
         self::ledger(&registry, ledger)?;
     }
     pools(&registry, runtime)?;
+    let mut families = sources.telemetry.counters.gather();
+    families.extend(registry.gather());
+    families.sort_by(|a, b| a.name().cmp(b.name()));
     let mut text = Vec::new();
-    TextEncoder::new().encode(&registry.gather(), &mut text)?;
+    TextEncoder::new().encode(&families, &mut text)?;
     let mut page = Response::new(Bytes::from(text));
     page.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
     Ok(page)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts of connections and bytes")]
-fn process(
+fn process(registry: &Registry, sources: &Sources) -> prometheus::Result<()> {
+    let lifecycle = &sources.lifecycle;
+    for (metric, count) in [
+        (&names::INFLIGHT, lifecycle.inflight()),
+        (&names::CONNECTIONS, lifecycle.connections.count()),
+        (&names::BUFFERED_BYTES, lifecycle.held.count()),
+    ] {
+        gauge(registry, metric)?.with_label_values::<&str>(&[]).set(count as f64);
+    }
+    let lines = counter(registry, &names::LOG_LINES)?;
+    for (outcome, count) in
+        ["written", "dropped"].iter().zip(sources.telemetry.request_log.counts())
+    {
+        lines.with_label_values(&[outcome]).inc_by(count);
+    }
+    let spans = counter(registry, &names::SPANS)?;
+    for (outcome, count) in ["sent", "dropped"].iter().zip(sources.telemetry.spans.counts()) {
+        spans.with_label_values(&[outcome]).inc_by(count);
+    }
+    let build = gauge(registry, &names::BUILD)?;
+    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+    Ok(())
+}
+
+#[allow(clippy::cast_precision_loss, reason = "times and counts of reloads")]
+fn configuration(
     registry: &Registry,
-    lifecycle: &Lifecycle,
+    runtime: &Runtime,
     reloads: &ReloadState,
 ) -> prometheus::Result<()> {
-    let inflight = gauge(registry, names::INFLIGHT, &[])?;
-    inflight.with_label_values::<&str>(&[]).set(lifecycle.inflight() as f64);
-    let buffered = gauge(registry, names::BUFFERED_BYTES, &[])?;
-    buffered.with_label_values::<&str>(&[]).set(lifecycle.held.count() as f64);
-    let done = counter(registry, names::RELOADS, &["outcome"])?;
+    let done = counter(registry, &names::RELOADS)?;
     // The first generation was no reload.
     done.with_label_values(&["ok"]).inc_by(reloads.generation - 1);
     done.with_label_values(&["failed"]).inc_by(reloads.failed);
+    let generation = gauge(registry, &names::GENERATION)?;
+    generation.with_label_values::<&str>(&[]).set(reloads.generation as f64);
+    let is_fine = reloads.last.as_ref().is_none_or(|last| last.outcome.is_ok());
+    let last = gauge(registry, &names::LAST_RELOAD)?;
+    last.with_label_values::<&str>(&[]).set(f64::from(u8::from(is_fine)));
+    let ends = gauge(registry, &names::CERTIFICATE)?;
+    let tls = runtime.snapshot.tls.as_ref();
+    for (at, certificate) in tls.iter().flat_map(|tls| &tls.certificates).enumerate() {
+        let number = format!("#{}", at + 1);
+        let name = certificate.names.first().map_or(number.as_str(), String::as_str);
+        ends.with_label_values(&[name]).set(certificate.not_after as f64);
+    }
     Ok(())
 }
 
 fn limits(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
-    let refused = counter(registry, names::RATE_LIMITED, &["limit"])?;
-    let shadowed = counter(registry, names::LIMITS_SHADOWED, &["limit"])?;
+    let refused = counter(registry, &names::RATE_LIMITED)?;
+    let shadowed = counter(registry, &names::LIMITS_SHADOWED)?;
     for (name, tally) in runtime.limits.tallies() {
         refused.with_label_values(&[name]).inc_by(tally.refused());
         shadowed.with_label_values(&[name]).inc_by(tally.shadowed());
     }
     if let Some((gateways, failures, away)) = runtime.limits.shared() {
-        let up = gauge(registry, names::REDIS_UP, &[])?;
+        let up = gauge(registry, &names::REDIS_UP)?;
         up.with_label_values::<&str>(&[]).set(f64::from(u8::from(away.is_none())));
-        let failed = counter(registry, names::REDIS_FAILURES, &[])?;
+        let failed = counter(registry, &names::REDIS_FAILURES)?;
         failed.with_label_values::<&str>(&[]).inc_by(failures);
-        let count = gauge(registry, names::GATEWAYS, &[])?;
+        let count = gauge(registry, &names::GATEWAYS)?;
         #[allow(clippy::cast_precision_loss, reason = "a count of gateways")]
         count.with_label_values::<&str>(&[]).set(gateways as f64);
     }
@@ -74,34 +109,35 @@ fn limits(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
 }
 
 fn ledger(registry: &Registry, ledger: &Ledger) -> prometheus::Result<()> {
-    let rows = counter(registry, names::LEDGER_ROWS, &["stage"])?;
+    let rows = counter(registry, &names::LEDGER_ROWS)?;
     for (stage, count) in ["spooled", "stored", "dropped"].iter().zip(ledger.state().counts()) {
         rows.with_label_values(&[stage]).inc_by(count);
     }
-    let up = gauge(registry, names::LEDGER_UP, &["part"])?;
+    let up = gauge(registry, &names::LEDGER_UP)?;
     for (part, failure) in ["spool", "database"].iter().zip(ledger.state().failures()) {
         up.with_label_values(&[part]).set(f64::from(u8::from(failure.is_none())));
     }
-    let bytes = gauge(registry, names::LEDGER_SPOOL_BYTES, &[])?;
+    let bytes = gauge(registry, &names::LEDGER_SPOOL_BYTES)?;
     #[allow(clippy::cast_precision_loss, reason = "a count of bytes")]
     bytes.with_label_values::<&str>(&[]).set(ledger.spool_bytes() as f64);
-    let unpriced = counter(registry, names::UNPRICED, &[])?;
+    let unpriced = counter(registry, &names::UNPRICED)?;
     unpriced.with_label_values::<&str>(&[]).inc_by(ledger.state().unpriced());
     Ok(())
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts of exchanges")]
 fn pools(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
-    let of_pool = &["service", "model"];
-    let of_backend = &["service", "model", "backend"];
-    let queue = gauge(registry, names::QUEUE_LENGTH, of_pool)?;
-    let retries = counter(registry, names::RETRIES, of_pool)?;
-    let up = gauge(registry, names::BACKEND_UP, of_backend)?;
-    let breaker = gauge(registry, names::BREAKER_STATE, of_backend)?;
-    let misconfigured = gauge(registry, names::BACKEND_MISCONFIGURED, of_backend)?;
-    let inflight = gauge(registry, names::BACKEND_INFLIGHT, of_backend)?;
-    let response_time = gauge(registry, names::BACKEND_RESPONSE_TIME, of_backend)?;
+    let queue = gauge(registry, &names::QUEUE_LENGTH)?;
+    let retries = counter(registry, &names::RETRIES)?;
+    let attempts = counter(registry, &names::BACKEND_REQUESTS)?;
+    let up = gauge(registry, &names::BACKEND_UP)?;
+    let breaker = gauge(registry, &names::BREAKER_STATE)?;
+    let misconfigured = gauge(registry, &names::BACKEND_MISCONFIGURED)?;
+    let drained = gauge(registry, &names::BACKEND_DRAINED)?;
+    let inflight = gauge(registry, &names::BACKEND_INFLIGHT)?;
+    let response_time = gauge(registry, &names::BACKEND_RESPONSE_TIME)?;
     let now = Instant::now();
+    let is = |fact: bool| f64::from(u8::from(fact));
     for (service, model, _) in runtime.snapshot.pools() {
         let Some(pool) = runtime.pool(service, model) else { continue };
         queue.with_label_values(&[service, model]).set(pool.queue().length() as f64);
@@ -109,15 +145,15 @@ fn pools(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
         for backend in pool.backends() {
             let labels = &[service, model, &backend.spec.id];
             let health = &backend.live.health;
-            let is_up = health.state() != HealthState::Unhealthy;
-            up.with_label_values(labels).set(f64::from(u8::from(is_up)));
+            attempts.with_label_values(labels).inc_by(backend.live.attempts.total());
+            up.with_label_values(labels).set(is(health.state() != HealthState::Unhealthy));
             breaker.with_label_values(labels).set(match backend.breaker(now) {
                 BreakerState::Closed => 0.0,
                 BreakerState::HalfOpen => 1.0,
                 BreakerState::Open => 2.0,
             });
-            let refuses = backend.refuses_credential().is_some();
-            misconfigured.with_label_values(labels).set(f64::from(u8::from(refuses)));
+            misconfigured.with_label_values(labels).set(is(backend.refuses_credential().is_some()));
+            drained.with_label_values(labels).set(is(backend.is_drained()));
             inflight.with_label_values(labels).set(backend.inflight() as f64);
             if let Some(time) = health.response_time() {
                 response_time.with_label_values(labels).set(time.as_secs_f64());
@@ -127,22 +163,14 @@ fn pools(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
     Ok(())
 }
 
-fn gauge(
-    registry: &Registry,
-    (name, help): (&str, &str),
-    labels: &[&str],
-) -> prometheus::Result<GaugeVec> {
-    let gauge = GaugeVec::new(Opts::new(name, help), labels)?;
+fn gauge(registry: &Registry, metric: &Metric) -> prometheus::Result<GaugeVec> {
+    let gauge = GaugeVec::new(Opts::new(metric.name, metric.help), metric.labels)?;
     registry.register(Box::new(gauge.clone()))?;
     Ok(gauge)
 }
 
-fn counter(
-    registry: &Registry,
-    (name, help): (&str, &str),
-    labels: &[&str],
-) -> prometheus::Result<IntCounterVec> {
-    let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+fn counter(registry: &Registry, metric: &Metric) -> prometheus::Result<IntCounterVec> {
+    let counter = IntCounterVec::new(Opts::new(metric.name, metric.help), metric.labels)?;
     registry.register(Box::new(counter.clone()))?;
     Ok(counter)
 }

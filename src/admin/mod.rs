@@ -23,6 +23,7 @@ use crate::lifecycle::{Lifecycle, Phase};
 use crate::llm::Dialect;
 use crate::refusal::Refusal;
 use crate::runtime::{PageAnswer, PageRequest, Pages, Reloads, Runtime};
+use crate::telemetry::Telemetry;
 
 use dashboard::Dashboard;
 use usage::Reports;
@@ -38,12 +39,23 @@ pub enum Scope {
     Probes,
 }
 
+/// What pages are made of, beside the runtime.
+#[derive(Clone)]
+pub struct Sources {
+    /// The process's phase, and what is in flight.
+    pub lifecycle: Arc<Lifecycle>,
+    /// How reloads went, and who does them.
+    pub reloads: Arc<Reloads>,
+    /// Where usage is kept, if it is.
+    pub ledger: Option<Arc<Ledger>>,
+    /// What was counted.
+    pub telemetry: Arc<Telemetry>,
+}
+
 /// The pages.
 pub struct Admin {
-    lifecycle: Arc<Lifecycle>,
     scope: Scope,
-    reloads: Arc<Reloads>,
-    ledger: Option<Arc<Ledger>>,
+    sources: Sources,
     reports: Reports,
     dashboard: Dashboard,
 }
@@ -56,14 +68,9 @@ const STATUS: &str = "/api/health/status";
 impl Admin {
     /// The pages of `scope`.
     #[must_use]
-    pub fn new(
-        lifecycle: Arc<Lifecycle>,
-        scope: Scope,
-        reloads: Arc<Reloads>,
-        ledger: Option<Arc<Ledger>>,
-    ) -> Self {
-        let reports = Reports::new(ledger.clone());
-        Self { lifecycle, scope, reloads, ledger, reports, dashboard: Dashboard::new() }
+    pub fn new(scope: Scope, sources: Sources) -> Self {
+        let reports = Reports::new(sources.ledger.clone());
+        Self { scope, sources, reports, dashboard: Dashboard::new() }
     }
 
     /// The page at a path, if there is one.
@@ -81,19 +88,17 @@ impl Admin {
                 Ok(health())
             }
             ("/", _) => Ok(self.dashboard.page()),
-            ("/metrics", _) => {
-                let ledger = self.ledger.as_deref();
-                let page = metrics::page(runtime, &self.lifecycle, &self.reloads.state(), ledger);
-                page.map_err(|error| {
-                    log::error!("the metrics cannot be shown: {error}");
-                    Refusal::Internal
-                })
-            }
+            ("/metrics", _) if !runtime.snapshot.observed.metrics => Err(Refusal::MetricsOff),
+            ("/metrics", _) => metrics::page(runtime, &self.sources).map_err(|error| {
+                log::error!("the metrics cannot be shown: {error}");
+                Refusal::Internal
+            }),
             (STATUS, Scope::Everything) => Ok(json_page(&status::all(runtime))),
             (STATUS, Scope::Admin) => {
                 let mut page = status::all(runtime);
-                page["configuration"] = reload::state(&self.reloads.state());
-                page["ledger"] = self.ledger.as_deref().map_or(Value::Null, ledger_state);
+                page["configuration"] = reload::state(&self.sources.reloads.state());
+                let ledger = self.sources.ledger.as_deref();
+                page["ledger"] = ledger.map_or(Value::Null, ledger_state);
                 page["redis"] = runtime.limits.shared().map_or(Value::Null, redis_state);
                 Ok(json_page(&page))
             }
@@ -105,12 +110,12 @@ impl Admin {
     }
 
     fn ready(&self) -> Response<Bytes> {
-        let (status, word) = match self.lifecycle.phase() {
+        let (status, word) = match self.sources.lifecycle.phase() {
             Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
             Phase::Ready => (StatusCode::OK, "ready"),
             Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         };
-        let inflight = self.lifecycle.inflight();
+        let inflight = self.sources.lifecycle.inflight();
         let mut page = json_page(&json!({"status": word, "in_flight": inflight}));
         *page.status_mut() = status;
         page
@@ -120,7 +125,7 @@ impl Admin {
 impl Pages for Admin {
     fn answer(&self, runtime: &Runtime, request: &PageRequest<'_>) -> Option<PageAnswer> {
         if self.scope == Scope::Admin && request.path == reload::PATH {
-            return Some(reload::answer(&self.reloads, runtime, request));
+            return Some(reload::answer(&self.sources.reloads, runtime, request));
         }
         if self.scope != Scope::Admin
             && let Some(page) = models::answer(runtime, request)

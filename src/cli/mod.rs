@@ -3,7 +3,6 @@
 mod key;
 mod usage;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,8 +11,9 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use log::LevelFilter;
 
-use crate::config::{self, ConfigError, DefaultsOf, Environment, Snapshot, Source};
+use crate::config::{self, ConfigError, DefaultsOf, Environment, LogFormat, Snapshot, Source};
 use crate::server::{Gateway, Reload};
+use crate::telemetry::AppLog;
 
 /// Something failed that is not the configuration's fault.
 const FAILED: u8 = 1;
@@ -128,7 +128,7 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
         Ok(found) => found,
         Err(error) => return Ok(refuse_configuration(&error)),
     };
-    start_log(snapshot.log_level);
+    let app_log = AppLog::start(snapshot.log_level, snapshot.observed.log_format);
     // Memory holds keys and prompts: it is not written to disk when the process crashes, nor shown to others.
     #[cfg(target_os = "linux")]
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
@@ -142,7 +142,7 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
         .context("choose another address with \"listen\", \"admin.listen\" or PORT")?;
     let addresses = gateway.addresses();
     let reload: Reload = Arc::new(move || config::load(&source, &environment()?));
-    gateway.run(Some(reload), move || {
+    gateway.run(Some((reload, app_log)), move || {
         let version = env!("CARGO_PKG_VERSION");
         log::info!("tollgate {version} with {origin} ({summary}{defaults})");
         for warning in &warnings {
@@ -204,24 +204,7 @@ fn refuse_configuration(error: &ConfigError) -> ExitCode {
 }
 
 fn demo(port: u16) -> Result<ExitCode> {
-    start_log(LevelFilter::Warn);
+    let _ = AppLog::start(LevelFilter::Warn, LogFormat::Text);
     crate::demo::run(port)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The application log on standard error. Of Pingora's own lines only those on listening are let
-/// through: others repeat request heads, and with them credentials. On exchanges and health we write
-/// our own.
-fn start_log(level: LevelFilter) {
-    env_logger::Builder::new()
-        .filter_level(LevelFilter::Off)
-        .filter_module("tollgate", LevelFilter::Trace)
-        .filter_module("pingora_core::listeners", LevelFilter::Warn)
-        .filter_module("pingora_core::services", LevelFilter::Warn)
-        .format(|out, record| {
-            let time = out.timestamp_millis();
-            writeln!(out, "{time} {:<5} {}", record.level(), record.args())
-        })
-        .init();
-    log::set_max_level(level);
 }

@@ -126,6 +126,24 @@ pub(super) const REDIS_PREFIX: &str = "tollgate";
 
 /// Beside the configuration, where systemd names no folder for state.
 pub(super) const STATE_DIRECTORY: &str = "state";
+
+/// The request log, in the folder that the system gives for logs, and where there is none.
+pub(super) const REQUEST_LOG_NAME: &str = "requests.log";
+pub(super) const REQUEST_LOG_FILE: &str = "logs/requests.log";
+
+/// Some 200,000 lines: small enough to be opened, large enough to hold an hour of a busy gateway.
+pub(super) const ROTATE_BYTES: u64 = 100 * 1024 * 1024;
+pub(super) const ROTATE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A week, where they are put aside once a day.
+pub(super) const ROTATE_KEEP: u32 = 7;
+
+/// Some 15,000 lines: a disk may stand still for a second of a very busy gateway.
+pub(super) const REQUEST_LOG_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// A few seconds of a busy gateway, at most some MiB.
+pub(super) const TRACES_QUEUE_MAX: u32 = 4096;
+
 pub(super) const LEDGER_FILE: &str = "ledger.db";
 
 /// Twenty seconds of 5,000 exchanges each: as long a disk may stand still.

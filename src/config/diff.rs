@@ -144,6 +144,11 @@ fn top(before: &Snapshot, next: &Snapshot, lines: &mut Lines) {
     lines.compare("trusted_proxies", &before.trusted_proxies, &next.trusted_proxies);
     lines.compare("cors.origins", &before.cors, &next.cors);
     lines.compare("log.level", &before.log_level, &next.log_level);
+    let (known, new) = (&before.observed, &next.observed);
+    lines.compare("log.format", &known.log_format, &new.log_format);
+    lines.compare("metrics.enabled", &known.metrics, &new.metrics);
+    lines.compare("request_log", &known.request_log, &new.request_log);
+    lines.changed("traces", &known.traces, &new.traces);
     lines.compare("threads", &before.threads, &next.threads);
     lines.compare("shutdown_timeout", &before.shutdown_timeout, &next.shutdown_timeout);
     let (mut known, idle_timeout) = (before.client.clone(), next.client.idle_timeout);

@@ -38,6 +38,9 @@ pub(super) struct FileConfig {
     pub(super) trusted_proxies: Option<OneOrMany>,
     pub(super) cors: Option<FileCors>,
     pub(super) log: Option<FileLog>,
+    pub(super) metrics: Option<FileMetrics>,
+    pub(super) request_log: Option<FileRequestLog>,
+    pub(super) traces: Option<FileTraces>,
     pub(super) threads: Option<u16>,
     pub(super) shutdown_timeout: Option<Span>,
     pub(super) client: Option<FileClient>,
@@ -319,6 +322,44 @@ pub(super) struct FileCors {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct FileLog {
     pub(super) level: Option<String>,
+    pub(super) format: Option<FileLogFormat>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum FileLogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileMetrics {
+    pub(super) enabled: Option<bool>,
+}
+
+/// Where each exchange has a line.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileRequestLog {
+    pub(super) enabled: Option<bool>,
+    pub(super) file: Option<String>,
+    pub(super) rotate_bytes: Option<Size>,
+    pub(super) rotate_after: Option<Span>,
+    pub(super) keep: Option<u32>,
+    pub(super) sample: Option<f64>,
+    pub(super) queue_bytes_max: Option<Size>,
+}
+
+/// Where spans of exchanges go.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileTraces {
+    pub(super) otlp_url: Option<String>,
+    pub(super) headers: Option<IndexMap<String, Option<FileSecret>>>,
+    pub(super) sample: Option<f64>,
+    pub(super) queue_max: Option<u32>,
+    pub(super) service_name: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -49,6 +49,21 @@ pub(super) fn apply(file: &mut FileConfig, environment: &Environment, problems: 
             reader.wrong("REDIS_URL", super::validate::REDIS_URL_EXPECTED);
         }
     }
+    if let Some(enabled) = reader.switch("METRICS_ENABLED") {
+        file.metrics.get_or_insert_default().enabled = Some(enabled);
+    }
+    if let Some(enabled) = reader.switch("REQUEST_LOG_ENABLED") {
+        file.request_log.get_or_insert_default().enabled = Some(enabled);
+    }
+    if let Some(path) = environment.get("REQUEST_LOG_FILE") {
+        // Of a variable, a relative path begins where the process was started.
+        let path = if path == "-" {
+            path.into()
+        } else {
+            std::path::absolute(path).unwrap_or(path.into())
+        };
+        file.request_log.get_or_insert_default().file = Some(path.to_string_lossy().into_owned());
+    }
     if let Some(span) = reader.seconds("SHUTDOWN_TIMEOUT") {
         file.shutdown_timeout = Some(span);
     }

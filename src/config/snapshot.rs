@@ -15,6 +15,7 @@ use super::ledger::LedgerSpec;
 use super::limits::{LimitSpec, Quantity};
 use super::listen::Listen;
 use super::naming::Naming;
+use super::observed::Observed;
 use super::prices::{Prices, Tariff};
 use super::redis::RedisSpec;
 use super::seen::SeenFile;
@@ -46,8 +47,10 @@ pub struct Snapshot {
     pub redis: Option<RedisSpec>,
     /// How long an answer gets, in tokens, where the request does not say how long it may: as much is reserved.
     pub output_tokens_assumed: u64,
-    /// Whether what exchanges take is counted.
+    /// Whether what exchanges take is counted: their answers are read.
     pub meters: bool,
+    /// Whether somebody pays or is held to it: then requests are read too, and backends asked to tell.
+    pub charges: bool,
     /// Whether backends are asked to tell usage in streams whose clients did not ask for it.
     pub include_usage: bool,
     /// Addresses whose forwarded headers are believed.
@@ -58,6 +61,8 @@ pub struct Snapshot {
     pub cors: CorsOrigins,
     /// Level of the application log.
     pub log_level: log::LevelFilter,
+    /// What is told of exchanges, and where.
+    pub observed: Observed,
     /// Worker threads for traffic.
     pub threads: usize,
     /// Longest drain.

@@ -25,6 +25,7 @@ use super::queue::Queue;
 use super::resolve::{Address, Addresses};
 use super::tunnel::{Gate, Socket, gated};
 use crate::config::{BackendSpec, Deadlines, Protocol};
+use crate::telemetry::Recent;
 
 /// A backend as its pool knows it.
 #[derive(Debug)]
@@ -49,6 +50,9 @@ pub struct Backend {
 pub struct Live {
     /// What the health checks found.
     pub health: Health,
+    /// Attempts that went to it.
+    pub attempts: Recent,
+    is_drained: AtomicBool,
     inflight: AtomicUsize,
     suspected: AtomicBool,
     pub(super) breaker: Breaker,
@@ -73,10 +77,24 @@ impl Backend {
         }
     }
 
-    /// Whether it may be given exchanges: not known to be unhealthy, and its address is known.
+    /// Whether it may be given exchanges: not known to be unhealthy, not drained, and its address is known.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        self.live.health.state() != HealthState::Unhealthy && self.addresses.count() > 0
+        self.live.health.state() != HealthState::Unhealthy
+            && !self.is_drained()
+            && self.addresses.count() > 0
+    }
+
+    /// Whether an operator has taken it out of service.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.live.is_drained.load(Ordering::Relaxed)
+    }
+
+    /// An operator takes it out of service, until that is taken back or the process ends: what it is at goes on, and
+    /// nothing new comes. Whether that is news.
+    pub fn drain(&self, is_drained: bool) -> bool {
+        self.live.is_drained.swap(is_drained, Ordering::Relaxed) != is_drained
     }
 
     /// An exchange could not reach it: until its next check it is asked after all others.
@@ -219,6 +237,7 @@ impl Backend {
                 return None;
             }
         };
+        self.live.attempts.count(now);
         Some(Permit {
             backend: Arc::clone(self),
             queue: Arc::clone(queue),

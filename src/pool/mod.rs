@@ -17,7 +17,7 @@ mod window;
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use pingora_load_balancing::discovery::Static;
@@ -39,6 +39,7 @@ use health::CheckedPool;
 use stickiness::Clients;
 
 use crate::config::{BackendSpec, Host, PoolSpec};
+use crate::telemetry::Series;
 
 /// Hosts that are looked up, by host and port: backends on one host share the answer.
 pub type Hosts = HashMap<(Host, u16), Arc<Addresses>>;
@@ -56,6 +57,8 @@ pub struct Pool {
     budget: Arc<RetryBudget>,
     /// Held while it is decided whether one more backend is left alone.
     ejecting: Arc<Mutex<()>>,
+    /// Where its exchanges are counted, once there was one.
+    pub series: OnceLock<Arc<Series>>,
 }
 
 /// What a selection comes to.
@@ -128,6 +131,7 @@ impl Pool {
             queue,
             budget,
             ejecting,
+            series: OnceLock::new(),
         })
     }
 

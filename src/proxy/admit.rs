@@ -25,7 +25,7 @@ use crate::llm::{Dialect, Found};
 use crate::refusal::Refusal;
 use crate::routing::{self, Miss};
 use crate::runtime::{PageAnswer, PageRequest, Runtime, Way};
-use crate::telemetry;
+use crate::telemetry::{self, Trace};
 
 /// The methods of LLM APIs. Others are forwarded too, but for two: Pingora refuses CONNECT, and the
 /// answer to a TRACE would show the client the backend's credential (RFC 9110, section 9.3.8).
@@ -124,6 +124,7 @@ async fn take_in(
     }
     meter::begin(session, exchange);
     if let Err(refusal) = limit::reserve(&proxy.months, exchange, &admitted).await {
+        exchange.admitted = Some(admitted);
         return Ok(Err(refusal));
     }
     exchange.attempts.is_for_tunnel = body::is_tunnel_request(session);
@@ -162,10 +163,15 @@ fn arrive(session: &Session, exchange: &mut Exchange) {
     let head = session.req_header();
     let arrived = &mut exchange.arrived;
     arrived.request_id = telemetry::request_id(&head.headers);
+    let traces = arrived.runtime.snapshot.observed.traces.as_ref();
+    arrived.trace = Trace::of(&head.headers, traces.map_or(0.0, |traces| traces.sample));
     arrived.dialect = Dialect::of(split_target(head).0, &head.headers);
     arrived.is_http_10 = head.version == Version::HTTP_10;
     arrived.is_http_2 = head.version == Version::HTTP_2;
     arrived.cors_origin = cors_origin(&arrived.runtime.snapshot.cors, &head.headers);
+    if arrived.is_traced() {
+        exchange.phases.keep_turns();
+    }
 }
 
 fn decide(proxy: &Proxy, session: &Session, exchange: &mut Exchange) -> Result<Decision, Refusal> {
@@ -176,6 +182,7 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &mut Exchange) -> Result<D
     check_head(head)?;
     let (path, query) = split_target(head);
     let client = client(session, &snapshot.trusted_proxies, snapshot.trusts_unix);
+    exchange.arrived.address = client.address;
     let is_traffic = proxy.serves == Serves::PagesAndTraffic;
     let is_probe = matches!(path, b"/health" | b"/ready");
     if is_traffic && !is_probe && !snapshot.addresses.permit(client.address) {
@@ -186,6 +193,7 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &mut Exchange) -> Result<D
         let query = std::str::from_utf8(query).unwrap_or_default();
         let request = PageRequest { method, path, query, headers, client: client.address };
         if let Some(page) = proxy.pages.answer(runtime, &request) {
+            exchange.arrived.is_page = true;
             return Ok(Decision::Page(page));
         }
     }
@@ -200,25 +208,25 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &mut Exchange) -> Result<D
     }
     let inflight = proxy.lifecycle.admit().ok_or(Refusal::Draining)?;
     let grant = runtime.grant(&head.headers, client.address)?;
-    exchange.arrived.key = Some(Arc::clone(&grant.key_id));
+    exchange.arrived.grant = Some(Arc::clone(&grant));
     if snapshot.clients != ClientKeys::Untouched && auth::is_in_query(&head.headers, query) {
         return Err(Refusal::KeyInUrl);
     }
     body::check_length(session, &snapshot.client)?;
     let found = course::find(runtime, head);
     let mut course = found.map_err(|refusal| Rights::hide(&grant, refusal))?;
-    let meters = snapshot.meters && meter::takes(head);
-    check_rights(head, &mut course, (&grant, client.address), meters)?;
+    let charges = snapshot.charges && meter::takes(head);
+    check_rights(head, &mut course, (&grant, client.address), charges)?;
     Ok(Decision::Forward(Passage { course, grant, client, inflight }))
 }
 
 /// Refuses, as far as the head tells, what the client may not have; and has its body looked into where that
-/// may name it, or is metered.
+/// may name it, or is charged for.
 fn check_rights(
     head: &RequestHeader,
     course: &mut Course,
     (grant, address): (&Arc<Grant>, Option<IpAddr>),
-    meters: bool,
+    charges: bool,
 ) -> Result<(), Refusal> {
     if grant.is_restricted() {
         let path = course.target.split(|byte| *byte == b'?').next().unwrap_or_default();
@@ -244,7 +252,7 @@ fn check_rights(
     {
         course.look = Some(Look::strict(course.look, keys));
     }
-    if meters {
+    if charges {
         course.look = Some(Look::metered(course.look));
     }
     Ok(())

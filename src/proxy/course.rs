@@ -132,7 +132,7 @@ impl Look {
         Self { keys, aim, fills: false, with_facts: false }
     }
 
-    /// For an answer that is metered: what else the body says tells how long it may get.
+    /// For an answer that is charged for: what else the body says tells how long it may get.
     pub(super) fn metered(look: Option<Self>) -> Self {
         Self { with_facts: true, ..look.unwrap_or(Self::new(MODEL, Aim::Note)) }
     }

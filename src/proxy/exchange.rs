@@ -15,6 +15,7 @@ use super::course::{Asked, Course};
 use super::meter::Metering;
 use super::rights::Rights;
 use super::watch::{Stop, Watch};
+use crate::auth::Grant;
 use crate::config::Deadlines;
 use crate::ledger::Held;
 use crate::lifecycle::Counted;
@@ -23,6 +24,7 @@ use crate::llm::{Dialect, EndMarker, Tail};
 use crate::pool::{Address, Avoided, Backend, Gate, Permit, Pool};
 use crate::refusal::Refusal;
 use crate::runtime::{Runtime, Target, Way};
+use crate::telemetry::{Phase, Phases, Trace, Try};
 
 /// One exchange.
 pub struct Exchange {
@@ -40,6 +42,14 @@ pub struct Exchange {
     pub(super) held: Option<Held>,
     /// Its deadlines.
     pub(super) watch: Arc<Watch>,
+    /// Where its time goes.
+    pub(super) phases: Phases,
+    /// Pools that could not serve, so that another one was asked.
+    pub(super) fallen_from: SmallVec<[Arc<Pool>; 1]>,
+    /// How often backends were asked, of all models.
+    pub(super) tried: u32,
+    /// Those times, where somebody keeps the trace.
+    pub(super) tries: Vec<Try>,
 }
 
 /// What is known when the head has been read.
@@ -55,8 +65,21 @@ pub(super) struct Arrived {
     pub(super) is_http_2: bool,
     /// Whether the client was told to go on with its body.
     pub(super) continued: bool,
-    /// Whose key it came with, once that is known.
-    pub(super) key: Option<Arc<str>>,
+    /// What its key is good for, once that is known.
+    pub(super) grant: Option<Arc<Grant>>,
+    /// Where the client is, once that is known.
+    pub(super) address: Option<IpAddr>,
+    /// The trace that it belongs to.
+    pub(super) trace: Trace,
+    /// Whether it asks for one of the gateway's own pages.
+    pub(super) is_page: bool,
+}
+
+impl Arrived {
+    /// Whether spans of it are sent.
+    pub(super) fn is_traced(&self) -> bool {
+        self.trace.is_sampled && self.runtime.snapshot.observed.traces.is_some()
+    }
 }
 
 /// What is known when the exchange may pass.
@@ -213,6 +236,10 @@ impl Attempt {
 pub(super) struct Observed {
     pub(super) refusal: Option<Refusal>,
     pub(super) first_byte: Option<Duration>,
+    /// The first bytes of the answer's body.
+    pub(super) first_piece: Option<Duration>,
+    /// Whether the answer comes in events or lines.
+    pub(super) is_stream: bool,
     /// Whether the response's status has said all about the backend that it can.
     pub(super) is_judged: bool,
     /// Whether the end of the answer's body is the end of the backend's connection.
@@ -290,17 +317,21 @@ impl Exchange {
     pub(super) fn new(runtime: Arc<Runtime>) -> Self {
         let watch = Watch::of_task();
         watch.arrived();
+        let at = Instant::now();
         Self {
             arrived: Arrived {
                 runtime,
-                at: Instant::now(),
+                at,
                 request_id: HeaderValue::from_static(""),
                 dialect: Dialect::OpenAi,
                 cors_origin: None,
                 is_http_10: false,
                 is_http_2: false,
                 continued: false,
-                key: None,
+                grant: None,
+                address: None,
+                trace: Trace::NONE,
+                is_page: false,
             },
             admitted: None,
             body: Body::default(),
@@ -311,7 +342,16 @@ impl Exchange {
             held: None,
             shown: Shown::default(),
             watch,
+            phases: Phases::begin(at),
+            fallen_from: SmallVec::new(),
+            tried: 0,
+            tries: Vec::new(),
         }
+    }
+
+    /// From now on its time is spent on something else.
+    pub(super) fn turn(&mut self, phase: Phase) {
+        self.phases.turn(phase, Instant::now());
     }
 
     /// The request id as text.

@@ -1,7 +1,7 @@
 //! How much of its limits an exchange takes, and what its client is told of them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue};
 use pingora::http::ResponseHeader;
@@ -15,6 +15,7 @@ use crate::ledger::{self, Month, Months, Row};
 use crate::limits::{Ask, Shown, Tightest};
 use crate::llm::Usage;
 use crate::refusal::Refusal;
+use crate::telemetry::Phase;
 
 /// What clients are told in, in OpenAI's words.
 const PREFIX: &str = "x-ratelimit-";
@@ -67,7 +68,13 @@ pub(super) async fn reserve(
         output,
         cost: &cost,
     };
-    exchange.reservation = runtime.limits.reserve(&ask, &mut exchange.shown).await?;
+    // Without Redis nothing is waited for.
+    if runtime.snapshot.redis.is_some() {
+        exchange.phases.turn(Phase::Limits, Instant::now());
+    }
+    let reserved = runtime.limits.reserve(&ask, &mut exchange.shown).await;
+    exchange.phases.turn(Phase::Own, Instant::now());
+    exchange.reservation = reserved?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! What an exchange takes: read from its answer as it passes, priced, and written to the ledger at its end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,13 +10,14 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::{Error, ErrorSource, Result};
 use pingora_proxy::Session;
 
-use super::Proxy;
 use super::exchange::{Admitted, Events, Exchange};
+use super::{Proxy, account};
 use crate::config::Tariff;
 use crate::ledger::{self, Month, Months, Row};
 use crate::limits::shares;
 use crate::llm::{EndMarker, Facts, Kind, Meter, TOKENS_MAX, Trim, Usage};
 use crate::runtime::Runtime;
+use crate::telemetry::Taken;
 
 /// Bytes of text that make a token, about.
 const TOKEN_BYTES: u64 = 4;
@@ -66,12 +68,13 @@ pub(super) struct Metering {
     /// How many answers are asked for, and how long each may get.
     answers: u64,
     output_max: Option<u64>,
+    /// Whether somebody pays for it or is held to it: what cannot be read is estimated.
+    charges: bool,
     /// Whether the backend is asked to tell usage in its stream.
     pub(super) asks: bool,
     meter: Option<Box<Meter>>,
     /// Takes out the event that the client did not ask for.
     trim: Option<Trim>,
-    first_piece: Option<Duration>,
     passed_bytes: u64,
     kind: Option<Kind>,
     /// Whether a backend was sent the request.
@@ -104,7 +107,8 @@ pub(super) fn begin(session: &Session, exchange: &mut Exchange) {
         }),
         answers: facts.and_then(|facts| facts.answers).unwrap_or(1).max(1),
         output_max: facts.and_then(|facts| facts.output_tokens_max),
-        asks: takes && can_ask && snapshot.include_usage,
+        asks: takes && can_ask && snapshot.charges && snapshot.include_usage,
+        charges: snapshot.charges,
         ..Metering::default()
     });
 }
@@ -160,13 +164,13 @@ pub(super) fn answers(exchange: &mut Exchange, response: &mut ResponseHeader) ->
 
 /// A piece of the answer passes; what the client is not to see is taken out of it.
 pub(super) fn pass(exchange: &mut Exchange, chunk: &mut Option<Bytes>, is_end: bool) {
-    let Some(metering) = &mut exchange.metering else { return };
     let bytes = chunk.as_ref().map_or(0, Bytes::len);
     if bytes > 0 {
         let at = exchange.arrived.at;
-        metering.first_piece.get_or_insert_with(|| at.elapsed());
-        metering.passed_bytes += bytes as u64;
+        exchange.observed.first_piece.get_or_insert_with(|| at.elapsed());
     }
+    let Some(metering) = &mut exchange.metering else { return };
+    metering.passed_bytes += bytes as u64;
     let Some(meter) = &mut metering.meter else { return };
     match &mut metering.trim {
         None => {
@@ -181,24 +185,17 @@ pub(super) fn pass(exchange: &mut Exchange, chunk: &mut Option<Bytes>, is_end: b
     }
 }
 
-/// The exchange is over: writes its row.
+/// The exchange is over: writes its row. What it took, where that was counted.
 pub(super) fn settle(
     proxy: &Proxy,
     session: &Session,
     exchange: &mut Exchange,
     error: Option<&Error>,
-) {
-    let Some(metering) = exchange.metering.take().filter(|metering| metering.is_sent) else {
-        return;
-    };
-    let Some(admitted) = &exchange.admitted else { return };
+) -> Option<Taken> {
+    let metering = exchange.metering.take().filter(|metering| metering.is_sent)?;
+    let admitted = exchange.admitted.as_ref()?;
     let status = session.response_written().map_or(0, |head| head.status.as_u16());
-    let is_complete = exchange
-        .observed
-        .events
-        .as_ref()
-        .is_some_and(|events| events.end.is_some() && !events.is_cut());
-    let is_cut = error.is_some() && !is_complete && !session.was_upgraded()
+    let is_cut = error.is_some() && !account::is_complete(exchange) && !session.was_upgraded()
         || exchange.observed.events.as_ref().is_some_and(Events::is_cut);
     let is_ours = error.is_some_and(|error| error.esource != ErrorSource::Downstream);
     // For what a backend did not answer, nobody pays.
@@ -229,7 +226,16 @@ pub(super) fn settle(
     let is_free = rest.total() == 0;
     let cost = tariff.map(price).or_else(|| is_free.then(Default::default));
     exchange.reservation.settle(usage.input, usage.output, cost.map_or(0, shares));
-    let Some(ledger) = &proxy.ledger else { return };
+    let told = metering.takes.then(|| Taken {
+        input: usage.input,
+        output: usage.output,
+        cached: usage.cached,
+        is_estimated: estimated,
+        cost,
+        currency: Arc::clone(&runtime.snapshot.prices.currency),
+        wasted_by: is_cut.then(|| account::ended_by(exchange, error)),
+    });
+    let Some(ledger) = &proxy.ledger else { return told };
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     ledger.write(Row {
         id: Row::new_id(timestamp),
@@ -251,8 +257,9 @@ pub(super) fn settle(
         aborted: is_cut,
         estimated,
         latency_ms: millis(exchange.arrived.at.elapsed()),
-        ttft_ms: metering.first_piece.map(millis),
+        ttft_ms: exchange.observed.first_piece.map(millis),
     });
+    told
 }
 
 /// What an exchange that may take this much would cost at most, in shares of money. Where no price is known, the
@@ -319,6 +326,9 @@ impl Metering {
             && !is_cut
         {
             return (usage, false);
+        }
+        if !self.charges && self.kind.is_none() {
+            return (Usage::default(), false);
         }
         let outputs = match self.kind {
             // One document, or one that cannot be read: all of it is taken for text.

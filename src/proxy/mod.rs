@@ -12,13 +12,14 @@
 //! 5. When an attempt fails, [`retry`] says whether there is another one: back to 2, and there, when the
 //!    pool cannot serve, to the next one.
 //! 6. [`settle`]: a failure becomes a refusal, the log gets its line, [`meter`] writes what was taken to the
-//!    ledger, and dropping the [`Exchange`]
-//!    gives back all that was taken.
+//!    ledger, [`account`] tells metrics, request log and traces, and dropping the [`Exchange`] gives back all that
+//!    was taken.
 //!
 //! An exchange takes the runtime once, at 1, and uses it to its end. Its [`watch`] ends it when a
 //! deadline is over. A client that goes away ends the work at the backend: Pingora sees it while it
 //! waits for either side, the watch while it does not.
 
+mod account;
 mod admit;
 mod body;
 mod course;
@@ -56,6 +57,7 @@ pub use watch::{ClientSide, watched};
 use crate::ledger::{Ledger, Months};
 use crate::lifecycle::Lifecycle;
 use crate::runtime::{Current, Pages};
+use crate::telemetry::{Phase, Telemetry};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -71,6 +73,8 @@ pub struct Proxy {
     pub ledger: Option<Arc<Ledger>>,
     /// What keys have taken in this month.
     pub months: Arc<Months>,
+    /// Who is told of exchanges.
+    pub telemetry: Arc<Telemetry>,
     /// The gateway's own pages.
     pub pages: Arc<dyn Pages>,
     /// Whether there is traffic here, or just pages.
@@ -130,6 +134,7 @@ impl ProxyHttp for Proxy {
         _digest: Option<&Digest>,
         exchange: &mut Exchange,
     ) -> Result<()> {
+        exchange.turn(Phase::Own);
         send::connected(exchange, socket)
     }
 
@@ -139,7 +144,9 @@ impl ProxyHttp for Proxy {
         request: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        send::send(session, request, exchange)
+        send::send(session, request, exchange)?;
+        exchange.turn(Phase::Backend);
+        Ok(())
     }
 
     async fn request_body_filter(
@@ -162,6 +169,7 @@ impl ProxyHttp for Proxy {
         if response.status.is_informational() {
             return Ok(());
         }
+        exchange.turn(Phase::Own);
         receive::note_framing(response, exchange);
         retry::judge(session, response, exchange)
     }
@@ -172,7 +180,11 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        receive::receive(self, session, response, exchange)
+        receive::receive(self, session, response, exchange)?;
+        if exchange.observed.has_head() {
+            exchange.turn(Phase::Answer);
+        }
+        Ok(())
     }
 
     fn response_body_filter(
@@ -219,7 +231,8 @@ impl ProxyHttp for Proxy {
     async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
         settle::judge(exchange, error);
         settle::log(session, exchange, error);
-        meter::settle(self, session, exchange, error);
+        let taken = meter::settle(self, session, exchange, error);
+        account::tell(self, session, exchange, error, taken);
     }
 
     /// Ours says more, and says it without the query.

@@ -16,7 +16,7 @@ use super::exchange::{Events, Exchange, Unwritten};
 use super::send::repeated;
 use super::{Proxy, body, limit, meter, respond, retry};
 use crate::config::{BackendUrl, CorsOrigins, Deadlines};
-use crate::llm::{EndMarker, Tail};
+use crate::llm::{EndMarker, Kind, Tail};
 use crate::pool::Outcome;
 use crate::telemetry::REQUEST_ID;
 
@@ -90,6 +90,10 @@ fn expect_body(session: &Session, response: &ResponseHeader, exchange: &mut Exch
         return;
     }
     exchange.watch.answers();
+    exchange.observed.is_stream = response
+        .headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| matches!(Kind::of(kind.as_bytes()), Some(Kind::Events | Kind::Lines)));
     let is_events = response.headers.get(CONTENT_TYPE).is_some_and(|kind| {
         let kind = kind.as_bytes();
         kind.len() >= EVENTS.len() && kind[..EVENTS.len()].eq_ignore_ascii_case(EVENTS)

@@ -18,7 +18,7 @@ use super::watch::Stop;
 use crate::config::CorsOrigins;
 use crate::llm::Dialect;
 use crate::refusal::Refusal;
-use crate::telemetry::{self, REQUEST_ID};
+use crate::telemetry::{self, Phase, REQUEST_ID};
 
 /// How long a refused client may go on sending before its connection is cut. Closing at once would
 /// reset the connection, and the client could lose the answer (RFC 9112, section 9.6).
@@ -45,6 +45,7 @@ pub(super) async fn refuse(
         session.set_keepalive(None);
     }
     exchange.observed.refusal = Some(refusal);
+    exchange.turn(Phase::Answer);
     send(session, exchange, status, &headers, body.into()).await
 }
 

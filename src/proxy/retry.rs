@@ -9,11 +9,11 @@ use pingora_proxy::Session;
 
 use super::exchange::{Attempt, Exchange};
 use super::watch::Stop;
-use super::{body, receive};
+use super::{account, body, receive};
 use crate::llm;
 use crate::pool::{CONNECT_DEADLINE, Outcome};
 use crate::refusal::Refusal;
-use crate::telemetry::advice;
+use crate::telemetry::{Phase, advice};
 
 /// A kept connection that breaks within this time of being used was dead before. One that breaks
 /// later may have carried the request to a backend that is at work on it, or died of it.
@@ -28,6 +28,7 @@ const COOL_DOWN_MAX: Duration = Duration::from_secs(60);
 /// No connection: nothing was sent, so another address or backend is tried, whatever the method.
 /// Whether one is left, the selection finds out.
 pub(super) fn after_connect_failure(exchange: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
+    exchange.turn(Phase::Own);
     exchange.watch.attempt_over();
     exchange.attempts.failure = failure(exchange, &error);
     log_attempt(exchange, &error);
@@ -58,6 +59,7 @@ pub(super) fn after_broken_exchange(
     mut error: Box<Error>,
     connection_was_kept: bool,
 ) -> Box<Error> {
+    exchange.turn(Phase::Own);
     exchange.watch.attempt_over();
     if session.was_upgraded() {
         error.set_retry(false);
@@ -265,11 +267,12 @@ fn failure(exchange: &Exchange, error: &Error) -> Option<Refusal> {
     }
 }
 
-fn log_attempt(exchange: &Exchange, error: &Error) {
-    let Some(attempt) = &exchange.attempts.current else { return };
-    let backend = attempt.backend();
+fn log_attempt(exchange: &mut Exchange, error: &Error) {
     let why = failure(exchange, error).and_then(|refusal| overdue(&refusal));
     let why = why.unwrap_or_else(|| advice(error));
+    account::end_attempt(exchange, &why);
+    let Some(attempt) = &exchange.attempts.current else { return };
+    let backend = attempt.backend();
     log::warn!(
         "backend {} of {} ({} at {}) failed: {why}; request {}",
         backend.spec.id,

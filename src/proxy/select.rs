@@ -8,12 +8,13 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
-use super::body;
 use super::exchange::{Attempt, Attempts, Exchange};
 use super::watch::Stop;
+use super::{account, body};
 use crate::config::{BackendSpec, Deadlines, Protocol};
 use crate::pool::{Backend, Choice, Gate, Permit, Pool};
 use crate::refusal::Refusal;
+use crate::telemetry::Phase;
 
 /// Longest `Retry-After`: SDKs give up on long waits, and the next check may bring a backend back.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
@@ -59,7 +60,10 @@ pub(super) async fn select(
         // Kept connections are shared within a group only.
         peer.group_key = fastrand::u64(1..);
     }
-    attempts.current = Some(Attempt { permit, address, gate, shares, began: Instant::now() });
+    let began = Instant::now();
+    attempts.current = Some(Attempt { permit, address, gate, shares, began });
+    account::begin_attempt(exchange, began);
+    exchange.phases.turn(Phase::Connect, began);
     Ok(peer)
 }
 
@@ -112,6 +116,7 @@ fn fall_back(exchange: &mut Exchange) -> bool {
     if !exchange.body.is_replayable() || !admitted.fall_back(exchange.attempts.is_for_tunnel) {
         return false;
     }
+    exchange.fallen_from.push(Arc::clone(&before));
     let pool = Arc::clone(admitted.pool());
     pool.count_exchange();
     exchange.attempts.begin_again();
@@ -137,12 +142,17 @@ async fn find_in_pool(session: &mut Session, exchange: &mut Exchange, key: &[u8]
         let attempts = &exchange.attempts;
         match pool.choose(key, false, |backend| attempts.may_ask(backend)) {
             Choice::Taken(permit) => return Ok(Found::Place(permit)),
-            Choice::Full => match wait_in_line(session, exchange, &pool, key).await? {
-                Waited::Place(permit) => return Ok(Found::Place(permit)),
-                Waited::Busy(refusal) => return Ok(Found::Nobody(refusal)),
-                Waited::Stopped(refusal) => return Ok(Found::Stopped(refusal)),
-                Waited::NobodyLeft => {}
-            },
+            Choice::Full => {
+                exchange.turn(Phase::Queue);
+                let waited = wait_in_line(session, exchange, &pool, key).await?;
+                exchange.turn(Phase::Own);
+                match waited {
+                    Waited::Place(permit) => return Ok(Found::Place(permit)),
+                    Waited::Busy(refusal) => return Ok(Found::Nobody(refusal)),
+                    Waited::Stopped(refusal) => return Ok(Found::Stopped(refusal)),
+                    Waited::NobodyLeft => {}
+                }
+            }
             Choice::None => {}
         }
         let is_for_tunnel = exchange.attempts.is_for_tunnel;
@@ -158,7 +168,10 @@ async fn find_in_pool(session: &mut Session, exchange: &mut Exchange, key: &[u8]
         pool.check_soon();
         let pause = pause(attempts, pool.spec().retry.delay);
         attempts.next_round();
-        if let Some(refusal) = wait(session, exchange, pause).await? {
+        exchange.turn(Phase::Queue);
+        let stopped = wait(session, exchange, pause).await?;
+        exchange.turn(Phase::Own);
+        if let Some(refusal) = stopped {
             return Ok(Found::Stopped(refusal));
         }
     }

@@ -19,7 +19,7 @@ use super::exchange::{Admitted, Exchange};
 use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
 use crate::auth::{CREDENTIAL_HEADERS, is_key_subprotocol};
 use crate::config::{BackendSpec, BackendUrl, ClientKeys};
-use crate::telemetry::REQUEST_ID;
+use crate::telemetry::{REQUEST_ID, TRACEPARENT, TRACESTATE};
 
 /// What is escaped in a path's segment: all but what RFC 3986 leaves unreserved, and the colons of
 /// model names.
@@ -68,7 +68,7 @@ pub(super) fn send(
     rewrite_body(session, request, exchange, model.as_deref())?;
     if let Some(metering) = &mut exchange.metering {
         metering.is_sent = true;
-        if metering.reads() {
+        if metering.reads() && exchange.arrived.runtime.snapshot.charges {
             // What is compressed cannot be read as it passes.
             request.insert_header(ACCEPT_ENCODING, "identity")?;
         }
@@ -80,11 +80,24 @@ pub(super) fn send(
     target(request, admitted, &spec.url, model.as_deref())?;
     request.insert_header(HOST, spec.url.authority.clone())?;
     request.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;
+    trace(request, exchange)?;
     request.remove_header(&X_TOLLGATE_MODEL);
     // Answered already, see `admit`.
     request.remove_header(&EXPECT);
     join_pieces(request)?;
     credential(request, &exchange.arrived.runtime.snapshot.clients, spec)
+}
+
+/// A client's trace goes on; where it sent none, one is begun. Who keeps spans here stands between the two.
+fn trace(request: &mut RequestHeader, exchange: &Exchange) -> Result<()> {
+    let trace = &exchange.arrived.trace;
+    if trace.parent.is_none() {
+        request.remove_header(&TRACESTATE);
+    } else if !exchange.arrived.is_traced() {
+        return Ok(());
+    }
+    let span = exchange.tries.last().map_or(trace.span, |attempt| attempt.span);
+    request.insert_header(TRACEPARENT, trace.header(span))
 }
 
 /// Puts the name that the model has at this backend in the place of the one that came, has usage told where it

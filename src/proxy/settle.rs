@@ -76,7 +76,7 @@ pub(super) fn judge(exchange: &mut Exchange, error: Option<&Error>) {
 
 /// Whether a tunnel ended as tunnels do: by a deadline, or by a side that closed without a word about it in
 /// TLS. Inside, both may have said all.
-fn is_plain_end(exchange: &Exchange, error: &Error) -> bool {
+pub(super) fn is_plain_end(exchange: &Exchange, error: &Error) -> bool {
     let cause = error.cause.as_ref().and_then(|cause| cause.downcast_ref::<std::io::Error>());
     let is_unannounced =
         cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::UnexpectedEof);
@@ -89,6 +89,23 @@ fn refused(refusal: &Refusal) -> String {
         Refusal::Limited { name, .. } => format!(" ({}: {name:?})", refusal.code()),
         _ => format!(" ({})", refusal.code()),
     }
+}
+
+/// Why an exchange came to its end, where that was not the answer's; for an operator.
+pub(super) fn why(session: &Session, exchange: &Exchange, error: Option<&Error>) -> Option<String> {
+    // That no backend is left is all there is to say; each attempt has its own line.
+    let is_told = matches!(exchange.observed.refusal, Some(Refusal::NoBackend { .. }));
+    let is_unsaid = session.was_upgraded()
+        || error.is_some_and(|error| error.esource == ErrorSource::Downstream);
+    let stop = exchange.watch.stopped().filter(|_| is_unsaid);
+    let stop = stop.and_then(|stop| retry::overdue(&exchange.stop_refusal(stop)));
+    stop.or_else(|| error.filter(|_| !is_told).map(brief))
+}
+
+/// The id of its key, for the log.
+fn key(exchange: &Exchange) -> &str {
+    let grant = exchange.arrived.grant.as_ref();
+    grant.map(|grant| &*grant.key_id).filter(|key| !key.is_empty()).unwrap_or("-")
 }
 
 /// Logs the exchange. Queries stay out: they may hold a key.
@@ -109,13 +126,7 @@ pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>)
         return;
     }
     let attempt = exchange.attempts.current.as_ref();
-    // That no backend is left is all there is to say; each attempt has its own line.
-    let is_told = matches!(refusal, Some(Refusal::NoBackend { .. }));
-    let is_unsaid = session.was_upgraded()
-        || error.is_some_and(|error| error.esource == ErrorSource::Downstream);
-    let stop = exchange.watch.stopped().filter(|_| is_unsaid);
-    let stop = stop.and_then(|stop| retry::overdue(&exchange.stop_refusal(stop)));
-    let why = stop.or_else(|| error.filter(|_| !is_told).map(brief));
+    let why = why(session, exchange, error);
     let first_byte =
         exchange.observed.first_byte.map(|time| format!("{:.1} ms", milliseconds(time)));
     log::log!(
@@ -125,7 +136,7 @@ pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>)
         String::from_utf8_lossy(super::admit::split_target(session.req_header()).0).escape_debug(),
         refusal.map(refused).unwrap_or_default(),
         why.map(|why| format!(", {why}")).unwrap_or_default(),
-        exchange.arrived.key.as_deref().filter(|key| !key.is_empty()).unwrap_or("-"),
+        key(exchange),
         exchange.pool_name(),
         attempt.map_or("-", |attempt| attempt.backend().spec.id.as_str()),
         first_byte.as_deref().unwrap_or("-"),

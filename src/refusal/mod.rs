@@ -137,6 +137,8 @@ pub enum Refusal {
     },
     /// There is no ledger to ask.
     NoLedger,
+    /// Nothing is counted.
+    MetricsOff,
     /// As many reports are being made as there is room for.
     TooManyReports,
     /// The ledger's database cannot be read now.
@@ -213,6 +215,15 @@ impl Refusal {
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.shape().code
+    }
+
+    /// Which limit was reached, if that is what it says.
+    #[must_use]
+    pub fn limit(&self) -> Option<&str> {
+        match self {
+            Self::Limited { name, .. } => Some(name),
+            _ => None,
+        }
     }
 
     /// Seconds for a `Retry-After` header, where a later try can succeed.

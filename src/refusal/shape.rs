@@ -60,6 +60,7 @@ impl Refusal {
             Self::NoService { .. } => (404, "service_not_found"),
             Self::NoModel { .. } | Self::ModelUnknown { .. } => (404, "model_not_found"),
             Self::NoLedger => (404, "no_ledger"),
+            Self::MetricsOff => (404, "metrics_off"),
             Self::MethodNotAllowed { .. } => (405, "method_not_allowed"),
             Self::HeadSlow => (408, "head_timeout"),
             Self::BodySlow => (408, "body_timeout"),

@@ -23,7 +23,8 @@ const API_PATHS: [&str; 9] = [
 
 impl Refusal {
     /// What the client is told.
-    pub(super) fn message(&self) -> String {
+    #[must_use]
+    pub fn message(&self) -> String {
         match self {
             Self::BadRequest { reason } | Self::BodyMalformed { reason } => (*reason).to_owned(),
             Self::CodingUnknown => format!("the body's Content-Encoding is none of {CODINGS}"),
@@ -68,6 +69,7 @@ impl Refusal {
             }
             Self::Limited { name, what, retry_after, .. } => limited(name, what, *retry_after),
             Self::NoLedger => "usage is not kept here (no \"ledger\" is configured)".into(),
+            Self::MetricsOff => "nothing is counted (metrics.enabled, METRICS_ENABLED)".into(),
             Self::Internal => "the gateway failed; its log has the reason".into(),
             Self::BackendFailed { pool } => {
                 format!("the backend of {} failed before it answered", echo(pool))

@@ -11,12 +11,15 @@ use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
-use super::fetch;
+use super::{export, fetch};
+use crate::admin::Sources;
 use crate::auth::PublicKeys;
 use crate::config::JwksSource;
 use crate::pool::{Addresses, Checks};
 use crate::runtime::{Current, Runtime};
+use crate::telemetry::history;
 
 /// Longest that a start or reload waits for names; what is not known by then is looked up meanwhile.
 const FIRST_LOOKUP_WAIT: Duration = Duration::from_secs(1);
@@ -48,6 +51,7 @@ pub(super) fn resolve_at_start(runtime: &Runtime) -> Result<()> {
 pub(super) struct Background {
     current: Arc<Current>,
     changed: Arc<Notify>,
+    sources: Sources,
 }
 
 /// The tasks at work, by what they work on.
@@ -60,8 +64,8 @@ struct Tasks {
 }
 
 impl Background {
-    pub(super) fn new(current: Arc<Current>, changed: Arc<Notify>) -> Self {
-        Self { current, changed }
+    pub(super) fn new(current: Arc<Current>, changed: Arc<Notify>, sources: Sources) -> Self {
+        Self { current, changed, sources }
     }
 }
 
@@ -69,6 +73,11 @@ impl Background {
 impl BackgroundService for Background {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let mut tasks = Tasks::default();
+        let (current, sources) = (&self.current, &self.sources);
+        tasks.tasks.spawn(keep_history(Arc::clone(current), sources.clone()));
+        tasks
+            .tasks
+            .spawn(export::keep_sending(Arc::clone(current), Arc::clone(&sources.telemetry)));
         loop {
             tasks.follow(&self.current);
             tokio::select! {
@@ -153,6 +162,20 @@ async fn keep_fetched(keys: Arc<PublicKeys>) {
             () = tokio::time::sleep(if failing { FETCH_AGAIN } else { FETCH_EVERY }) => {}
             () = keys.wanted.notified() => {}
         }
+    }
+}
+
+/// Notes, step by step, what goes on.
+async fn keep_history(current: Arc<Current>, sources: Sources) {
+    let mut steps = tokio::time::interval(history::STEP);
+    steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first one is over at once.
+    steps.tick().await;
+    loop {
+        steps.tick().await;
+        let queued = current.load().pools().map(|pool| pool.queue().length()).sum();
+        let telemetry = &sources.telemetry;
+        telemetry.history.step(&telemetry.counters, sources.lifecycle.inflight(), queued);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod background;
 mod connections;
+mod export;
 mod fetch;
 mod front;
 mod listen;
@@ -22,18 +23,18 @@ use pingora_proxy::http_proxy;
 use tokio::signal::unix::SignalKind;
 use tokio::sync::{Notify, broadcast};
 
-use crate::admin::{Admin, Scope};
+use crate::admin::{Admin, Scope, Sources};
 use crate::config::{Calendar, ConfigError, Listen, Snapshot};
 use crate::ledger::{Known, Ledger, Month, Months};
 use crate::lifecycle::Lifecycle;
 use crate::proxy::{Proxy, Serves};
 use crate::runtime::{Current, Reloads, Runtime};
-use crate::telemetry;
+use crate::telemetry::{self, AppLog, Telemetry};
 
 use background::Background;
 use front::Front;
 use listen::{Bound, Inherited, PreBound};
-use reload::Reloader;
+use reload::{Reloader, Told};
 use signals::Signals;
 use upgrade::TakeOver;
 
@@ -124,7 +125,7 @@ impl Gateway {
     /// When the runtime cannot be built.
     pub fn run(
         self,
-        reload: Option<Reload>,
+        reload: Option<(Reload, AppLog)>,
         started: impl Fn() + Send + Sync + 'static,
     ) -> Result<()> {
         let lifecycle = Arc::new(Lifecycle::default());
@@ -133,7 +134,10 @@ impl Gateway {
         let current = Arc::new(Current::from_pointee(runtime));
         background::resolve_at_start(&current.load_full())?;
         let months = Arc::new(Months::default());
+        let telemetry = Arc::new(Telemetry::start(&current.load().snapshot.observed)?);
         let ledger = start_ledger(&current, &months, &lifecycle)?;
+        let last = Arc::clone(&telemetry);
+        lifecycle.do_at_last(move |longest| last.request_log.finish(longest));
         let configuration = server_configuration(&current.load().snapshot);
         let sockets = [self.traffic.clone(), self.admin.clone()].concat();
         let (reloads, asked) = Reloads::new();
@@ -141,18 +145,20 @@ impl Gateway {
         let mut server = Server::new_with_opt_and_conf(None, configuration);
         server.bootstrap();
 
+        let sources = Sources {
+            lifecycle: Arc::clone(&lifecycle),
+            reloads: Arc::clone(&reloads),
+            ledger: ledger.clone(),
+            telemetry: Arc::clone(&telemetry),
+        };
         let add = |server: &mut Server, name: &str, sockets: Vec<Bound>, scope, serves| {
             let proxy = Proxy {
                 current: Arc::clone(&current),
                 lifecycle: Arc::clone(&lifecycle),
                 ledger: ledger.clone(),
                 months: Arc::clone(&months),
-                pages: Arc::new(Admin::new(
-                    Arc::clone(&lifecycle),
-                    scope,
-                    Arc::clone(&reloads),
-                    ledger.clone(),
-                )),
+                telemetry: Arc::clone(&telemetry),
+                pages: Arc::new(Admin::new(scope, sources.clone())),
                 serves,
             };
             let proxy = http_proxy(&server.configuration, proxy);
@@ -174,16 +180,21 @@ impl Gateway {
             add(&mut server, "admin", self.admin, Scope::Admin, Serves::Pages);
         }
         let changed = Arc::new(Notify::new());
-        let background = Background::new(Arc::clone(&current), Arc::clone(&changed));
+        let background =
+            Background::new(Arc::clone(&current), Arc::clone(&changed), sources.clone());
         let mut background = background_service("background", background);
         background.threads = Some(1);
         server.add_service(background);
 
         let phases = server.watch_execution_phase();
         end_when_flushed(phases, Arc::clone(&lifecycle), shutdown_timeout)?;
-        let reloader = reload.map(|read| Reloader::new(current, changed, read, reloads));
+        let reloader = reload.map(|(read, app_log)| {
+            let told = Told { reloads, telemetry: Arc::clone(&telemetry), app_log };
+            Reloader::new(current, changed, read, told)
+        });
         let signals = Signals {
             lifecycle,
+            telemetry,
             reloader,
             asked: Mutex::new(Some(asked)),
             shutdown_timeout,

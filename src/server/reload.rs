@@ -9,6 +9,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::{Reload, background, supervisor};
 use crate::config::{self, ConfigError, Fixed, SeenFile};
 use crate::runtime::{Current, ReloadReport, Reloaded, Reloads, Runtime};
+use crate::telemetry::{AppLog, Telemetry};
 
 /// How often the files are looked at. Looking sees every way of changing a file, also on network
 /// file systems and where Kubernetes swaps a link, and costs a `stat` a file.
@@ -32,7 +33,14 @@ pub(super) struct Reloader {
     /// Woken when there is a new runtime.
     changed: Arc<Notify>,
     read: Reload,
-    reloads: Arc<Reloads>,
+    told: Told,
+}
+
+/// Who is told of a new configuration, beside the exchanges.
+pub(super) struct Told {
+    pub(super) reloads: Arc<Reloads>,
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) app_log: AppLog,
 }
 
 impl Reloader {
@@ -40,10 +48,10 @@ impl Reloader {
         current: Arc<Current>,
         changed: Arc<Notify>,
         read: Reload,
-        reloads: Arc<Reloads>,
+        told: Told,
     ) -> Self {
         let started = Fixed::of(&current.load().snapshot);
-        Self { current, started, changed, read, reloads }
+        Self { current, started, changed, read, told }
     }
 
     /// Reloads whenever there is a reason to, without end.
@@ -126,7 +134,7 @@ impl Reloader {
             ),
         }
         let reloaded = Reloaded { at: SystemTime::now(), outcome };
-        self.reloads.note(&reloaded);
+        self.told.reloads.note(&reloaded);
         reloaded
     }
 
@@ -149,12 +157,13 @@ impl Reloader {
             summary: next.summary(),
             needs_restart: self.started.needs_restart(&next),
         };
-        let level = next.log_level;
+        let (level, observed) = (next.log_level, next.observed.clone());
         let runtime = Runtime::new(next, Some(&before)).map_err(|error| vec![error.to_string()])?;
         background::resolve(&runtime).await;
         self.current.store(Arc::new(runtime));
         self.changed.notify_one();
-        log::set_max_level(level);
+        self.told.app_log.configure(level, observed.log_format);
+        self.told.telemetry.configure(&before.snapshot.observed, observed).await;
         for warning in warnings {
             log::warn!("{warning}");
         }

@@ -1,5 +1,5 @@
-//! Signals: SIGHUP reloads, SIGUSR2 hands over to a new process; SIGTERM and SIGINT drain, and a
-//! second one ends at once. A process that has handed over ends at once on SIGINT only.
+//! Signals: SIGHUP reloads, SIGUSR1 opens the request log again, SIGUSR2 hands over to a new process; SIGTERM and
+//! SIGINT drain, and a second one ends at once. A process that has handed over ends at once on SIGINT only.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,11 +16,13 @@ use super::upgrade::{self, TakeOver};
 use crate::config::ListenAt;
 use crate::lifecycle::Lifecycle;
 use crate::runtime::Reloaded;
+use crate::telemetry::Telemetry;
 
 /// Watches for signals in Pingora's stead: its own watch would sleep a fixed time on SIGTERM, and
 /// die of SIGHUP.
 pub(super) struct Signals<F> {
     pub(super) lifecycle: Arc<Lifecycle>,
+    pub(super) telemetry: Arc<Telemetry>,
     pub(super) reloader: Option<Reloader>,
     pub(super) asked: Mutex<Option<mpsc::Receiver<oneshot::Sender<Reloaded>>>>,
     pub(super) shutdown_timeout: Duration,
@@ -100,6 +102,15 @@ pub(super) fn end_at_once(lifecycle: &Lifecycle) {
     std::process::exit(1);
 }
 
+/// Opens the request log again at each signal, until the process ends.
+fn reopen_on(mut reopen: Signal, telemetry: Arc<Telemetry>) {
+    tokio::spawn(async move {
+        while reopen.recv().await.is_some() {
+            telemetry.request_log.reopen();
+        }
+    });
+}
+
 /// A signal of this kind, watched from now on.
 pub(super) fn watch(kind: SignalKind) -> Signal {
     signal(kind).expect("a signal can be watched inside a tokio runtime")
@@ -112,6 +123,7 @@ impl<F: Fn() + Send + Sync> ShutdownSignalWatch for Signals<F> {
         let mut interrupt = watch(SignalKind::interrupt());
         let mut hangup = watch(SignalKind::hangup());
         let mut upgrade = watch(SignalKind::user_defined2());
+        reopen_on(watch(SignalKind::user_defined1()), Arc::clone(&self.telemetry));
         self.start();
         let address = self.sockets.iter().find_map(|socket| match socket.listen.at {
             ListenAt::Tcp(address) => Some(address),

@@ -1,10 +1,94 @@
-//! What links a request, its log line and its backend's: request ids, words for the log, and the names
-//! of metrics.
+//! What is told of exchanges: request ids and traces, words for the log, metrics, the request log, and what went on
+//! in the last half hour.
 
+mod app_log;
+mod counters;
+pub mod history;
 pub mod metrics;
+mod phases;
+mod recent;
+mod record;
+mod request_log;
+mod spans;
+mod spread;
+mod takers;
+mod trace;
 
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora_core::{Error, ErrorType};
+
+pub use app_log::AppLog;
+pub use counters::{Counters, Fault, OTHER, Series, Totals};
+pub use history::History;
+pub use phases::{Phase, Phases};
+pub use recent::Recent;
+pub use record::{Record, Taken};
+pub use request_log::RequestLog;
+pub use spans::{Spans, Try};
+pub use takers::Taker;
+pub use trace::{TRACEPARENT, TRACESTATE, Trace};
+
+use crate::config::Observed;
+
+/// What this process tells of itself, and to whom.
+pub struct Telemetry {
+    /// Counts since the start.
+    pub counters: Counters,
+    /// The last half hour.
+    pub history: History,
+    /// A line an exchange.
+    pub request_log: RequestLog,
+    /// Traces.
+    pub spans: Spans,
+}
+
+impl Telemetry {
+    /// Begins to tell as configured.
+    ///
+    /// # Errors
+    /// As [`RequestLog::start`] and [`Counters::new`].
+    pub fn start(observed: &Observed) -> Result<Self> {
+        let counters = Counters::new()?;
+        let history = History::new(&counters);
+        let request_log = RequestLog::start(observed.request_log.as_ref())?;
+        Ok(Self { counters, history, request_log, spans: Spans::default() })
+    }
+
+    /// Another configuration is at work.
+    pub async fn configure(self: &Arc<Self>, before: &Observed, next: Observed) {
+        let target = |observed: &Observed| observed.request_log.clone().map(|spec| spec.target);
+        if target(before) == target(&next) {
+            return;
+        }
+        let own = Arc::clone(self);
+        // A disk may be slow.
+        let turn = move || own.request_log.configure(next.request_log.as_ref());
+        let _ = tokio::task::spawn_blocking(turn).await;
+    }
+
+    /// An exchange is over, which began at `began`.
+    pub fn tell(
+        &self,
+        observed: &Observed,
+        series: &Arc<Series>,
+        record: &Record<'_>,
+        (tries, began): (&[Try], Instant),
+    ) {
+        if observed.metrics {
+            self.counters.count(series, record, Instant::now());
+        }
+        if let Some(spec) = &observed.request_log {
+            self.request_log.write(record, spec);
+        }
+        if let Some(spec) = observed.traces.as_ref().filter(|_| record.trace.is_sampled) {
+            self.spans.add(record, tries, began, spec);
+        }
+    }
+}
 
 /// The header that carries a request's id, in both directions.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -6,6 +6,7 @@ mod keys;
 mod ledger;
 mod limits;
 mod names;
+mod observed;
 mod policy;
 mod pools;
 mod redis;
@@ -47,6 +48,8 @@ struct Context<'a> {
     files: &'a Files,
     /// Where the system has us keep what outlives the process.
     state_directory: Option<PathBuf>,
+    /// And logs.
+    logs_directory: Option<PathBuf>,
     global_key: Option<Secret>,
     /// How many tokens prices are for.
     prices_per: u64,
@@ -96,6 +99,7 @@ pub(super) fn validate(
             .get("STATE_DIRECTORY")
             .and_then(|folders| folders.split(':').next())
             .map(PathBuf::from),
+        logs_directory: observed::logs_directory(environment.get("LOGS_DIRECTORY")),
         global_key,
         prices_per: file
             .prices
@@ -156,6 +160,7 @@ fn snapshot(
             .output_tokens_assumed
             .unwrap_or(defaults::OUTPUT_TOKENS_ASSUMED),
         meters: false,
+        charges: false,
         include_usage: file.ledger.as_ref().and_then(|ledger| ledger.include_usage).unwrap_or(true),
         trusts_unix: file
             .trusted_proxies
@@ -164,6 +169,7 @@ fn snapshot(
         trusted_proxies: trusted_proxies(file.trusted_proxies.as_ref(), problems),
         cors: cors(file, context.defaults, problems),
         log_level: level(file, problems),
+        observed: observed::observed(file, context, problems),
         threads: threads(file, problems),
         shutdown_timeout: file
             .shutdown_timeout
@@ -185,7 +191,8 @@ fn snapshot(
         naming: names::naming(file, &services.by_name, problems),
         services: services.by_name,
     };
-    snapshot.meters = snapshot.ledger.is_some() || snapshot.limits_tokens();
+    snapshot.charges = snapshot.ledger.is_some() || snapshot.limits_tokens();
+    snapshot.meters = snapshot.charges || snapshot.observed.metrics;
     snapshot.files = context.files.read.borrow().clone();
     for (key, listen) in [("listen", &snapshot.listen), ("admin.listen", &snapshot.admin_listen)] {
         if file.tls.is_none() && listen.iter().any(|listen| listen.tls) {

@@ -20,6 +20,7 @@ use crate::config::ClientBounds;
 use crate::lifecycle::HeldShare;
 use crate::llm::{Found, Peek};
 use crate::refusal::Refusal;
+use crate::telemetry::Phase;
 
 /// Reads the body if it can be held, or as far as it takes to find what `look` is about. What was found,
 /// or why the body is refused.
@@ -126,12 +127,14 @@ impl Reader {
                 is_last_part = true;
             }
             let patience = patience(self.began, bounds);
+            exchange.turn(Phase::Body);
             let chunk = tokio::time::timeout(patience, session.as_mut().read_request_body());
             let chunk = tokio::select! {
                 biased;
                 chunk = chunk => chunk,
                 stop = exchange.watch.ended() => return Err(ended(exchange, stop)),
             };
+            exchange.turn(Phase::Own);
             let chunk = match chunk {
                 Ok(chunk) => chunk.map_err(Error::into_down)?,
                 Err(_) => return Err(too_slow(exchange)),

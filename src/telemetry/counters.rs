@@ -1,0 +1,361 @@
+//! Counts of exchanges: for Prometheus, and for the gateway's own pages.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Instant, SystemTime};
+
+use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
+use prometheus::{
+    CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
+};
+use rust_decimal::prelude::ToPrimitive;
+
+use super::metrics::{self as names, Metric};
+use super::phases::Phase;
+use super::recent::Recent;
+use super::record::Record;
+use super::spread::Spread;
+use super::takers::Takers;
+
+/// Names of models that clients have made up, at most; further ones are counted under [`OTHER`].
+const NAMES_MAX: usize = 1000;
+
+/// Stands for what is too much to be counted by its name.
+pub const OTHER: &str = "other";
+
+/// Failures that are remembered.
+const FAULTS_MAX: usize = 100;
+
+/// Counts of all exchanges since the start.
+pub struct Counters {
+    registry: Registry,
+    vectors: Vectors,
+    overhead: Histogram,
+    series: RwLock<Known>,
+    /// Of exchanges that were refused before it was known where they go.
+    pub unrouted: Arc<Series>,
+    /// Since when it is counted.
+    pub started: SystemTime,
+    /// How durations are spread, over all exchanges.
+    pub duration: Spread,
+    /// How times to the first byte are.
+    pub first_byte: Spread,
+    /// Who took how much.
+    pub takers: Takers,
+    faults: Mutex<VecDeque<Fault>>,
+}
+
+/// What has a count for each service and model.
+struct Vectors {
+    requests: IntCounterVec,
+    errors: IntCounterVec,
+    durations: HistogramVec,
+    first_bytes: HistogramVec,
+    per_token: HistogramVec,
+    tokens: IntCounterVec,
+    cached: IntCounterVec,
+    wasted: IntCounterVec,
+    cost: CounterVec,
+    aborts: IntCounterVec,
+    fallbacks: IntCounterVec,
+}
+
+impl Vectors {
+    fn series(&self, service: &str, model: &str) -> Series {
+        let pool = &[service, model];
+        let tokens = |direction| self.tokens.with_label_values(&[service, model, direction]);
+        Series {
+            service: service.to_owned(),
+            model: model.to_owned(),
+            duration: self.durations.with_label_values(pool),
+            first_byte: self.first_bytes.with_label_values(pool),
+            per_token: self.per_token.with_label_values(pool),
+            tokens: [tokens("input"), tokens("output")],
+            cached: self.cached.with_label_values(pool),
+            aborts: self.aborts.with_label_values(pool),
+            fallbacks: self.fallbacks.with_label_values(pool),
+            requests: AtomicU64::new(0),
+            errors: Recent::default(),
+        }
+    }
+}
+
+struct Known {
+    by_name: HashMap<String, Arc<Series>>,
+    /// How many of them clients have made up.
+    made_up: usize,
+}
+
+/// The counts of one service and model.
+#[derive(Debug)]
+pub struct Series {
+    service: String,
+    model: String,
+    duration: Histogram,
+    first_byte: Histogram,
+    per_token: Histogram,
+    tokens: [IntCounter; 2],
+    cached: IntCounter,
+    aborts: IntCounter,
+    fallbacks: IntCounter,
+    requests: AtomicU64,
+    /// Those that failed.
+    pub errors: Recent,
+}
+
+/// An exchange that failed.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// When it began.
+    pub at: SystemTime,
+    /// Its `X-Request-ID`.
+    pub request_id: String,
+    /// The service and the model; empty where they were not known yet.
+    pub pool: [String; 2],
+    /// The last backend that was asked, if any was.
+    pub backend: String,
+    /// Whose key it came with.
+    pub key: String,
+    /// What the client was sent; 0: nothing.
+    pub status: u16,
+    /// What failed.
+    pub kind: &'static str,
+    /// Why.
+    pub why: String,
+}
+
+/// Sums over all exchanges since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Exchanges.
+    pub requests: u64,
+    /// Those that failed.
+    pub errors: u64,
+    /// Those whose client left.
+    pub aborts: u64,
+    /// Tokens of prompts.
+    pub tokens_input: u64,
+    /// Tokens of answers.
+    pub tokens_output: u64,
+}
+
+impl Counters {
+    /// All are 0.
+    ///
+    /// # Errors
+    /// When Prometheus' library does not take a name or label; every start would show it.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let counter = |metric: &Metric| {
+            kept(&registry, IntCounterVec::new(Opts::new(metric.name, metric.help), metric.labels)?)
+        };
+        let histogram = |metric: &Metric, buckets: &[f64]| {
+            let opts = HistogramOpts::new(metric.name, metric.help).buckets(buckets.to_vec());
+            kept(&registry, HistogramVec::new(opts, metric.labels)?)
+        };
+        let cost = &names::COST;
+        let cost = CounterVec::new(Opts::new(cost.name, cost.help), cost.labels)?;
+        let vectors = Vectors {
+            requests: counter(&names::REQUESTS)?,
+            errors: counter(&names::ERRORS)?,
+            durations: histogram(&names::DURATION, names::DURATION_BUCKETS)?,
+            first_bytes: histogram(&names::FIRST_BYTE, names::FIRST_BYTE_BUCKETS)?,
+            per_token: histogram(&names::PER_TOKEN, names::PER_TOKEN_BUCKETS)?,
+            tokens: counter(&names::TOKENS)?,
+            cached: counter(&names::CACHED)?,
+            wasted: counter(&names::WASTED)?,
+            cost: kept(&registry, cost)?,
+            aborts: counter(&names::CLIENT_ABORTS)?,
+            fallbacks: counter(&names::FALLBACKS)?,
+        };
+        let overhead = histogram(&names::OVERHEAD, names::OVERHEAD_BUCKETS)?;
+        let unrouted = Arc::new(vectors.series("", ""));
+        let known =
+            Known { by_name: HashMap::from([("/".to_owned(), Arc::clone(&unrouted))]), made_up: 0 };
+        Ok(Self {
+            overhead: overhead.with_label_values::<&str>(&[]),
+            registry,
+            vectors,
+            series: RwLock::new(known),
+            unrouted,
+            started: SystemTime::now(),
+            duration: Spread::default(),
+            first_byte: Spread::default(),
+            takers: Takers::default(),
+            faults: Mutex::default(),
+        })
+    }
+
+    /// The counts of a service and model; `is_made_up`: the model's name comes from a client.
+    #[must_use]
+    pub fn series(&self, service: &str, model: &str, is_made_up: bool) -> Arc<Series> {
+        let name = format!("{service}/{model}");
+        let known = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(series) = known.by_name.get(&name) {
+            return Arc::clone(series);
+        }
+        let is_too_much = is_made_up && known.made_up >= NAMES_MAX;
+        drop(known);
+        if is_too_much {
+            return self.series(service, OTHER, false);
+        }
+        let mut known = self.series.write().unwrap_or_else(PoisonError::into_inner);
+        let made_up = usize::from(is_made_up && !known.by_name.contains_key(&name));
+        known.made_up += made_up;
+        let new = || Arc::new(self.vectors.series(service, model));
+        Arc::clone(known.by_name.entry(name).or_insert_with(new))
+    }
+
+    /// An exchange is over.
+    pub fn count(&self, series: &Series, record: &Record<'_>, now: Instant) {
+        let pool @ [service, model] = [series.service.as_str(), series.model.as_str()];
+        let mut digits = [0; 3];
+        let status = status_text(record.status, &mut digits);
+        self.vectors.requests.with_label_values(&[service, model, record.method, status]).inc();
+        series.requests.fetch_add(1, Ordering::Relaxed);
+        let duration = record.duration();
+        self.duration.count(duration);
+        series.duration.observe(duration.as_secs_f64());
+        self.overhead.observe(record.phases.spent(Phase::Own).as_secs_f64());
+        if let Some(first_byte) = record.first_byte {
+            self.first_byte.count(first_byte);
+            series.first_byte.observe(first_byte.as_secs_f64());
+        }
+        if let Some(time) = record.time_per_output_token() {
+            series.per_token.observe(time.as_secs_f64());
+        }
+        if record.is_aborted {
+            series.aborts.inc();
+        }
+        if let Some(kind) = record.fault {
+            self.vectors.errors.with_label_values(&[service, model, kind]).inc();
+            series.errors.count(now);
+            self.remember(pool, kind, record);
+        }
+        let Some(taken) = &record.taken else { return };
+        series.tokens[0].inc_by(taken.input);
+        series.tokens[1].inc_by(taken.output);
+        if taken.cached > 0 {
+            series.cached.inc_by(taken.cached);
+        }
+        if let Some(reason) = taken.wasted_by.filter(|_| taken.output > 0) {
+            self.vectors.wasted.with_label_values(&[service, model, reason]).inc_by(taken.output);
+        }
+        let cost = taken.cost.and_then(|cost| cost.to_f64()).filter(|cost| *cost > 0.0);
+        if let Some(cost) = cost {
+            self.vectors.cost.with_label_values(&[service, model, &taken.currency]).inc_by(cost);
+        }
+        if let Some((id, name)) = record.key.filter(|(id, _)| !id.is_empty()) {
+            self.takers.count(id, name, taken);
+        }
+    }
+
+    fn remember(&self, pool: [&str; 2], kind: &'static str, record: &Record<'_>) {
+        let fault = Fault {
+            at: record.began,
+            request_id: record.request_id.to_owned(),
+            pool: pool.map(str::to_owned),
+            backend: record.backend.to_owned(),
+            key: record.key.map(|(_, name)| name.to_string()).unwrap_or_default(),
+            status: record.status,
+            kind,
+            why: record.why.clone().unwrap_or_default(),
+        };
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.truncate(FAULTS_MAX - 1);
+        faults.push_front(fault);
+    }
+
+    /// The last exchanges that failed, the latest first.
+    #[must_use]
+    pub fn faults(&self) -> Vec<Fault> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Sums over all exchanges.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let known = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        let mut totals = Totals::default();
+        for series in known.by_name.values() {
+            totals.requests += series.requests.load(Ordering::Relaxed);
+            totals.errors += series.errors.total();
+            totals.aborts += series.aborts.get();
+            totals.tokens_input += series.tokens[0].get();
+            totals.tokens_output += series.tokens[1].get();
+        }
+        totals
+    }
+
+    /// Everything, for Prometheus. The two counters of which an error rate is made have a sum over all exchanges too:
+    /// their other labels differ, so that nothing but those two could be divided as they are.
+    #[must_use]
+    pub fn gather(&self) -> Vec<MetricFamily> {
+        let totals = self.totals();
+        let mut families = self.registry.gather();
+        // A counter without any count has no family yet.
+        for (counters, total) in
+            [(&self.vectors.requests, totals.requests), (&self.vectors.errors, totals.errors)]
+        {
+            let [mut family]: [MetricFamily; 1] =
+                counters.collect().try_into().expect("a counter is one family");
+            let mut sum = prometheus::proto::Metric::default();
+            let mut counter = prometheus::proto::Counter::default();
+            #[allow(clippy::cast_precision_loss, reason = "a count of exchanges")]
+            counter.set_value(total as f64);
+            sum.set_counter(counter);
+            family.mut_metric().push(sum);
+            families.retain(|known| known.name() != family.name());
+            families.push(family);
+        }
+        families
+    }
+}
+
+impl Series {
+    /// Its model could not serve, and another one is asked.
+    pub fn count_fallback(&self) {
+        self.fallbacks.inc();
+    }
+}
+
+fn kept<C: Collector + Clone + 'static>(registry: &Registry, counts: C) -> prometheus::Result<C> {
+    registry.register(Box::new(counts.clone()))?;
+    Ok(counts)
+}
+
+/// A status as text, without a copy on the heap.
+fn status_text(status: u16, digits: &mut [u8; 3]) -> &str {
+    if !(100..1000).contains(&status) {
+        return "0";
+    }
+    for (digit, by) in digits.iter_mut().zip([100, 10, 1]) {
+        *digit = b'0' + (status / by % 10) as u8;
+    }
+    std::str::from_utf8(digits).expect("digits are text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_clients_make_up_are_counted_up_to_a_bound() {
+        let counters = Counters::new().unwrap();
+        for at in 0..NAMES_MAX + 10 {
+            let series = counters.series("up", &format!("m-{at}"), true);
+            assert_eq!(series.model == OTHER, at >= NAMES_MAX, "{at}");
+        }
+        // Those that are known, and those of the configuration, have their own.
+        assert_eq!(counters.series("up", "m-1", true).model, "m-1");
+        assert_eq!(counters.series("own", "m", false).model, "m");
+    }
+
+    #[test]
+    fn statuses_are_text() {
+        let text = |status| status_text(status, &mut [0; 3]).to_owned();
+        assert_eq!([text(0), text(200), text(503), text(7)], ["0", "200", "503", "0"]);
+    }
+}
