@@ -1,11 +1,14 @@
 //! The gateway's own pages: health, status, dashboard.
 
+mod change;
 mod dashboard;
 mod metrics;
 mod models;
 mod reload;
+mod stats;
 mod status;
 mod usage;
+mod view;
 
 use std::sync::Arc;
 
@@ -22,11 +25,12 @@ use crate::ledger::Ledger;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::llm::Dialect;
 use crate::refusal::Refusal;
-use crate::runtime::{PageAnswer, PageRequest, Pages, Reloads, Runtime};
+use crate::runtime::{Current, PageAnswer, PageRequest, Pages, Reloads, Runtime};
 use crate::telemetry::Telemetry;
 
 use dashboard::Dashboard;
 use usage::Reports;
+use view::Views;
 
 /// Which pages an address serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +46,8 @@ pub enum Scope {
 /// What pages are made of, beside the runtime.
 #[derive(Clone)]
 pub struct Sources {
+    /// The runtime of the moment.
+    pub current: Arc<Current>,
     /// The process's phase, and what is in flight.
     pub lifecycle: Arc<Lifecycle>,
     /// How reloads went, and who does them.
@@ -57,6 +63,7 @@ pub struct Admin {
     scope: Scope,
     sources: Sources,
     reports: Reports,
+    views: Arc<Views>,
     dashboard: Dashboard,
 }
 
@@ -70,7 +77,8 @@ impl Admin {
     #[must_use]
     pub fn new(scope: Scope, sources: Sources) -> Self {
         let reports = Reports::new(sources.ledger.clone());
-        Self { scope, sources, reports, dashboard: Dashboard::new() }
+        let views = Views::new(scope, sources.clone());
+        Self { scope, sources, reports, views, dashboard: Dashboard::new() }
     }
 
     /// The page at a path, if there is one.
@@ -93,6 +101,8 @@ impl Admin {
                 log::error!("the metrics cannot be shown: {error}");
                 Refusal::Internal
             }),
+            ("/stats", _) if !runtime.snapshot.observed.metrics => Err(Refusal::MetricsOff),
+            ("/stats", _) => Ok(json_page(&stats::all(runtime, &self.sources))),
             (STATUS, Scope::Everything) => Ok(json_page(&status::all(runtime))),
             (STATUS, Scope::Admin) => {
                 let mut page = status::all(runtime);
@@ -124,8 +134,19 @@ impl Admin {
 
 impl Pages for Admin {
     fn answer(&self, runtime: &Runtime, request: &PageRequest<'_>) -> Option<PageAnswer> {
-        if self.scope == Scope::Admin && request.path == reload::PATH {
-            return Some(reload::answer(&self.sources.reloads, runtime, request));
+        match (request.path, self.scope) {
+            (reload::PATH, Scope::Admin) => {
+                return Some(reload::answer(&self.sources.reloads, runtime, request));
+            }
+            (change::DRAIN, Scope::Admin) => return Some(change::drain(runtime, request, true)),
+            (change::UNDRAIN, Scope::Admin) => return Some(change::drain(runtime, request, false)),
+            (view::PATH, Scope::Admin | Scope::Everything) => {
+                return Some(self.views.page(runtime, request));
+            }
+            (view::LIVE, Scope::Admin | Scope::Everything) => {
+                return Some(self.views.live(runtime, request));
+            }
+            _ => {}
         }
         if self.scope != Scope::Admin
             && let Some(page) = models::answer(runtime, request)

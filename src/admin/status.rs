@@ -47,7 +47,7 @@ fn models(runtime: &Runtime, service: &str, may_have: impl Fn(&str) -> bool) -> 
     Some(Value::Object(models))
 }
 
-fn backend_status(backend: &Backend) -> Value {
+pub(super) fn backend_status(backend: &Backend) -> Value {
     let health = &backend.live.health;
     let response_time =
         health.response_time().map(|time| (time.as_secs_f64() * 100_000.0).round() / 100.0);

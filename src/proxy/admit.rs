@@ -61,6 +61,9 @@ pub(super) async fn admit(
             let page = match page {
                 PageAnswer::Now(page) => page,
                 PageAnswer::Later(page) => page.await,
+                PageAnswer::Live(pieces) => {
+                    return respond::live(session, exchange, pieces).await.map(|()| true);
+                }
                 PageAnswer::Refused(refusal) => {
                     return respond::refuse(session, exchange, refusal).await.map(|()| true);
                 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONTENT_LENGTH,
-    CONTENT_TYPE, VARY,
+    CONTENT_TYPE, TRANSFER_ENCODING, VARY,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora_core::{Error, Result};
 use pingora_proxy::Session;
+use tokio::sync::mpsc;
 
 use super::exchange::Exchange;
 use super::limit;
@@ -57,6 +58,31 @@ pub(super) async fn page(
 ) -> Result<()> {
     let (head, body) = page.into_parts();
     send(session, exchange, head.status, &head.headers, body).await
+}
+
+/// Sends server-sent events of the gateway's own as they come, until there are no more or the client is gone.
+pub(super) async fn live(
+    session: &mut Session,
+    exchange: &Exchange,
+    mut pieces: mpsc::Receiver<Bytes>,
+) -> Result<()> {
+    let mut head = ResponseHeader::build(StatusCode::OK, Some(6))?;
+    head.insert_header(CONTENT_TYPE, "text/event-stream")?;
+    head.insert_header(CACHE_CONTROL, "no-store")?;
+    // Otherwise nginx would hold it back.
+    head.insert_header("x-accel-buffering", "no")?;
+    head.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;
+    if !exchange.arrived.is_http_2 {
+        head.insert_header(TRANSFER_ENCODING, "chunked")?;
+    }
+    let write = async {
+        session.write_response_header(Box::new(head), false).await?;
+        while let Some(piece) = pieces.recv().await {
+            session.write_response_body(Some(piece), false).await?;
+        }
+        session.write_response_body(None, true).await
+    };
+    write.await.map_err(Error::into_down)
 }
 
 async fn send(

@@ -141,6 +141,8 @@ pub enum Refusal {
     MetricsOff,
     /// As many reports are being made as there is room for.
     TooManyReports,
+    /// As many pages are told by themselves as there is room for.
+    TooManyViewers,
     /// The ledger's database cannot be read now.
     LedgerAway,
     /// How much of its limits the client has taken is not known, because Redis gives no answer.
@@ -239,6 +241,7 @@ impl Refusal {
             | Self::TooManyConnections
             | Self::TooManyBodies
             | Self::TooManyReports
+            | Self::TooManyViewers
             | Self::LedgerAway
             | Self::TokensUnknown
             | Self::LimitsUnknown => Some(1),

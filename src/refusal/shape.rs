@@ -75,7 +75,10 @@ impl Refusal {
             Self::BackendFailed { .. } => (502, "backend_failed"),
             Self::Interrupted { .. } => (502, "stream_interrupted"),
             Self::NoBackend { .. } => (503, "no_backend"),
-            Self::Busy { .. } | Self::TooManyBodies | Self::TooManyReports => (503, "busy"),
+            Self::Busy { .. }
+            | Self::TooManyBodies
+            | Self::TooManyReports
+            | Self::TooManyViewers => (503, "busy"),
             Self::LedgerAway => (503, "ledger_unavailable"),
             Self::TokensUnknown => (503, "tokens_unavailable"),
             Self::LimitsUnknown => (503, "limits_unavailable"),

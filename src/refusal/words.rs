@@ -82,6 +82,7 @@ impl Refusal {
             Self::TooManyBodies
             | Self::TooManyConnections
             | Self::TooManyReports
+            | Self::TooManyViewers
             | Self::LedgerAway
             | Self::TokensUnknown
             | Self::LimitsUnknown
@@ -100,6 +101,7 @@ impl Refusal {
             Self::TooManyBodies => "too many requests are being read",
             Self::TooManyConnections => "too many open connections",
             Self::TooManyReports => "other reports are being made",
+            Self::TooManyViewers => "too many dashboards are open",
             Self::LedgerAway => "the ledger's database cannot be read now",
             Self::TokensUnknown => "tokens cannot be verified now",
             Self::LimitsUnknown => "rate limits cannot be looked up",

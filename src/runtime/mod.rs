@@ -203,6 +203,8 @@ pub enum PageAnswer {
     Now(Response<Bytes>),
     /// It takes a while.
     Later(Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>),
+    /// It comes in pieces, until their sender is gone.
+    Live(mpsc::Receiver<Bytes>),
     /// There is none, in the words of the client's API family.
     Refused(Refusal),
 }

@@ -146,6 +146,7 @@ impl Gateway {
         server.bootstrap();
 
         let sources = Sources {
+            current: Arc::clone(&current),
             lifecycle: Arc::clone(&lifecycle),
             reloads: Arc::clone(&reloads),
             ledger: ledger.clone(),

@@ -280,11 +280,12 @@ impl Counters {
         let known = self.series.read().unwrap_or_else(PoisonError::into_inner);
         let mut totals = Totals::default();
         for series in known.by_name.values() {
-            totals.requests += series.requests.load(Ordering::Relaxed);
-            totals.errors += series.errors.total();
-            totals.aborts += series.aborts.get();
-            totals.tokens_input += series.tokens[0].get();
-            totals.tokens_output += series.tokens[1].get();
+            let own = series.totals();
+            totals.requests += own.requests;
+            totals.errors += own.errors;
+            totals.aborts += own.aborts;
+            totals.tokens_input += own.tokens_input;
+            totals.tokens_output += own.tokens_output;
         }
         totals
     }
@@ -315,6 +316,18 @@ impl Counters {
 }
 
 impl Series {
+    /// What was counted here.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals {
+            requests: self.requests.load(Ordering::Relaxed),
+            errors: self.errors.total(),
+            aborts: self.aborts.get(),
+            tokens_input: self.tokens[0].get(),
+            tokens_output: self.tokens[1].get(),
+        }
+    }
+
     /// Its model could not serve, and another one is asked.
     pub fn count_fallback(&self) {
         self.fallbacks.inc();

@@ -345,8 +345,7 @@ fn the_admin_address_reloads_and_shows_how_it_went() {
     let text =
         config("admin: {listen: 127.0.0.1:0}\napi_key: sk\nreload: {watch: false}", &[&upstream]);
     let mut gateway = Gateway::start(&text);
-    let line = gateway.wait_log("status and dashboard on http://");
-    let admin = line.rsplit_once("http://").unwrap().1.trim().parse().unwrap();
+    let admin = gateway.admin();
     let key = "Authorization: Bearer sk";
     assert_eq!(post(gateway.address(), "/admin/reload", &[key], "").status, 404, "not for traffic");
     assert_eq!(get(admin, "/admin/reload", &[key]).status, 405);

@@ -75,8 +75,7 @@ fn the_dashboard_is_one_page_that_may_load_nothing_from_elsewhere() {
 fn with_an_admin_address_the_traffic_address_shows_health_and_ready_only() {
     let upstream = Upstream::named("x");
     let mut gateway = Gateway::start(&config("admin: {listen: 127.0.0.1:0}", &[&upstream]));
-    let line = gateway.wait_log("status and dashboard on");
-    let admin = line.rsplit_once("http://").unwrap().1.parse().unwrap();
+    let admin = gateway.admin();
     for (path, traffic, own) in [
         ("/health", 200, 200),
         ("/ready", 200, 200),
@@ -149,8 +148,7 @@ fn a_malformed_request_to_the_admin_address_leaves_no_credential_in_the_log() {
         "api_key: sk-1\nlog: {level: debug}\nadmin: {listen: 127.0.0.1:0}",
         &[&upstream],
     ));
-    let line = gateway.wait_log("status and dashboard on");
-    let admin = line.rsplit_once("http://").unwrap().1.parse().unwrap();
+    let admin = gateway.admin();
     let bad = "GET /api/health/status/svc?key=sk-query HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer sk-1\r\nBroken Line\r\n\r\n";
     assert!(matches!(send(admin, bad).status, 0 | 400));
     assert!(matches!(send(gateway.address(), bad).status, 400));

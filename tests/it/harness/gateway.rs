@@ -94,6 +94,13 @@ impl Gateway {
         self.address
     }
 
+    /// Where it has its pages, if that is an address of their own.
+    #[track_caller]
+    pub(crate) fn admin(&mut self) -> SocketAddr {
+        let line = self.wait_log("status and dashboard on http://");
+        line.rsplit_once("http://").and_then(|(_, at)| at.trim().parse().ok()).expect("an address")
+    }
+
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }

@@ -3,6 +3,7 @@
 mod client;
 mod gateway;
 mod http2;
+mod metrics;
 mod postgres;
 mod redis;
 mod tls;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 pub(crate) use client::{Answer, Connection, get, http2, post, send, send_from};
 pub(crate) use gateway::{Gateway, Model, config, config_of, hash_of, run_program, services};
 pub(crate) use http2::Http2Upstream;
+pub(crate) use metrics::Metrics;
 pub(crate) use postgres::Postgres;
 pub(crate) use redis::{Redis, free_port};
 pub(crate) use tls::{Authority, Pair, TlsFront};

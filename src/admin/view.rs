@@ -1,0 +1,344 @@
+//! What the dashboard shows, as JSON: `/api/dashboard` once, `/api/dashboard/live` again and again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use http::Response;
+use http::header::ACCESS_CONTROL_ALLOW_ORIGIN;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::{Scope, Sources, json_page, refusal_page, reload, status};
+use crate::config::ClientKeys;
+use crate::lifecycle::Phase;
+use crate::pool::{Backend, Pool};
+use crate::refusal::Refusal;
+use crate::runtime::{PageAnswer, PageRequest, Runtime};
+use crate::telemetry::history::{self, Percentiles, Point, Rates};
+use crate::telemetry::{Fault, Taker};
+
+pub(super) const PATH: &str = "/api/dashboard";
+pub(super) const LIVE: &str = "/api/dashboard/live";
+
+/// How often a page that is open is told, where there is not very much to tell.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Bytes a second for each page that is open: with thousands of backends it is told less often.
+const BYTES_A_SECOND: usize = 256 * 1024;
+
+/// Pages that are told by themselves at the same time; others ask every few seconds.
+const VIEWERS_MAX: usize = 32;
+
+/// How old what is shown may be, so that many pages take little more than one.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// Failures and keys that are shown.
+const FAULTS_SHOWN: usize = 50;
+const KEYS_SHOWN: usize = 20;
+
+/// Makes views.
+pub(super) struct Views {
+    scope: Scope,
+    sources: Sources,
+    room: Arc<Semaphore>,
+    /// The last one, for those who ask soon after.
+    last: Mutex<Option<(Instant, Bytes)>>,
+}
+
+impl Views {
+    pub(super) fn new(scope: Scope, sources: Sources) -> Arc<Self> {
+        let room = Arc::new(Semaphore::new(VIEWERS_MAX));
+        Arc::new(Self { scope, sources, room, last: Mutex::default() })
+    }
+
+    /// The view as it is now.
+    pub(super) fn page(&self, runtime: &Runtime, request: &PageRequest<'_>) -> PageAnswer {
+        if let Err(refusal) = self.check(runtime, request) {
+            return PageAnswer::Now(refusal_page(&refusal));
+        }
+        let mut page: Response<Bytes> = json_page(&Value::Null);
+        *page.body_mut() = self.view(runtime);
+        // Unlike how backends are, this is for nobody else's pages.
+        page.headers_mut().remove(ACCESS_CONTROL_ALLOW_ORIGIN);
+        PageAnswer::Now(page)
+    }
+
+    /// The view again and again, as server-sent events, for as long as the client stays and may see it.
+    pub(super) fn live(
+        self: &Arc<Self>,
+        runtime: &Runtime,
+        request: &PageRequest<'_>,
+    ) -> PageAnswer {
+        if let Err(refusal) = self.check(runtime, request) {
+            return PageAnswer::Now(refusal_page(&refusal));
+        }
+        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
+            return PageAnswer::Now(refusal_page(&Refusal::TooManyViewers));
+        };
+        let (events, received) = mpsc::channel(1);
+        let (own, headers, client) = (Arc::clone(self), request.headers.clone(), request.client);
+        tokio::spawn(async move {
+            let _permit = permit;
+            loop {
+                let runtime = own.sources.current.load_full();
+                // The key may have been taken away meanwhile.
+                if own.may_see(&runtime, &headers, client).is_err() {
+                    return;
+                }
+                let view = own.view(&runtime);
+                let pause = INTERVAL.max(Duration::from_secs((view.len() / BYTES_A_SECOND) as u64));
+                let event = [&b"data: "[..], &view, b"\n\n"].concat();
+                tokio::select! {
+                    sent = events.send(event.into()) => if sent.is_err() { return },
+                    () = own.sources.lifecycle.parted() => return,
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = own.sources.lifecycle.parted() => return,
+                    () = events.closed() => return,
+                }
+            }
+        });
+        PageAnswer::Live(received)
+    }
+
+    fn check(&self, runtime: &Runtime, request: &PageRequest<'_>) -> Result<(), Refusal> {
+        if !matches!(*request.method, http::Method::GET) {
+            return Err(Refusal::MethodNotAllowed { allow: "GET" });
+        }
+        self.may_see(runtime, request.headers, request.client)
+    }
+
+    /// Who may see it: an admin, where there is one; on an address of its own, else whoever reaches that.
+    fn may_see(
+        &self,
+        runtime: &Runtime,
+        headers: &http::HeaderMap,
+        client: Option<std::net::IpAddr>,
+    ) -> Result<(), Refusal> {
+        let ClientKeys::Required(specs) = &runtime.snapshot.clients else { return Ok(()) };
+        let granted = runtime.grant(headers, client);
+        if granted.as_ref().is_ok_and(|grant| grant.is_admin) {
+            return Ok(());
+        }
+        let has_admin = || {
+            let issuers = specs.issuers.iter().map(|issuer| issuer.grant.as_ref());
+            specs.keys.iter().chain(issuers).any(|key| key.is_admin)
+        };
+        if self.scope == Scope::Admin && !has_admin() {
+            return Ok(());
+        }
+        granted.and(Err(Refusal::NotAllowed))
+    }
+
+    fn view(&self, runtime: &Runtime) -> Bytes {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((at, view)) if at.elapsed() < FRESH => view.clone(),
+            _ => {
+                let view = Bytes::from(self.json(runtime).to_string());
+                *last = Some((Instant::now(), view.clone()));
+                view
+            }
+        }
+    }
+
+    fn json(&self, runtime: &Runtime) -> Value {
+        let Sources { lifecycle, reloads, telemetry, .. } = &self.sources;
+        let counters = &telemetry.counters;
+        let totals = counters.totals();
+        let can_change = self.scope == Scope::Admin;
+        let queued: usize = runtime.pools().map(|pool| pool.queue().length()).sum();
+        let (points, end) = telemetry.history.points();
+        let faults = counters.faults();
+        let keys = counters.takers.top(KEYS_SHOWN);
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "now": time(SystemTime::now()),
+            "started": time(counters.started),
+            "interval_ms": INTERVAL.as_millis() as u64,
+            "phase": match lifecycle.phase() {
+                Phase::Starting => "starting",
+                Phase::Ready => "ready",
+                Phase::Draining => "draining",
+            },
+            "can_change": can_change,
+            "why_not": (!can_change).then_some(WHY_NOT),
+            "metrics": runtime.snapshot.observed.metrics,
+            "configuration": reload::state(&reloads.state()),
+            "notices": self.notices(runtime),
+            "in_flight": lifecycle.inflight(),
+            "queued": queued,
+            "connections": lifecycle.connections.count(),
+            "totals": {
+                "requests": totals.requests,
+                "errors": totals.errors,
+                "aborts": totals.aborts,
+                "tokens_input": totals.tokens_input,
+                "tokens_output": totals.tokens_output,
+            },
+            "minute": minute(&telemetry.history.minute(counters)),
+            "history": history(&points, end),
+            "pools": pools(runtime),
+            "errors": faults.iter().take(FAULTS_SHOWN).map(fault).collect::<Vec<_>>(),
+            "keys": keys.iter().map(taker).collect::<Vec<_>>(),
+            "keys_note": keys_note(runtime),
+        })
+    }
+
+    /// What an operator should know of the gateway's own parts.
+    fn notices(&self, runtime: &Runtime) -> Vec<String> {
+        let mut notices = Vec::new();
+        if let Some(ledger) = &self.sources.ledger {
+            let [spool, database] = ledger.state().failures();
+            let parts = [("the ledger's spool", spool), ("the ledger's database", database)];
+            for (part, why) in parts {
+                notices.extend(why.map(|why| format!("{part} takes no rows: {why}")));
+            }
+            let [_, _, dropped] = ledger.state().counts();
+            if dropped > 0 {
+                notices.push(format!("rows of the ledger lost since the start: {dropped}"));
+            }
+        }
+        if let Some((_, _, Some(why))) = runtime.limits.shared() {
+            notices.push(format!("Redis is away, limits hold in each gateway by itself: {why}"));
+        }
+        let [_, dropped] = self.sources.telemetry.request_log.counts();
+        if dropped > 0 {
+            notices.push(format!("lines of the request log lost since the start: {dropped}"));
+        }
+        notices
+    }
+}
+
+/// Why nothing can be changed from the page.
+const WHY_NOT: &str = "Only on an address of its own (admin.listen) can the gateway be changed.";
+
+/// Why there are no keys to show, where that is not for want of traffic.
+fn keys_note(runtime: &Runtime) -> Option<&'static str> {
+    let snapshot = &runtime.snapshot;
+    if !matches!(snapshot.clients, ClientKeys::Required(_)) {
+        return Some("Clients need no key.");
+    }
+    (!snapshot.observed.metrics).then_some("Counting is off (metrics.enabled, METRICS_ENABLED).")
+}
+
+pub(super) fn minute(rates: &Rates) -> Value {
+    json!({
+        "requests_per_second": round(rates.requests),
+        "errors_per_second": round(rates.errors),
+        "tokens_input_per_second": round(rates.tokens_input),
+        "tokens_output_per_second": round(rates.tokens_output),
+        "error_rate": rates.error_rate,
+        "ttfb_ms": rates.first_byte.as_ref().map(percentiles),
+        "duration_ms": rates.duration.as_ref().map(percentiles),
+    })
+}
+
+fn percentiles(of: &Percentiles) -> Value {
+    json!({"p50": millis(of.p50), "p95": millis(of.p95), "p99": millis(of.p99)})
+}
+
+fn history(points: &[Point], end: SystemTime) -> Value {
+    let of = |value: &dyn Fn(&Point) -> Value| -> Value { points.iter().map(value).collect() };
+    let rate = |value: fn(&Rates) -> f64| of(&|point| json!(round(value(&point.rates))));
+    let share = |of_what: fn(&Rates) -> Option<Percentiles>,
+                 share: fn(&Percentiles) -> Duration| {
+        of(&|point| json!(of_what(&point.rates).as_ref().map(|it| millis(share(it)))))
+    };
+    json!({
+        "step_seconds": history::STEP.as_secs(),
+        "end": time(end),
+        "requests": rate(|rates| rates.requests),
+        "errors": rate(|rates| rates.errors),
+        "tokens_input": rate(|rates| rates.tokens_input),
+        "tokens_output": rate(|rates| rates.tokens_output),
+        "ttfb_p50": share(|rates| rates.first_byte, |it| it.p50),
+        "ttfb_p95": share(|rates| rates.first_byte, |it| it.p95),
+        "duration_p50": share(|rates| rates.duration, |it| it.p50),
+        "duration_p95": share(|rates| rates.duration, |it| it.p95),
+        "in_flight": of(&|point| json!(point.inflight)),
+        "queued": of(&|point| json!(point.queued)),
+    })
+}
+
+fn pools(runtime: &Runtime) -> Vec<Value> {
+    let now = Instant::now();
+    let pools = runtime.snapshot.pools().filter_map(|(service, model, _)| {
+        let pool = runtime.pool(service, model)?;
+        Some(self::pool(pool, (service, model), now))
+    });
+    pools.collect()
+}
+
+fn pool(pool: &Arc<Pool>, (service, model): (&str, &str), now: Instant) -> Value {
+    let recent: HashMap<&str, u64> = pool
+        .backends()
+        .iter()
+        .map(|it| (it.spec.id.as_str(), it.live.attempts.last_minute(now)))
+        .collect();
+    let backends = pool.backends().iter().map(|it| backend(it, recent[it.spec.id.as_str()]));
+    let errors = pool.series.get().map_or(0, |series| series.errors.last_minute(now));
+    json!({
+        "service": service,
+        "model": model,
+        "queued": pool.queue().length(),
+        "requests_last_minute": recent.values().sum::<u64>(),
+        "errors_last_minute": errors,
+        "backends": backends.collect::<Vec<_>>(),
+    })
+}
+
+fn backend(backend: &Backend, last_minute: u64) -> Value {
+    let mut state = status::backend_status(backend);
+    state["drained"] = json!(backend.is_drained());
+    state["weight"] = json!(backend.spec.weight);
+    state["in_flight"] = json!(backend.inflight());
+    state["inflight_max"] = json!(backend.spec.inflight_max);
+    state["requests"] = json!(backend.live.attempts.total());
+    state["requests_last_minute"] = json!(last_minute);
+    state
+}
+
+fn fault(fault: &Fault) -> Value {
+    let [service, model] = &fault.pool;
+    json!({
+        "at": time(fault.at),
+        "request_id": fault.request_id,
+        "service": service,
+        "model": model,
+        "backend": fault.backend,
+        "key": fault.key,
+        "status": fault.status,
+        "kind": fault.kind,
+        "why": fault.why,
+    })
+}
+
+fn taker(taker: &Taker) -> Value {
+    json!({
+        "id": *taker.id,
+        "name": *taker.name,
+        "requests": taker.requests,
+        "tokens_input": taker.tokens_input,
+        "tokens_output": taker.tokens_output,
+        "cost": taker.cost.normalize().to_string(),
+        "currency": *taker.currency,
+    })
+}
+
+pub(super) fn time(at: SystemTime) -> Option<String> {
+    Timestamp::try_from(at).ok().map(|time| format!("{time:.3}"))
+}
+
+/// To the hundredth.
+fn round(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+fn millis(time: Duration) -> f64 {
+    round(time.as_secs_f64() * 1000.0)
+}

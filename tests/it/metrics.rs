@@ -1,0 +1,335 @@
+//! What the gateway tells Prometheus, and a real Prometheus.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use tollgate::telemetry::metrics::{ALL, Kind, Metric};
+
+use crate::harness::{
+    Authority, Connection, Gateway, Metrics, Redis, Reply, Seen, Upstream, config, eventually, get,
+    post, send,
+};
+
+fn file(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+/// The rows of the table of metrics: name, kind, labels.
+fn documented(readme: &str) -> BTreeSet<(String, String, String)> {
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let name = cells.get(1)?.strip_prefix('`')?.strip_suffix('`')?;
+        let is_metric = name.starts_with("proxy_") && cells.len() >= 5;
+        let labels = cells.get(3)?.replace('`', "");
+        is_metric.then(|| (name.to_owned(), cells[2].to_owned(), labels))
+    };
+    readme.lines().filter_map(row).collect()
+}
+
+#[test]
+fn the_readme_has_every_metric_with_its_kind_and_labels() {
+    let kind = |metric: &Metric| match metric.kind {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+        Kind::Histogram => "histogram",
+    };
+    let known = |metric: &Metric| {
+        (metric.name.to_owned(), kind(metric).to_owned(), metric.labels.join(", "))
+    };
+    let known: BTreeSet<_> = ALL.iter().map(known).collect();
+    assert_eq!(known.len(), ALL.len(), "a name stands there twice");
+    for readme in ["README.md", "README.zh-CN.md"] {
+        let documented = documented(&file(readme));
+        let missing: Vec<_> = known.difference(&documented).collect();
+        let unknown: Vec<_> = documented.difference(&known).collect();
+        assert!(missing.is_empty(), "{readme} lacks {missing:?}");
+        assert!(unknown.is_empty(), "{readme} has {unknown:?}, which are none");
+    }
+}
+
+/// What an upstream of [`everything`] does, by the last segment of the path.
+fn script(seen: &Seen, reply: &mut Reply) {
+    let json = [("Content-Type", "application/json")];
+    let usage = r#"{"prompt_tokens":100,"completion_tokens":50,"prompt_tokens_details":{"cached_tokens":40}}"#;
+    match seen.target().rsplit('/').next().unwrap() {
+        // A stream of three tokens.
+        "completions" if seen.body.windows(6).any(|it| it == b"stream") => {
+            reply.begin("text/event-stream");
+            for _ in 0..3 {
+                reply.chunk(b"data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n");
+            }
+            if seen.body.windows(4).any(|it| it == b"stay") {
+                reply.wait_closed();
+                return;
+            }
+            reply.chunk(format!("data: {{\"choices\":[],\"usage\":{usage}}}\n\n").as_bytes());
+            reply.chunk(b"data: [DONE]\n\n");
+            reply.end();
+        }
+        "hang" => {
+            reply.wait_closed();
+        }
+        "refuse" => reply.send(401, &json, b"{}"),
+        "retry" => reply.send(503, &json, b"{}"),
+        _ => reply.send(200, &json, format!(r#"{{"choices":[{{}}],"usage":{usage}}}"#).as_bytes()),
+    }
+}
+
+/// A gateway with all that has metrics.
+struct Everything {
+    gateway: Gateway,
+    admin: std::net::SocketAddr,
+    redis: Redis,
+    upstream: Upstream,
+    _collector: Upstream,
+}
+
+fn everything() -> Everything {
+    let (redis, upstream) = (Redis::start(), Upstream::start(script));
+    let collector = Upstream::start(|_, reply| reply.send(200, &[], b"{}"));
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new().sign(&["gw.test"]).write(folder.path(), "gw");
+    let (up, redis_url, otlp) = (upstream.url(), redis.url(), collector.url());
+    // Nobody listens there.
+    let down = "http://127.0.0.1:9";
+    let config = format!(
+        r#"
+listen: [127.0.0.1:0, "https://127.0.0.1:0"]
+admin: {{listen: 127.0.0.1:0}}
+tls: {{certificates: [{{cert_file: gw.pem, key_file: gw.key}}]}}
+api_key: sk
+redis: {{url: "{redis_url}"}}
+ledger: {{database: "postgres://u:p@127.0.0.1:9/db"}}
+request_log: {{}}
+traces: {{otlp_url: "{otlp}/v1/traces"}}
+prices: {{models: {{svc/mdl: {{input: 1, output: 2}}}}}}
+health_check: {{interval: 500ms}}
+breaker: {{consecutive_failures: 1}}
+fallbacks: {{down: [svc/mdl]}}
+limits:
+  - {{name: tight, per: model, models: [tight], requests: 1, window: 1h}}
+  - {{name: shadow, per: model, models: [free], requests: 1, window: 1h, shadow: true}}
+services:
+  svc:
+    models:
+      mdl: {{backends: [{{id: a, url: "{up}"}}]}}
+      free: {{backends: [{{id: a, url: "{up}"}}]}}
+      tight: {{backends: [{{id: a, url: "{up}"}}]}}
+      full: {{backends: [{{id: a, url: "{up}", inflight_max: 1}}]}}
+      two: {{retry: {{retries_max: 1}}, backends: [{{id: a, url: "{up}"}}, {{id: b, url: "{up}"}}]}}
+      locked: {{backends: [{{id: a, url: "{up}", api_key: wrong}}]}}
+      down: {{backends: [{{id: a, url: "{down}"}}]}}
+"#
+    );
+    std::fs::write(folder.path().join("tollgate.yaml"), config).unwrap();
+    let mut gateway = Gateway::start_in(folder, &[], &[]);
+    let admin = gateway.admin();
+    gateway.wait_log("Redis answers");
+    Everything { gateway, admin, redis, upstream, _collector: collector }
+}
+
+impl Everything {
+    fn ask(&self, model: &str, path: &str, body: &str) -> u16 {
+        let headers = ["Authorization: Bearer sk", "Content-Type: application/json"];
+        post(self.gateway.address(), &format!("/svc/{model}/{path}"), &headers, body).status
+    }
+
+    /// Sends a request and leaves it open.
+    fn open(&self, model: &str, path: &str, body: &str) -> Connection {
+        let mut connection = Connection::open(self.gateway.address());
+        let length = body.len();
+        let head = format!(
+            "POST /svc/{model}/{path} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer sk\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        connection.write(head.as_bytes()).unwrap();
+        connection
+    }
+
+    fn metrics(&self) -> Metrics {
+        Metrics::of(self.admin)
+    }
+
+    #[track_caller]
+    fn wait(&self, name: &str, labels: &[&str], is_it: impl Fn(f64) -> bool) {
+        eventually(&format!("{name} {labels:?} moves"), || is_it(self.metrics().sum(name, labels)));
+    }
+}
+
+#[test]
+fn every_metric_appears_and_moves() {
+    let mut all = everything();
+    let before = all.metrics();
+    let moved = RefCell::new(BTreeSet::new());
+    let moves = |all: &Everything, name: &'static str, labels: &[&str], to: f64| {
+        all.wait(name, labels, |value| (value - to).abs() < 1e-9);
+        assert!((before.sum(name, labels) - to).abs() > 1e-9 || to == 1.0, "{name} was so before");
+        moved.borrow_mut().insert(name);
+    };
+    // Usual exchanges.
+    assert_eq!(all.ask("mdl", "v1/chat/completions", "{}"), 200);
+    assert_eq!(all.ask("mdl", "v1/chat/completions", r#"{"stream":true}"#), 200);
+    let mdl = ["model=\"mdl\""];
+    moves(
+        &all,
+        "proxy_requests_total",
+        &["model=\"mdl\"", "method=\"POST\"", "status=\"200\""],
+        2.0,
+    );
+    moves(&all, "proxy_backend_requests_total", &mdl, 2.0);
+    moves(&all, "proxy_tokens_total", &["model=\"mdl\"", "direction=\"input\""], 200.0);
+    moves(&all, "proxy_tokens_total", &["model=\"mdl\"", "direction=\"output\""], 100.0);
+    moves(&all, "proxy_tokens_cached_total", &mdl, 80.0);
+    moves(&all, "proxy_cost_total", &["model=\"mdl\"", "currency=\"USD\""], 0.0004);
+    for name in ["proxy_request_duration_seconds", "proxy_time_to_first_byte_seconds"] {
+        all.wait(&format!("{name}_count"), &mdl, |count| count == 2.0);
+        moved.borrow_mut().insert(name);
+    }
+    all.wait("proxy_time_per_output_token_seconds_count", &mdl, |count| count == 1.0);
+    all.wait("proxy_overhead_seconds_count", &[], |count| count == 2.0);
+    moved.borrow_mut().extend(["proxy_time_per_output_token_seconds", "proxy_overhead_seconds"]);
+    assert_eq!(all.ask("free", "v1/chat/completions", "{}"), 200);
+    moves(&all, "proxy_unpriced_total", &[], 1.0);
+    // A client that leaves.
+    let mut leaving = all.open("mdl", "v1/chat/completions", r#"{"stream":true,"user":"stay"}"#);
+    assert_eq!(leaving.read_head().unwrap().status, 200);
+    assert!(leaving.read_chunk().is_some());
+    drop(leaving);
+    moves(&all, "proxy_client_aborts_total", &mdl, 1.0);
+    all.wait("proxy_tokens_wasted_total", &["reason=\"client\""], |tokens| tokens > 0.0);
+    moved.borrow_mut().insert("proxy_tokens_wasted_total");
+    // What is in flight, held, and in line.
+    let hanging = all.open("full", "hang", r#"{"a":1}"#);
+    moves(&all, "proxy_inflight", &[], 1.0);
+    moves(&all, "proxy_backend_inflight", &["model=\"full\""], 1.0);
+    moves(&all, "proxy_buffered_bytes", &[], 7.0);
+    let waiting = all.open("full", "hang", "");
+    moves(&all, "proxy_queue_length", &["model=\"full\""], 1.0);
+    all.wait("proxy_connections", &[], |open| open >= 3.0);
+    moved.borrow_mut().insert("proxy_connections");
+    drop((hanging, waiting));
+    // Limits.
+    assert_eq!([200, 429], ["", ""].map(|body| all.ask("tight", "x", body)));
+    assert_eq!(all.ask("free", "x", ""), 200);
+    moves(&all, "proxy_rate_limited_total", &["limit=\"tight\""], 1.0);
+    moves(&all, "proxy_limits_shadowed_total", &["limit=\"shadow\""], 1.0);
+    // Failures.
+    assert_eq!(all.ask("two", "retry", ""), 503);
+    moves(&all, "proxy_retries_total", &["model=\"two\""], 1.0);
+    moves(&all, "proxy_errors_total", &["model=\"two\"", "kind=\"upstream_5xx\""], 1.0);
+    moves(&all, "proxy_backend_breaker_state", &["model=\"two\"", "backend=\"a\""], 2.0);
+    assert_eq!(all.ask("down", "v1/chat/completions", r#"{"model":"down"}"#), 200);
+    moves(&all, "proxy_fallbacks_total", &["model=\"down\""], 1.0);
+    all.wait("proxy_backend_up", &["model=\"down\""], |up| up == 0.0);
+    moved.borrow_mut().insert("proxy_backend_up");
+    assert_eq!(all.ask("locked", "refuse", ""), 401);
+    moves(&all, "proxy_backend_misconfigured", &["model=\"locked\""], 1.0);
+    all.wait("proxy_backend_response_time_seconds", &mdl, |time| time > 0.0);
+    moved.borrow_mut().insert("proxy_backend_response_time_seconds");
+    // What is sent elsewhere: nobody listens where the ledger's database should be.
+    all.wait("proxy_ledger_rows_total", &["stage=\"spooled\""], |rows| rows >= 5.0);
+    all.wait("proxy_ledger_spool_bytes", &[], |bytes| bytes > 100.0);
+    all.wait("proxy_ledger_up", &["part=\"database\""], |up| up == 0.0);
+    all.wait("proxy_request_log_lines_total", &["outcome=\"written\""], |lines| lines >= 8.0);
+    all.wait("proxy_spans_total", &["outcome=\"sent\""], |spans| spans >= 16.0);
+    moved.borrow_mut().extend([
+        "proxy_ledger_rows_total",
+        "proxy_ledger_spool_bytes",
+        "proxy_ledger_up",
+    ]);
+    moved.borrow_mut().extend(["proxy_request_log_lines_total", "proxy_spans_total"]);
+    // What operators do.
+    let key = ["Authorization: Bearer sk"];
+    let drain = "/admin/drain?service=svc&model=mdl&backend=a";
+    assert_eq!(post(all.admin, drain, &key, "").status, 200);
+    moves(&all, "proxy_backend_drained", &mdl, 1.0);
+    assert_eq!(post(all.admin, "/admin/reload", &key, "").status, 200);
+    moves(&all, "proxy_config_generation", &[], 2.0);
+    let path = all.gateway.folder().join("tollgate.yaml");
+    std::fs::write(&path, "nonsense: 1").unwrap();
+    assert_eq!(post(all.admin, "/admin/reload", &key, "").status, 422);
+    moves(&all, "proxy_reloads_total", &["outcome=\"ok\""], 1.0);
+    moves(&all, "proxy_config_last_reload_successful", &[], 0.0);
+    all.wait("proxy_certificate_expiry_timestamp_seconds", &["gw.test"], |end| end > 1.7e9);
+    all.wait("proxy_build_info", &[env!("CARGO_PKG_VERSION")], |info| info == 1.0);
+    moved.borrow_mut().extend(["proxy_certificate_expiry_timestamp_seconds", "proxy_build_info"]);
+    // Redis goes.
+    moves(&all, "proxy_gateways", &[], 1.0);
+    all.wait("proxy_redis_up", &[], |up| up == 1.0);
+    all.redis.kill();
+    all.ask("tight", "x", "");
+    all.wait("proxy_redis_up", &[], |up| up == 0.0);
+    all.wait("proxy_redis_failures_total", &[], |failures| failures >= 1.0);
+    moved.borrow_mut().extend(["proxy_redis_up", "proxy_redis_failures_total"]);
+
+    let known: BTreeSet<&str> = ALL.iter().map(|metric| metric.name).collect();
+    let still: Vec<_> = known.difference(&moved.borrow()).copied().collect();
+    assert!(still.is_empty(), "nothing has moved {still:?}");
+    let now = all.metrics();
+    for process in
+        ["process_cpu_seconds_total", "process_open_fds", "process_resident_memory_bytes"]
+    {
+        assert!(now.sum(process, &[]) > 0.0, "{process}");
+    }
+    // Nothing is told that the table does not have.
+    let is_known = |name: &str| {
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        known.contains(name) || base.is_some_and(|base| known.contains(base))
+    };
+    let strange: BTreeSet<&str> =
+        now.names().into_iter().filter(|it| !it.starts_with("process_") && !is_known(it)).collect();
+    assert!(strange.is_empty(), "{strange:?}");
+    drop(all.upstream);
+}
+
+#[test]
+fn an_error_rate_can_be_told_by_the_two_counters_as_they_are() {
+    let broken = Upstream::start(|_, reply| reply.send(500, &[], b""));
+    let gateway = Gateway::start(&config("retry: {fast_500: 0s}", &[&broken]));
+    for _ in 0..3 {
+        assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 500);
+    }
+    assert_eq!(get(gateway.address(), "/svc/nothing/x", &[]).status, 404);
+    let metrics = Metrics::of(gateway.address());
+    let bare = |name| metrics.bare(name).unwrap();
+    assert_eq!((bare("proxy_requests_total"), bare("proxy_errors_total")), (4.0, 3.0));
+    // A client's own mistakes are no errors.
+    assert_eq!(metrics.sum("proxy_errors_total", &["model=\"mdl\""]), 3.0);
+    assert_eq!(metrics.sum("proxy_requests_total", &["status=\"404\""]), 1.0);
+}
+
+#[test]
+fn who_makes_up_methods_makes_no_series() {
+    let upstream = Upstream::metered();
+    let gateway = Gateway::start_with(
+        "",
+        &[("UPSTREAM_URL", &upstream.url()), ("PORT", "0"), ("RATE_LIMIT_ENABLED", "false")],
+        &[],
+    );
+    for at in 0..20 {
+        let method = format!("M{at}");
+        let request = format!(
+            "{method} /v1/chat/completions HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n"
+        );
+        send(gateway.address(), request);
+    }
+    let metrics = Metrics::of(gateway.address());
+    assert_eq!(metrics.sum("proxy_requests_total", &["method=\"other\""]), 20.0);
+    let series = metrics.names().into_iter().filter(|name| *name == "proxy_requests_total").count();
+    assert!(series <= 3, "{series}");
+}
+
+#[test]
+fn without_metrics_nothing_is_counted_and_the_pages_say_so() {
+    let upstream = Upstream::metered();
+    let gateway =
+        Gateway::start_with(&config("", &[&upstream]), &[("METRICS_ENABLED", "false")], &[]);
+    assert_eq!(post(gateway.address(), "/svc/mdl/v1/chat/completions", &[], "{}").status, 200);
+    for page in ["/metrics", "/stats"] {
+        let answer = get(gateway.address(), page, &[]);
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &"metrics_off".into()));
+        assert!(answer.text().contains("METRICS_ENABLED"));
+    }
+    let view = get(gateway.address(), "/api/dashboard", &[]).json();
+    assert_eq!((&view["metrics"], &view["totals"]["requests"]), (&false.into(), &0.into()));
+}
