@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 30
 
 # Pingora links zlib-ng and zstd, which are built with cmake and a C compiler.
 BUILD_PACKAGES = cmake gcc libc6-dev make
-TEST_PACKAGES = curl nodejs npm openssl postgresql python3-venv redis-server
+TEST_PACKAGES = chromium curl logrotate nodejs npm openssl postgresql prometheus python3-venv redis-server
 
 .PHONY: help demo build test unit lint clients bench chaos endurance fuzz install uninstall deps test-deps clean
 

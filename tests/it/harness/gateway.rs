@@ -47,8 +47,30 @@ impl Gateway {
         variables: &[(&str, &str)],
         arguments: &[&str],
     ) -> Self {
+        Self::spawn(folder, variables, arguments, Stdio::inherit())
+    }
+
+    /// Runs the program with this `tollgate.yaml`; its standard output goes elsewhere.
+    #[track_caller]
+    pub(crate) fn start_with_output(
+        folder: TempDir,
+        config: &str,
+        variables: &[(&str, &str)],
+        output: Stdio,
+    ) -> Self {
+        std::fs::write(folder.path().join("tollgate.yaml"), config).expect("a file");
+        Self::spawn(folder, variables, &[], output)
+    }
+
+    #[track_caller]
+    fn spawn(
+        folder: TempDir,
+        variables: &[(&str, &str)],
+        arguments: &[&str],
+        output: Stdio,
+    ) -> Self {
         let mut child = program(folder.path(), variables, arguments)
-            .stdout(Stdio::inherit())
+            .stdout(output)
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
