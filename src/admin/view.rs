@@ -45,7 +45,29 @@ pub(super) struct Views {
     sources: Sources,
     room: Arc<Semaphore>,
     /// The last one, for those who ask soon after.
-    last: Mutex<Option<(Instant, Bytes)>>,
+    last: Mutex<Option<Shown>>,
+}
+
+/// What is shown at a moment.
+#[derive(Clone)]
+struct Shown {
+    at: Instant,
+    /// All but the history, with its closing brace.
+    view: Bytes,
+    /// The last half hour, and when its last point was.
+    history: Bytes,
+    end: SystemTime,
+}
+
+impl Shown {
+    /// As JSON, with the history unless it ends as one that is known.
+    fn json(&self, known: Option<SystemTime>) -> Bytes {
+        if known == Some(self.end) {
+            return self.view.clone();
+        }
+        let open = &self.view[..self.view.len() - 1];
+        [open, b",\"history\":", &self.history, b"}"].concat().into()
+    }
 }
 
 impl Views {
@@ -60,7 +82,7 @@ impl Views {
             return PageAnswer::Now(refusal_page(&refusal));
         }
         let mut page: Response<Bytes> = json_page(&Value::Null);
-        *page.body_mut() = self.view(runtime);
+        *page.body_mut() = self.shown(runtime).json(None);
         // Unlike how backends are, this is for nobody else's pages.
         page.headers_mut().remove(ACCESS_CONTROL_ALLOW_ORIGIN);
         PageAnswer::Now(page)
@@ -82,13 +104,15 @@ impl Views {
         let (own, headers, client) = (Arc::clone(self), request.headers.clone(), request.client);
         tokio::spawn(async move {
             let _permit = permit;
+            let mut known = None;
             loop {
                 let runtime = own.sources.current.load_full();
                 // The key may have been taken away meanwhile.
                 if own.may_see(&runtime, &headers, client).is_err() {
                     return;
                 }
-                let view = own.view(&runtime);
+                let shown = own.shown(&runtime);
+                let view = shown.json(known.replace(shown.end));
                 let pause = INTERVAL.max(Duration::from_secs((view.len() / BYTES_A_SECOND) as u64));
                 let event = [&b"data: "[..], &view, b"\n\n"].concat();
                 tokio::select! {
@@ -134,14 +158,15 @@ impl Views {
         granted.and(Err(Refusal::NotAllowed))
     }
 
-    fn view(&self, runtime: &Runtime) -> Bytes {
+    fn shown(&self, runtime: &Runtime) -> Shown {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
-            Some((at, view)) if at.elapsed() < FRESH => view.clone(),
+            Some(shown) if shown.at.elapsed() < FRESH => shown.clone(),
             _ => {
-                let view = Bytes::from(self.json(runtime).to_string());
-                *last = Some((Instant::now(), view.clone()));
-                view
+                let (points, end) = self.sources.telemetry.history.points();
+                let view = self.json(runtime).to_string().into();
+                let history = history(&points, end).to_string().into();
+                last.insert(Shown { at: Instant::now(), view, history, end }).clone()
             }
         }
     }
@@ -152,7 +177,6 @@ impl Views {
         let totals = counters.totals();
         let can_change = self.scope == Scope::Admin;
         let queued: usize = runtime.pools().map(|pool| pool.queue().length()).sum();
-        let (points, end) = telemetry.history.points();
         let faults = counters.faults();
         let keys = counters.takers.top(KEYS_SHOWN);
         json!({
@@ -166,7 +190,7 @@ impl Views {
                 Phase::Draining => "draining",
             },
             "can_change": can_change,
-            "why_not": (!can_change).then_some(WHY_NOT),
+            "why_not": (!can_change).then_some("no_admin_listen"),
             "metrics": runtime.snapshot.observed.metrics,
             "configuration": reload::state(&reloads.state()),
             "notices": self.notices(runtime),
@@ -181,7 +205,6 @@ impl Views {
                 "tokens_output": totals.tokens_output,
             },
             "minute": minute(&telemetry.history.minute(counters)),
-            "history": history(&points, end),
             "pools": pools(runtime),
             "errors": faults.iter().take(FAULTS_SHOWN).map(fault).collect::<Vec<_>>(),
             "keys": keys.iter().map(taker).collect::<Vec<_>>(),
@@ -189,41 +212,37 @@ impl Views {
         })
     }
 
-    /// What an operator should know of the gateway's own parts.
-    fn notices(&self, runtime: &Runtime) -> Vec<String> {
+    /// What an operator should know of the gateway's own parts; the page has words for it.
+    fn notices(&self, runtime: &Runtime) -> Vec<Value> {
         let mut notices = Vec::new();
         if let Some(ledger) = &self.sources.ledger {
             let [spool, database] = ledger.state().failures();
-            let parts = [("the ledger's spool", spool), ("the ledger's database", database)];
-            for (part, why) in parts {
-                notices.extend(why.map(|why| format!("{part} takes no rows: {why}")));
+            for (what, why) in [("ledger_spool", spool), ("ledger_database", database)] {
+                notices.extend(why.map(|why| json!({"what": what, "why": why})));
             }
             let [_, _, dropped] = ledger.state().counts();
             if dropped > 0 {
-                notices.push(format!("rows of the ledger lost since the start: {dropped}"));
+                notices.push(json!({"what": "ledger_lost", "count": dropped}));
             }
         }
         if let Some((_, _, Some(why))) = runtime.limits.shared() {
-            notices.push(format!("Redis is away, limits hold in each gateway by itself: {why}"));
+            notices.push(json!({"what": "redis", "why": why}));
         }
         let [_, dropped] = self.sources.telemetry.request_log.counts();
         if dropped > 0 {
-            notices.push(format!("lines of the request log lost since the start: {dropped}"));
+            notices.push(json!({"what": "log_lost", "count": dropped}));
         }
         notices
     }
 }
 
-/// Why nothing can be changed from the page.
-const WHY_NOT: &str = "Only on an address of its own (admin.listen) can the gateway be changed.";
-
-/// Why there are no keys to show, where that is not for want of traffic.
+/// Why there are no keys to show, where that is not for want of traffic; the page has words for it.
 fn keys_note(runtime: &Runtime) -> Option<&'static str> {
     let snapshot = &runtime.snapshot;
     if !matches!(snapshot.clients, ClientKeys::Required(_)) {
-        return Some("Clients need no key.");
+        return Some("no_keys");
     }
-    (!snapshot.observed.metrics).then_some("Counting is off (metrics.enabled, METRICS_ENABLED).")
+    (!snapshot.observed.metrics).then_some("metrics_off")
 }
 
 pub(super) fn minute(rates: &Rates) -> Value {

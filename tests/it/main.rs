@@ -12,6 +12,7 @@ mod breaker;
 mod clients;
 mod configuration;
 mod credentials;
+mod dashboard;
 mod deadlines;
 mod exchange;
 mod failover;
