@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{Scope, Sources, json_page, refusal_page, reload, status};
 use crate::config::ClientKeys;
 use crate::lifecycle::Phase;
-use crate::pool::{Backend, Pool};
+use crate::pool::{Backend, HealthState, Pool};
 use crate::refusal::Refusal;
 use crate::runtime::{PageAnswer, PageRequest, Runtime};
 use crate::telemetry::history::{self, Percentiles, Point, Rates};
@@ -313,6 +313,9 @@ fn pool(pool: &Arc<Pool>, (service, model): (&str, &str), now: Instant) -> Value
 
 fn backend(backend: &Backend, last_minute: u64) -> Value {
     let mut state = status::backend_status(backend);
+    let health = &backend.live.health;
+    let is_down = health.state() == HealthState::Unhealthy;
+    state["why"] = json!(health.failure().filter(|_| is_down));
     state["drained"] = json!(backend.is_drained());
     state["weight"] = json!(backend.spec.weight);
     state["in_flight"] = json!(backend.inflight());

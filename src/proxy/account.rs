@@ -40,7 +40,8 @@ pub(super) fn tell(
     let why = (fault.is_some() || is_aborted)
         .then(|| settle::why(session, exchange, error))
         .flatten()
-        .or_else(|| fault.and_then(|_| exchange.observed.refusal.as_ref().map(|it| it.message())));
+        .or_else(|| fault.and_then(|_| exchange.observed.refusal.as_ref().map(|it| it.message())))
+        .or_else(|| fault.map(|kind| words(kind, status)));
     let (service, model) = exchange.admitted.as_ref().map(meter::model).unwrap_or_default();
     let backend = exchange.attempts.current.as_ref();
     let grant = exchange.arrived.grant.as_ref();
@@ -77,6 +78,14 @@ pub(super) fn tell(
     let observed = &exchange.arrived.runtime.snapshot.observed;
     let tries = (&exchange.tries[..], exchange.arrived.at);
     proxy.telemetry.tell(observed, &series, &record, tries);
+}
+
+/// Why an exchange failed that ended by itself.
+fn words(kind: &'static str, status: u16) -> String {
+    match kind {
+        UPSTREAM_5XX => format!("the backend answered {status}"),
+        _ => "the backend ended the stream without its last event".to_owned(),
+    }
 }
 
 /// Where the exchange is counted.

@@ -14,6 +14,7 @@ mod configuration;
 mod credentials;
 mod dashboard;
 mod deadlines;
+mod deploy;
 mod exchange;
 mod failover;
 mod front_door;

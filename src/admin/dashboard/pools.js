@@ -125,8 +125,8 @@ function updateBackend(row, pool, backend, sum) {
   }
   setText(row.name, backend.name);
   setText(row.id, backend.id === backend.name ? "" : backend.id);
-  setText(row.alert, backend.alert || "");
-  row.alert.hidden = !backend.alert;
+  setText(row.alert, troubleOf(backend));
+  row.alert.hidden = !troubleOf(backend);
   setText(cells.url, backend.url);
   setText(cells.inflight, backend.inflight_max > 0 ? backend.in_flight + " / " + backend.inflight_max : String(backend.in_flight));
   setText(cells.response, duration(backend.response_time_ms));

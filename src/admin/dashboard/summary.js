@@ -3,6 +3,7 @@
 const isAvailable = (backend) => backend.status !== "unhealthy" && backend.breaker !== "open" && !backend.drained;
 const isTroubled = (backend) => backend.status === "unhealthy" || backend.breaker !== "closed" || Boolean(backend.alert);
 const isHealthy = (backend) => backend.status === "healthy" && isAvailable(backend) && !isTroubled(backend);
+const troubleOf = (backend) => backend.alert || backend.why || "";
 const poolName = (pool) => pool.service + " / " + pool.model;
 const everyBackend = () => view.pools.flatMap((pool) => pool.backends.map((backend) => ({ pool, backend })));
 
@@ -20,14 +21,17 @@ function problemsNow() {
   const all = everyBackend();
   const told = (wanted, tell) => all.filter(({ backend }) => wanted(backend)).map(tell);
   const place = ({ pool, backend }) => backend.name + " (" + poolName(pool) + ")";
+  /* Of a single one there is room to say why. */
+  const placesOf = (wanted) => {
+    const found = all.filter(({ backend }) => wanted(backend));
+    return found.map((entry) => place(entry) + (found.length === 1 && troubleOf(entry.backend) ? ": " + troubleOf(entry.backend) : ""));
+  };
   const empty = view.pools.filter((pool) => pool.backends.length && !pool.backends.some(isAvailable));
   const last = view.configuration.last_reload;
   addProblem(list, "bad", "poolDown", empty.map(poolName), "problems");
-  addProblem(list, "bad", "down", told((backend) => backend.status === "unhealthy", place), "problems");
+  addProblem(list, "bad", "down", placesOf((backend) => backend.status === "unhealthy"), "problems");
   addProblem(list, "bad", "breakerOpen", told((backend) => backend.breaker === "open" && backend.status !== "unhealthy", place), "problems");
-  const alerted = all.filter(({ backend }) => backend.alert);
-  const placeAndAlert = (entry) => place(entry) + (alerted.length === 1 ? ": " + entry.backend.alert : "");
-  addProblem(list, "bad", "alerts", alerted.map(placeAndAlert), "problems");
+  addProblem(list, "bad", "alerts", placesOf((backend) => backend.alert), "problems");
   if (view.minute.error_rate > .05) list.push({ level: "bad", text: say("manyErrors", { rate: percent(view.minute.error_rate) }) });
   if (last && last.status === "failed") list.push({ level: "warn", text: say("reloadFailedWith", { problem: (last.problems || [])[0] || say("none") }) });
   if (view.phase === "draining") list.push({ level: "warn", text: say("draining") });

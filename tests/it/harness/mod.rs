@@ -5,6 +5,7 @@ mod gateway;
 mod http2;
 mod metrics;
 mod postgres;
+mod prometheus;
 mod redis;
 mod tls;
 mod upstream;
@@ -16,6 +17,7 @@ pub(crate) use gateway::{Gateway, Model, config, config_of, hash_of, run_program
 pub(crate) use http2::Http2Upstream;
 pub(crate) use metrics::Metrics;
 pub(crate) use postgres::Postgres;
+pub(crate) use prometheus::{Prometheus, promtool};
 pub(crate) use redis::{Redis, free_port};
 pub(crate) use tls::{Authority, Pair, TlsFront};
 pub(crate) use upstream::{BlackHole, Reply, Seen, Upstream, raw_upstream, read_head};
