@@ -58,7 +58,7 @@ fn compare() {
         println!("nginx is not installed; it is left out (apt-get install nginx-light)");
     }
     contestants.push(process::bare(upstream.address));
-    for mode in [Mode::Path, Mode::Metered, Mode::FrontDoor] {
+    for mode in [Mode::Quiet, Mode::Path, Mode::Logged, Mode::Metered, Mode::FrontDoor] {
         contestants.push(process::tollgate(upstream.address, mode));
     }
     let mut series: Vec<Series> = contestants
@@ -120,12 +120,20 @@ fn report(series: &[Series]) {
         });
         println!("| {} | {}", one.name, cells.join(" "));
     }
+    println!();
     let named = |name| series.iter().find(|series| series.name == name);
-    if let (Some(metered), Some(plain)) = (named(process::METERED), named(process::BY_PATH)) {
-        let [requests, prompts, events] = measured.map(|of| median_ratio(of(metered), of(plain)));
-        println!(
-            "\nMetered to not metered: {requests:.2} a request, {prompts:.2} a prompt, {events:.2} an event"
-        );
+    for (what, with, without) in [
+        ("Metrics to nothing counted", process::BY_PATH, process::QUIET),
+        ("Metrics and request log to neither", process::LOGGED, process::QUIET),
+        ("Metered to not metered", process::METERED, process::BY_PATH),
+    ] {
+        if let (Some(with), Some(without)) = (named(with), named(without)) {
+            let [requests, prompts, events] =
+                measured.map(|of| median_ratio(of(with), of(without)));
+            println!(
+                "{what}: {requests:.2} a request, {prompts:.2} a prompt, {events:.2} an event"
+            );
+        }
     }
 }
 

@@ -82,13 +82,19 @@ pub(crate) fn bare(upstream: SocketAddr) -> Contestant {
 }
 
 pub(crate) const BY_PATH: &str = "Tollgate, by path";
+pub(crate) const QUIET: &str = "Tollgate, by path, nothing counted";
+pub(crate) const LOGGED: &str = "Tollgate, by path, with a request log";
 pub(crate) const METERED: &str = "Tollgate, by path, metered";
 
 /// How Tollgate is asked, and what it does besides.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// By path.
+    /// By path, and nothing is told of it: neither metrics nor a log.
+    Quiet,
+    /// By path, as it is where nothing is configured: with metrics.
     Path,
+    /// By path, with metrics and a request log.
+    Logged,
     /// By path, with a key, a limit, and a ledger: usage is read from each answer, and asked for in streams.
     Metered,
     /// At the front door, where it has to look for the model in the body.
@@ -100,6 +106,8 @@ pub(crate) fn tollgate(upstream: SocketAddr, mode: Mode) -> Contestant {
     let folder = folder();
     let more = match mode {
         Mode::Path | Mode::FrontDoor => "",
+        Mode::Quiet => "metrics: {enabled: false}\n",
+        Mode::Logged => "request_log: {file: requests.log}\n",
         Mode::Metered => {
             "api_key: sk-bench\nledger: {}\nprices: {models: {m: {input: 1, output: 2}}}\n\
              limits: [{per: key, requests: 1000000000, tokens: 1000000000000}]\n"
@@ -113,7 +121,9 @@ pub(crate) fn tollgate(upstream: SocketAddr, mode: Mode) -> Contestant {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     command.arg("-c").arg(file);
     let (name, path) = match mode {
+        Mode::Quiet => (QUIET, "/bench/m"),
         Mode::Path => (BY_PATH, "/bench/m"),
+        Mode::Logged => (LOGGED, "/bench/m"),
         Mode::Metered => (METERED, "/bench/m"),
         Mode::FrontDoor => ("Tollgate, front door", ""),
     };

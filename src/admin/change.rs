@@ -62,11 +62,11 @@ fn is_address(host: &[u8]) -> bool {
 
 /// Takes the backend that the query names (`service`, `model`, `backend`) out of service, or back into it.
 pub(super) fn drain(runtime: &Runtime, request: &PageRequest<'_>, is_drained: bool) -> PageAnswer {
+    let bad = |reason| Refusal::BadRequest { reason };
     let found = check(runtime, request).and_then(|()| {
-        let expected = "the query takes service, model and backend";
-        named(runtime, request.query).ok_or(Refusal::BadRequest { reason: expected })?.ok_or_else(
-            || Refusal::BadRequest { reason: "there is no such backend in this service and model" },
-        )
+        let named = named(runtime, request.query);
+        let named = named.ok_or(bad("the query takes service, model and backend"))?;
+        named.ok_or(bad("there is no such backend in this service and model"))
     });
     let (pool, backend) = match found {
         Ok(found) => found,

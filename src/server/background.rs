@@ -8,7 +8,9 @@ use anyhow::{Context, Result};
 use async_trait::async_trait;
 use pingora_core::connectors::http::Connector;
 use pingora_core::server::ShutdownWatch;
-use pingora_core::services::background::BackgroundService;
+use pingora_core::services::background::{
+    BackgroundService, GenBackgroundService, background_service,
+};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -63,10 +65,16 @@ struct Tasks {
     keys: HashMap<usize, tokio::task::AbortHandle>,
 }
 
-impl Background {
-    pub(super) fn new(current: Arc<Current>, changed: Arc<Notify>, sources: Sources) -> Self {
-        Self { current, changed, sources }
-    }
+/// It, on a thread of its own.
+pub(super) fn service(
+    current: &Arc<Current>,
+    changed: &Arc<Notify>,
+    sources: Sources,
+) -> GenBackgroundService<Background> {
+    let (current, changed) = (Arc::clone(current), Arc::clone(changed));
+    let mut service = background_service("background", Background { current, changed, sources });
+    service.threads = Some(1);
+    service
 }
 
 #[async_trait]

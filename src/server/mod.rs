@@ -17,7 +17,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ExecutionPhase, RunArgs, Server};
-use pingora_core::services::background::background_service;
 use pingora_core::services::listening::Service;
 use pingora_proxy::http_proxy;
 use tokio::signal::unix::SignalKind;
@@ -31,7 +30,6 @@ use crate::proxy::{Proxy, Serves};
 use crate::runtime::{Current, Reloads, Runtime};
 use crate::telemetry::{self, AppLog, Telemetry};
 
-use background::Background;
 use front::Front;
 use listen::{Bound, Inherited, PreBound};
 use reload::{Reloader, Told};
@@ -134,10 +132,8 @@ impl Gateway {
         let current = Arc::new(Current::from_pointee(runtime));
         background::resolve_at_start(&current.load_full())?;
         let months = Arc::new(Months::default());
-        let telemetry = Arc::new(Telemetry::start(&current.load().snapshot.observed)?);
+        let telemetry = start_telemetry(&current, &lifecycle)?;
         let ledger = start_ledger(&current, &months, &lifecycle)?;
-        let last = Arc::clone(&telemetry);
-        lifecycle.do_at_last(move |longest| last.request_log.finish(longest));
         let configuration = server_configuration(&current.load().snapshot);
         let sockets = [self.traffic.clone(), self.admin.clone()].concat();
         let (reloads, asked) = Reloads::new();
@@ -181,11 +177,7 @@ impl Gateway {
             add(&mut server, "admin", self.admin, Scope::Admin, Serves::Pages);
         }
         let changed = Arc::new(Notify::new());
-        let background =
-            Background::new(Arc::clone(&current), Arc::clone(&changed), sources.clone());
-        let mut background = background_service("background", background);
-        background.threads = Some(1);
-        server.add_service(background);
+        server.add_service(background::service(&current, &changed, sources.clone()));
 
         let phases = server.watch_execution_phase();
         end_when_flushed(phases, Arc::clone(&lifecycle), shutdown_timeout)?;
@@ -206,6 +198,14 @@ impl Gateway {
         server.run(RunArgs { shutdown_signal: Box::new(signals) });
         Ok(())
     }
+}
+
+/// What is told of exchanges. The last lines of the request log are written before the process ends.
+fn start_telemetry(current: &Current, lifecycle: &Lifecycle) -> Result<Arc<Telemetry>> {
+    let telemetry = Arc::new(Telemetry::start(&current.load().snapshot.observed)?);
+    let last = Arc::clone(&telemetry);
+    lifecycle.do_at_last(move |longest| last.request_log.finish(longest));
+    Ok(telemetry)
 }
 
 /// The ledger, where there is one; it knows what keys have taken in this month as soon as its database does.

@@ -1,6 +1,5 @@
 //! What the gateway tells Prometheus, and a real Prometheus.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -81,7 +80,7 @@ struct Everything {
     gateway: Gateway,
     admin: std::net::SocketAddr,
     redis: Redis,
-    upstream: Upstream,
+    _upstream: Upstream,
     _collector: Upstream,
 }
 
@@ -126,7 +125,7 @@ services:
     let mut gateway = Gateway::start_in(folder, &[], &[]);
     let admin = gateway.admin();
     gateway.wait_log("Redis answers");
-    Everything { gateway, admin, redis, upstream, _collector: collector }
+    Everything { gateway, admin, redis, _upstream: upstream, _collector: collector }
 }
 
 impl Everything {
@@ -156,116 +155,138 @@ impl Everything {
     }
 }
 
+/// What has been seen to move.
+struct Moved {
+    all: Everything,
+    before: Metrics,
+    names: BTreeSet<&'static str>,
+}
+
+impl Moved {
+    /// Waits until a metric has come to this value, which it had not before.
+    #[track_caller]
+    fn to(&mut self, name: &'static str, labels: &[&str], to: f64) {
+        self.all.wait(name, labels, |value| (value - to).abs() < 1e-9);
+        assert!((self.before.sum(name, labels) - to).abs() > 1e-9 || to == 1.0, "{name}");
+        self.names.insert(name);
+    }
+
+    /// Waits until a metric is so; of a histogram, its count.
+    #[track_caller]
+    fn until(&mut self, name: &'static str, labels: &[&str], is_it: impl Fn(f64) -> bool) {
+        let is_histogram = ALL.iter().any(|it| it.name == name && it.kind == Kind::Histogram);
+        let series = if is_histogram { format!("{name}_count") } else { name.to_owned() };
+        self.all.wait(&series, labels, is_it);
+        self.names.insert(name);
+    }
+
+    fn usual_exchanges(&mut self) {
+        let chat = "v1/chat/completions";
+        assert_eq!(self.all.ask("mdl", chat, "{}"), 200);
+        assert_eq!(self.all.ask("mdl", chat, r#"{"stream":true}"#), 200);
+        let mdl = ["model=\"mdl\""];
+        let posted = ["model=\"mdl\"", "method=\"POST\"", "status=\"200\""];
+        self.to("proxy_requests_total", &posted, 2.0);
+        self.to("proxy_backend_requests_total", &mdl, 2.0);
+        self.to("proxy_tokens_total", &["model=\"mdl\"", "direction=\"input\""], 200.0);
+        self.to("proxy_tokens_total", &["model=\"mdl\"", "direction=\"output\""], 100.0);
+        self.to("proxy_tokens_cached_total", &mdl, 80.0);
+        self.to("proxy_cost_total", &["model=\"mdl\"", "currency=\"USD\""], 0.0004);
+        self.until("proxy_request_duration_seconds", &mdl, |count| count == 2.0);
+        self.until("proxy_time_to_first_byte_seconds", &mdl, |count| count == 2.0);
+        self.until("proxy_time_per_output_token_seconds", &mdl, |count| count == 1.0);
+        self.until("proxy_overhead_seconds", &[], |count| count == 2.0);
+        assert_eq!(self.all.ask("free", chat, "{}"), 200);
+        self.to("proxy_unpriced_total", &[], 1.0);
+        self.until("proxy_backend_response_time_seconds", &mdl, |time| time > 0.0);
+        // A client that leaves.
+        let mut leaving = self.all.open("mdl", chat, r#"{"stream":true,"user":"stay"}"#);
+        assert_eq!(leaving.read_head().unwrap().status, 200);
+        assert!(leaving.read_chunk().is_some());
+        drop(leaving);
+        self.to("proxy_client_aborts_total", &mdl, 1.0);
+        self.until("proxy_tokens_wasted_total", &["reason=\"client\""], |tokens| tokens > 0.0);
+    }
+
+    fn what_is_in_flight_held_and_in_line(&mut self) {
+        let hanging = self.all.open("full", "hang", r#"{"a":1}"#);
+        self.to("proxy_inflight", &[], 1.0);
+        self.to("proxy_backend_inflight", &["model=\"full\""], 1.0);
+        self.to("proxy_buffered_bytes", &[], 7.0);
+        let waiting = self.all.open("full", "hang", "");
+        self.to("proxy_queue_length", &["model=\"full\""], 1.0);
+        self.until("proxy_connections", &[], |open| open >= 3.0);
+        drop((hanging, waiting));
+    }
+
+    fn limits_and_failures(&mut self) {
+        assert_eq!([200, 429], ["", ""].map(|body| self.all.ask("tight", "x", body)));
+        assert_eq!(self.all.ask("free", "x", ""), 200);
+        self.to("proxy_rate_limited_total", &["limit=\"tight\""], 1.0);
+        self.to("proxy_limits_shadowed_total", &["limit=\"shadow\""], 1.0);
+        assert_eq!(self.all.ask("two", "retry", ""), 503);
+        self.to("proxy_retries_total", &["model=\"two\""], 1.0);
+        self.to("proxy_errors_total", &["model=\"two\"", "kind=\"upstream_5xx\""], 1.0);
+        self.to("proxy_backend_breaker_state", &["model=\"two\"", "backend=\"a\""], 2.0);
+        assert_eq!(self.all.ask("down", "v1/chat/completions", r#"{"model":"down"}"#), 200);
+        self.to("proxy_fallbacks_total", &["model=\"down\""], 1.0);
+        self.until("proxy_backend_up", &["model=\"down\""], |up| up == 0.0);
+        assert_eq!(self.all.ask("locked", "refuse", ""), 401);
+        self.to("proxy_backend_misconfigured", &["model=\"locked\""], 1.0);
+    }
+
+    /// Nobody listens where the ledger's database should be.
+    fn what_is_sent_elsewhere(&mut self) {
+        self.until("proxy_ledger_rows_total", &["stage=\"spooled\""], |rows| rows >= 5.0);
+        self.until("proxy_ledger_spool_bytes", &[], |bytes| bytes > 100.0);
+        self.until("proxy_ledger_up", &["part=\"database\""], |up| up == 0.0);
+        let written = ["outcome=\"written\""];
+        self.until("proxy_request_log_lines_total", &written, |lines| lines >= 8.0);
+        self.until("proxy_spans_total", &["outcome=\"sent\""], |spans| spans >= 16.0);
+    }
+
+    fn what_operators_do(&mut self) {
+        let (admin, key) = (self.all.admin, ["Authorization: Bearer sk"]);
+        let drain = "/admin/drain?service=svc&model=mdl&backend=a";
+        assert_eq!(post(admin, drain, &key, "").status, 200);
+        self.to("proxy_backend_drained", &["model=\"mdl\""], 1.0);
+        assert_eq!(post(admin, "/admin/reload", &key, "").status, 200);
+        self.to("proxy_config_generation", &[], 2.0);
+        let path = self.all.gateway.folder().join("tollgate.yaml");
+        std::fs::write(&path, "nonsense: 1").unwrap();
+        assert_eq!(post(admin, "/admin/reload", &key, "").status, 422);
+        self.to("proxy_reloads_total", &["outcome=\"ok\""], 1.0);
+        self.to("proxy_config_last_reload_successful", &[], 0.0);
+        let certificate = "proxy_certificate_expiry_timestamp_seconds";
+        self.until(certificate, &["gw.test"], |end| end > 1.7e9);
+        self.until("proxy_build_info", &[env!("CARGO_PKG_VERSION")], |info| info == 1.0);
+    }
+
+    fn redis_goes(&mut self) {
+        self.to("proxy_gateways", &[], 1.0);
+        self.until("proxy_redis_up", &[], |up| up == 1.0);
+        self.all.redis.kill();
+        self.all.ask("tight", "x", "");
+        self.until("proxy_redis_up", &[], |up| up == 0.0);
+        self.until("proxy_redis_failures_total", &[], |failures| failures >= 1.0);
+    }
+}
+
 #[test]
 fn every_metric_appears_and_moves() {
-    let mut all = everything();
-    let before = all.metrics();
-    let moved = RefCell::new(BTreeSet::new());
-    let moves = |all: &Everything, name: &'static str, labels: &[&str], to: f64| {
-        all.wait(name, labels, |value| (value - to).abs() < 1e-9);
-        assert!((before.sum(name, labels) - to).abs() > 1e-9 || to == 1.0, "{name} was so before");
-        moved.borrow_mut().insert(name);
-    };
-    // Usual exchanges.
-    assert_eq!(all.ask("mdl", "v1/chat/completions", "{}"), 200);
-    assert_eq!(all.ask("mdl", "v1/chat/completions", r#"{"stream":true}"#), 200);
-    let mdl = ["model=\"mdl\""];
-    moves(
-        &all,
-        "proxy_requests_total",
-        &["model=\"mdl\"", "method=\"POST\"", "status=\"200\""],
-        2.0,
-    );
-    moves(&all, "proxy_backend_requests_total", &mdl, 2.0);
-    moves(&all, "proxy_tokens_total", &["model=\"mdl\"", "direction=\"input\""], 200.0);
-    moves(&all, "proxy_tokens_total", &["model=\"mdl\"", "direction=\"output\""], 100.0);
-    moves(&all, "proxy_tokens_cached_total", &mdl, 80.0);
-    moves(&all, "proxy_cost_total", &["model=\"mdl\"", "currency=\"USD\""], 0.0004);
-    for name in ["proxy_request_duration_seconds", "proxy_time_to_first_byte_seconds"] {
-        all.wait(&format!("{name}_count"), &mdl, |count| count == 2.0);
-        moved.borrow_mut().insert(name);
-    }
-    all.wait("proxy_time_per_output_token_seconds_count", &mdl, |count| count == 1.0);
-    all.wait("proxy_overhead_seconds_count", &[], |count| count == 2.0);
-    moved.borrow_mut().extend(["proxy_time_per_output_token_seconds", "proxy_overhead_seconds"]);
-    assert_eq!(all.ask("free", "v1/chat/completions", "{}"), 200);
-    moves(&all, "proxy_unpriced_total", &[], 1.0);
-    // A client that leaves.
-    let mut leaving = all.open("mdl", "v1/chat/completions", r#"{"stream":true,"user":"stay"}"#);
-    assert_eq!(leaving.read_head().unwrap().status, 200);
-    assert!(leaving.read_chunk().is_some());
-    drop(leaving);
-    moves(&all, "proxy_client_aborts_total", &mdl, 1.0);
-    all.wait("proxy_tokens_wasted_total", &["reason=\"client\""], |tokens| tokens > 0.0);
-    moved.borrow_mut().insert("proxy_tokens_wasted_total");
-    // What is in flight, held, and in line.
-    let hanging = all.open("full", "hang", r#"{"a":1}"#);
-    moves(&all, "proxy_inflight", &[], 1.0);
-    moves(&all, "proxy_backend_inflight", &["model=\"full\""], 1.0);
-    moves(&all, "proxy_buffered_bytes", &[], 7.0);
-    let waiting = all.open("full", "hang", "");
-    moves(&all, "proxy_queue_length", &["model=\"full\""], 1.0);
-    all.wait("proxy_connections", &[], |open| open >= 3.0);
-    moved.borrow_mut().insert("proxy_connections");
-    drop((hanging, waiting));
-    // Limits.
-    assert_eq!([200, 429], ["", ""].map(|body| all.ask("tight", "x", body)));
-    assert_eq!(all.ask("free", "x", ""), 200);
-    moves(&all, "proxy_rate_limited_total", &["limit=\"tight\""], 1.0);
-    moves(&all, "proxy_limits_shadowed_total", &["limit=\"shadow\""], 1.0);
-    // Failures.
-    assert_eq!(all.ask("two", "retry", ""), 503);
-    moves(&all, "proxy_retries_total", &["model=\"two\""], 1.0);
-    moves(&all, "proxy_errors_total", &["model=\"two\"", "kind=\"upstream_5xx\""], 1.0);
-    moves(&all, "proxy_backend_breaker_state", &["model=\"two\"", "backend=\"a\""], 2.0);
-    assert_eq!(all.ask("down", "v1/chat/completions", r#"{"model":"down"}"#), 200);
-    moves(&all, "proxy_fallbacks_total", &["model=\"down\""], 1.0);
-    all.wait("proxy_backend_up", &["model=\"down\""], |up| up == 0.0);
-    moved.borrow_mut().insert("proxy_backend_up");
-    assert_eq!(all.ask("locked", "refuse", ""), 401);
-    moves(&all, "proxy_backend_misconfigured", &["model=\"locked\""], 1.0);
-    all.wait("proxy_backend_response_time_seconds", &mdl, |time| time > 0.0);
-    moved.borrow_mut().insert("proxy_backend_response_time_seconds");
-    // What is sent elsewhere: nobody listens where the ledger's database should be.
-    all.wait("proxy_ledger_rows_total", &["stage=\"spooled\""], |rows| rows >= 5.0);
-    all.wait("proxy_ledger_spool_bytes", &[], |bytes| bytes > 100.0);
-    all.wait("proxy_ledger_up", &["part=\"database\""], |up| up == 0.0);
-    all.wait("proxy_request_log_lines_total", &["outcome=\"written\""], |lines| lines >= 8.0);
-    all.wait("proxy_spans_total", &["outcome=\"sent\""], |spans| spans >= 16.0);
-    moved.borrow_mut().extend([
-        "proxy_ledger_rows_total",
-        "proxy_ledger_spool_bytes",
-        "proxy_ledger_up",
-    ]);
-    moved.borrow_mut().extend(["proxy_request_log_lines_total", "proxy_spans_total"]);
-    // What operators do.
-    let key = ["Authorization: Bearer sk"];
-    let drain = "/admin/drain?service=svc&model=mdl&backend=a";
-    assert_eq!(post(all.admin, drain, &key, "").status, 200);
-    moves(&all, "proxy_backend_drained", &mdl, 1.0);
-    assert_eq!(post(all.admin, "/admin/reload", &key, "").status, 200);
-    moves(&all, "proxy_config_generation", &[], 2.0);
-    let path = all.gateway.folder().join("tollgate.yaml");
-    std::fs::write(&path, "nonsense: 1").unwrap();
-    assert_eq!(post(all.admin, "/admin/reload", &key, "").status, 422);
-    moves(&all, "proxy_reloads_total", &["outcome=\"ok\""], 1.0);
-    moves(&all, "proxy_config_last_reload_successful", &[], 0.0);
-    all.wait("proxy_certificate_expiry_timestamp_seconds", &["gw.test"], |end| end > 1.7e9);
-    all.wait("proxy_build_info", &[env!("CARGO_PKG_VERSION")], |info| info == 1.0);
-    moved.borrow_mut().extend(["proxy_certificate_expiry_timestamp_seconds", "proxy_build_info"]);
-    // Redis goes.
-    moves(&all, "proxy_gateways", &[], 1.0);
-    all.wait("proxy_redis_up", &[], |up| up == 1.0);
-    all.redis.kill();
-    all.ask("tight", "x", "");
-    all.wait("proxy_redis_up", &[], |up| up == 0.0);
-    all.wait("proxy_redis_failures_total", &[], |failures| failures >= 1.0);
-    moved.borrow_mut().extend(["proxy_redis_up", "proxy_redis_failures_total"]);
+    let all = everything();
+    let mut moved = Moved { before: all.metrics(), all, names: BTreeSet::new() };
+    moved.usual_exchanges();
+    moved.what_is_in_flight_held_and_in_line();
+    moved.limits_and_failures();
+    moved.what_is_sent_elsewhere();
+    moved.what_operators_do();
+    moved.redis_goes();
 
     let known: BTreeSet<&str> = ALL.iter().map(|metric| metric.name).collect();
-    let still: Vec<_> = known.difference(&moved.borrow()).copied().collect();
+    let still: Vec<_> = known.difference(&moved.names).collect();
     assert!(still.is_empty(), "nothing has moved {still:?}");
-    let now = all.metrics();
+    let now = moved.all.metrics();
     for process in
         ["process_cpu_seconds_total", "process_open_fds", "process_resident_memory_bytes"]
     {
@@ -279,7 +300,6 @@ fn every_metric_appears_and_moves() {
     let strange: BTreeSet<&str> =
         now.names().into_iter().filter(|it| !it.starts_with("process_") && !is_known(it)).collect();
     assert!(strange.is_empty(), "{strange:?}");
-    drop(all.upstream);
 }
 
 #[test]

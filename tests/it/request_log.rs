@@ -333,19 +333,6 @@ fn the_last_lines_are_written_before_the_process_ends() {
 #[test]
 fn with_a_backends_json_it_is_on_and_where_it_cannot_be_written_the_gateway_serves_all_the_same() {
     let upstream = Upstream::named("x");
-    let start = |log: &[(&str, &str)], file_at: &str| {
-        let folder = tempfile::tempdir().unwrap();
-        let url = upstream.url();
-        let json = json!({"services": {"svc": {"models": {"mdl": {"backends": [{"id": "a", "url": url}]}}}}});
-        std::fs::create_dir(folder.path().join("config")).unwrap();
-        std::fs::write(folder.path().join("config/backends.json"), json.to_string()).unwrap();
-        if !file_at.is_empty() {
-            std::fs::write(folder.path().join(file_at), "").unwrap();
-        }
-        let variables = [&[("HOST", "127.0.0.1"), ("PORT", "0")], log].concat();
-        (folder, variables.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect::<Vec<_>>())
-    };
-    let borrowed = |variables: &[(String, String)]| -> Vec<(String, String)> { variables.to_vec() };
     for (log, file_at, expected) in [
         (&[][..], "", Some("logs/requests.log")),
         (&[("REQUEST_LOG_FILE", "other.log")][..], "", Some("other.log")),
@@ -353,10 +340,15 @@ fn with_a_backends_json_it_is_on_and_where_it_cannot_be_written_the_gateway_serv
         // A file stands where the folder should be.
         (&[][..], "logs", None),
     ] {
-        let (folder, variables) = start(log, file_at);
-        let variables = borrowed(&variables);
-        let variables: Vec<(&str, &str)> =
-            variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let backend = json!({"id": "a", "url": upstream.url()});
+        let json = json!({"services": {"svc": {"models": {"mdl": {"backends": [backend]}}}}});
+        std::fs::create_dir(folder.path().join("config")).unwrap();
+        std::fs::write(folder.path().join("config/backends.json"), json.to_string()).unwrap();
+        if !file_at.is_empty() {
+            std::fs::write(folder.path().join(file_at), "").unwrap();
+        }
+        let variables = [&[("HOST", "127.0.0.1"), ("PORT", "0")][..], log].concat();
         let mut gateway = Gateway::start_in(folder, &variables, &[]);
         send_numbered(&gateway, 0, 1);
         match expected {

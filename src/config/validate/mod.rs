@@ -175,10 +175,11 @@ fn snapshot(
             .shutdown_timeout
             .map_or(context.defaults.shutdown_timeout, |span| span.0),
         client: client_bounds(file, problems),
-        idle_connections: {
-            let written = file.upstream.as_ref().and_then(|it| it.idle_connections);
-            written.unwrap_or(context.defaults.idle_connections) as usize
-        },
+        idle_connections: file
+            .upstream
+            .as_ref()
+            .and_then(|upstream| upstream.idle_connections)
+            .unwrap_or(context.defaults.idle_connections) as usize,
         replay: replay(file),
         reload_on_change: file.reload.as_ref().and_then(|it| it.watch).unwrap_or(true),
         files: Vec::new(),
@@ -194,6 +195,13 @@ fn snapshot(
     snapshot.charges = snapshot.ledger.is_some() || snapshot.limits_tokens();
     snapshot.meters = snapshot.charges || snapshot.observed.metrics;
     snapshot.files = context.files.read.borrow().clone();
+    check_addresses(file, &snapshot, problems);
+    snapshot
+}
+
+/// Whether the addresses go together, and with the certificates.
+fn check_addresses(file: &FileConfig, snapshot: &Snapshot, problems: &mut Problems) {
+    let root = KeyPath::default();
     for (key, listen) in [("listen", &snapshot.listen), ("admin.listen", &snapshot.admin_listen)] {
         if file.tls.is_none() && listen.iter().any(|listen| listen.tls) {
             let at = key.split('.').fold(root.clone(), |path, key| path.key(key));
@@ -205,7 +213,6 @@ fn snapshot(
         problems
             .value(&root.key("admin").key("listen"), format!("{} takes traffic already", twice.at));
     }
-    snapshot
 }
 
 fn auth_mode(written: FileAuthMode) -> AuthMode {
