@@ -44,7 +44,9 @@
 //! - **usage**: tokens counted; **ledger**: where it is kept, a row an exchange.
 //! - **limit**: how much clients may take of something in a time; **reservation**: what an exchange may take of it,
 //!   held until it is known what it took.
-//! - **refusal**: a "no" said to a client. **drain**: finishing without accepting.
+//! - **refusal**: a "no" said to a client. **drain**: finishing without accepting; also of one backend.
+//! - **record**: what there is to tell of an exchange at its end; **phase**: what its time goes to; **fault**: what
+//!   failed and was not the client's doing.
 //!
 //! # What can be relied on
 //!
@@ -60,6 +62,7 @@
 //! - Routing does not know what a target is, and a pool does not know HTTP exchanges. Configuration,
 //!   keys, routing, refusals and pages do not know Pingora.
 //! - Secrets are in no log, error, page or `Debug` text; a query is in no log.
+//! - Telling costs an exchange no wait: lines and spans beyond a bound are lost, and counted.
 //! - There is no global state: what a part needs, it is given.
 //! - The network cannot make it panic, and a panic would end one exchange, not the process.
 

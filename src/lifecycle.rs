@@ -1,7 +1,7 @@
 //! Starting, ready, draining; and what there is in flight: exchanges, and bytes that are held.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ pub struct Lifecycle {
     exchanges: Arc<Gauge>,
     /// What is held of request bodies.
     pub held: Arc<HeldBytes>,
+    /// Connections that were refused because there were too many.
+    pub refused: AtomicU64,
     /// What accepts connections.
     pub listeners: Arc<Gauge>,
     /// What has to be done before the process ends, in so much time.
@@ -48,6 +50,7 @@ impl Default for Lifecycle {
             cut: watch::Sender::new(false),
             exchanges: Arc::default(),
             held: Arc::default(),
+            refused: AtomicU64::new(0),
             last: Mutex::default(),
             listeners: Arc::default(),
             connections: Arc::default(),

@@ -34,6 +34,9 @@ fuzz_target!(|input: (u32, Vec<(u8, Vec<u8>)>)| {
     }
     let id = telemetry::request_id(&headers);
     assert!(!id.is_empty() && id.to_str().is_ok(), "{id:?} cannot be logged");
+    let trace = telemetry::Trace::of(&headers, 1.0);
+    assert!(trace.id != 0 && trace.span != 0, "a trace that is none");
+    assert_eq!(trace.header(trace.span).len(), 55);
     let _ = llm::pause(&headers, seconds % 2 == 0, Duration::from_secs(u64::from(seconds)));
     let trusted =
         ["10.0.0.0/8".parse().expect("a network"), "fd00::/8".parse().expect("a network")];

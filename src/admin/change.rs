@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::header::{HOST, ORIGIN};
-use http::{HeaderMap, HeaderValue, Method};
+use http::header::ORIGIN;
+use http::{HeaderMap, Method};
 use percent_encoding::percent_decode_str;
 use serde_json::json;
 
@@ -22,26 +22,28 @@ pub(super) const UNDRAIN: &str = "/admin/undrain";
 /// origin cannot make a browser ask.
 ///
 /// # Errors
-/// Why it may not.
-pub(super) fn check(runtime: &Runtime, request: &PageRequest<'_>) -> Result<(), Refusal> {
+/// Why it may not; else who asks, for the log.
+pub(super) fn check(runtime: &Runtime, request: &PageRequest<'_>) -> Result<String, Refusal> {
     if *request.method != Method::POST {
         return Err(Refusal::MethodNotAllowed { allow: "POST" });
     }
-    if !runtime.grant(request.headers, request.client)?.is_admin {
+    let grant = runtime.grant(request.headers, request.client)?;
+    if !grant.is_admin {
         return Err(Refusal::NotAllowed);
     }
     let is_open = !matches!(runtime.snapshot.clients, ClientKeys::Required(_));
-    if is_foreign(request.headers, is_open) {
+    if is_foreign(request.headers, request.host, is_open) {
         return Err(Refusal::OtherOrigin);
     }
-    Ok(())
+    let key = if grant.key_id.is_empty() { "-" } else { &*grant.key_id };
+    let address = request.client.map_or_else(|| "-".to_owned(), |client| client.to_string());
+    Ok(format!("key {key}, from {address}"))
 }
 
 /// Whether a browser sends it for a page that is not ours. Where no key is needed, a name that somebody has pointed at
 /// our address would make its page one of ours: then only addresses count.
-fn is_foreign(headers: &HeaderMap, is_open: bool) -> bool {
+fn is_foreign(headers: &HeaderMap, host: &[u8], is_open: bool) -> bool {
     let Some(origin) = headers.get(ORIGIN) else { return false };
-    let host = headers.get(HOST).map(HeaderValue::as_bytes).unwrap_or_default();
     let origin = origin.as_bytes();
     let origin_host = origin.windows(3).position(|window| window == b"://");
     let is_other = origin_host.is_none_or(|at| &origin[at + 3..] != host);
@@ -63,18 +65,20 @@ fn is_address(host: &[u8]) -> bool {
 /// Takes the backend that the query names (`service`, `model`, `backend`) out of service, or back into it.
 pub(super) fn drain(runtime: &Runtime, request: &PageRequest<'_>, is_drained: bool) -> PageAnswer {
     let bad = |reason| Refusal::BadRequest { reason };
-    let found = check(runtime, request).and_then(|()| {
+    let found = check(runtime, request).and_then(|asker| {
         let named = named(runtime, request.query);
         let named = named.ok_or(bad("the query takes service, model and backend"))?;
-        named.ok_or(bad("there is no such backend in this service and model"))
+        let (pool, backend) =
+            named.ok_or(bad("there is no such backend in this service and model"))?;
+        Ok((pool, backend, asker))
     });
-    let (pool, backend) = match found {
+    let (pool, backend, asker) = match found {
         Ok(found) => found,
         Err(refusal) => return PageAnswer::Now(refusal_page(&refusal)),
     };
     if backend.drain(is_drained) {
         let what = if is_drained { "drained" } else { "no longer drained" };
-        log::warn!("backend {} of {pool} is {what}: an operator asked for it", backend.spec.id);
+        log::warn!("backend {} of {pool} is {what}, as asked for by {asker}", backend.spec.id);
     }
     let inflight = backend.inflight();
     let state = json!({"id": backend.spec.id, "drained": is_drained, "in_flight": inflight});
@@ -100,14 +104,13 @@ fn named(runtime: &Runtime, query: &str) -> Option<Option<(String, Arc<Backend>)
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
-    fn headers(origin: &'static str, host: &'static str) -> HeaderMap {
-        [(ORIGIN, origin), (HOST, host)]
-            .into_iter()
-            .filter(|(_, value)| !value.is_empty())
-            .map(|(name, value)| (name, HeaderValue::from_static(value)))
-            .collect()
+    fn headers(origin: &'static str) -> HeaderMap {
+        let origins = [origin].into_iter().filter(|origin| !origin.is_empty());
+        origins.map(|origin| (ORIGIN, HeaderValue::from_static(origin))).collect()
     }
 
     #[test]
@@ -122,9 +125,10 @@ mod tests {
             ("http://127.0.0.1:9001", "127.0.0.1:9000", true, true),
             ("null", "127.0.0.1:9000", true, true),
         ] {
-            let headers = headers(origin, host);
-            assert_eq!(is_foreign(&headers, false), is_foreign_with_keys, "{origin} at {host}");
-            assert_eq!(is_foreign(&headers, true), is_foreign_without, "{origin} at {host}");
+            let headers = headers(origin);
+            let is_foreign = |is_open| is_foreign(&headers, host.as_bytes(), is_open);
+            assert_eq!(is_foreign(false), is_foreign_with_keys, "{origin} at {host}");
+            assert_eq!(is_foreign(true), is_foreign_without, "{origin} at {host}");
         }
     }
 }

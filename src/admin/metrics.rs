@@ -1,6 +1,7 @@
 //! `/metrics`: what was counted of exchanges, and the state of everything else, read when it is asked for, in Prometheus'
 //! text format.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -49,6 +50,8 @@ fn process(registry: &Registry, sources: &Sources) -> prometheus::Result<()> {
     ] {
         gauge(registry, metric)?.with_label_values::<&str>(&[]).set(count as f64);
     }
+    let refused = counter(registry, &names::CONNECTIONS_REFUSED)?;
+    refused.with_label_values::<&str>(&[]).inc_by(lifecycle.refused.load(Ordering::Relaxed));
     let lines = counter(registry, &names::LOG_LINES)?;
     for (outcome, count) in
         ["written", "dropped"].iter().zip(sources.telemetry.request_log.counts())
@@ -128,7 +131,6 @@ fn ledger(registry: &Registry, ledger: &Ledger) -> prometheus::Result<()> {
 #[allow(clippy::cast_precision_loss, reason = "counts of exchanges")]
 fn pools(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
     let queue = gauge(registry, &names::QUEUE_LENGTH)?;
-    let retries = counter(registry, &names::RETRIES)?;
     let attempts = counter(registry, &names::BACKEND_REQUESTS)?;
     let up = gauge(registry, &names::BACKEND_UP)?;
     let breaker = gauge(registry, &names::BREAKER_STATE)?;
@@ -141,7 +143,6 @@ fn pools(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
     for (service, model, _) in runtime.snapshot.pools() {
         let Some(pool) = runtime.pool(service, model) else { continue };
         queue.with_label_values(&[service, model]).set(pool.queue().length() as f64);
-        retries.with_label_values(&[service, model]).inc_by(pool.retries());
         for backend in pool.backends() {
             let labels = &[service, model, &backend.spec.id];
             let health = &backend.live.health;

@@ -91,8 +91,8 @@ impl Admin {
             ("/health", _) => Ok(health()),
             ("/ready", _) => Ok(self.ready()),
             (_, Scope::Probes) => return None,
-            // Who has one upstream has clients that ask here whether it is well.
-            ("/", _) if runtime.catalog.everything.is_some() && !wants_html(request) => {
+            // Who has one upstream has clients that ask here whether it is well, whatever they accept.
+            ("/", _) if wants(request, runtime.catalog.everything.is_some()) == Wants::Json => {
                 Ok(health())
             }
             ("/", _) => Ok(self.dashboard.page()),
@@ -192,8 +192,15 @@ fn health() -> Response<Bytes> {
     json_page(&json!({"status": "ok", "service": "tollgate", "version": version}))
 }
 
-/// Whether a browser asks; others are told how the gateway is.
-fn wants_html(request: &PageRequest<'_>) -> bool {
+/// What a client wants to see at `/`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wants {
+    Html,
+    Json,
+}
+
+/// Browsers want a page, and so does who does not say, unless `programs_ask`; programs may want JSON.
+fn wants(request: &PageRequest<'_>, programs_ask: bool) -> Wants {
     let accepted = request.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let mut weights = [0.0, 0.0];
     for range in accepted.flat_map(|value| value.split(',')) {
@@ -205,7 +212,9 @@ fn wants_html(request: &PageRequest<'_>) -> bool {
             weights[at] = weight;
         }
     }
-    weights[0] > 0.0 && weights[0] >= weights[1]
+    let [html, json] = weights;
+    let is_page = if html == json { html > 0.0 || !programs_ask } else { html > json };
+    if is_page { Wants::Html } else { Wants::Json }
 }
 
 fn service_status(

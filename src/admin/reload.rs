@@ -20,8 +20,9 @@ pub(super) fn answer(
     runtime: &Runtime,
     request: &PageRequest<'_>,
 ) -> PageAnswer {
-    if let Err(refusal) = change::check(runtime, request) {
-        return PageAnswer::Now(refusal_page(&refusal));
+    match change::check(runtime, request) {
+        Ok(asker) => log::info!("the configuration is read again, as asked for by {asker}"),
+        Err(refusal) => return PageAnswer::Now(refusal_page(&refusal)),
     }
     let reloads = Arc::clone(reloads);
     PageAnswer::Later(Box::pin(async move {

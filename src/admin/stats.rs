@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Sources, view};
 use crate::runtime::Runtime;
+use crate::telemetry::{Counters, Totals};
 
 /// Totals since the start and rates of the last minute.
 pub(super) fn all(runtime: &Runtime, sources: &Sources) -> Value {
@@ -24,35 +25,50 @@ pub(super) fn all(runtime: &Runtime, sources: &Sources) -> Value {
         "connections": sources.lifecycle.connections.count(),
         "requests": totals.requests,
         "errors": totals.errors,
+        "refused": totals.refused,
         "client_aborts": totals.aborts,
         "tokens_input": totals.tokens_input,
         "tokens_output": totals.tokens_output,
         "last_minute": view::minute(&telemetry.history.minute(counters)),
-        "services": services(runtime),
+        "services": services(runtime, counters),
     })
 }
 
-/// What went to each model of the configuration.
-fn services(runtime: &Runtime) -> Value {
+/// What went to each model, and to the backends of those of the configuration.
+fn services(runtime: &Runtime, counters: &Counters) -> Value {
     let mut services: Map<String, Value> = Map::new();
+    let mut at = |service: &str, model: &str, told: Value| {
+        let models = services.entry(service).or_insert_with(|| json!({}));
+        let known = &mut models[model];
+        match (known.as_object_mut(), told) {
+            (Some(known), Value::Object(told)) => known.extend(told),
+            (_, told) => *known = told,
+        }
+    };
     for (service, model, _) in runtime.snapshot.pools() {
         let Some(pool) = runtime.pool(service, model) else { continue };
-        let totals = pool.series.get().map(|series| series.totals()).unwrap_or_default();
         let backends: Map<String, Value> = pool
             .backends()
             .iter()
             .map(|backend| (backend.spec.id.clone(), json!(backend.live.attempts.total())))
             .collect();
-        let models = services.entry(service).or_insert_with(|| json!({}));
-        models[model] = json!({
-            "requests": totals.requests,
-            "errors": totals.errors,
-            "client_aborts": totals.aborts,
-            "tokens_input": totals.tokens_input,
-            "tokens_output": totals.tokens_output,
-            "queued": pool.queue().length(),
-            "backends": backends,
-        });
+        let (none, queued) = (totals(&Totals::default()), pool.queue().length());
+        at(service, model, none);
+        at(service, model, json!({"queued": queued, "backends": backends}));
+    }
+    for (service, model, told) in counters.by_model() {
+        at(&service, &model, totals(&told));
     }
     Value::Object(services)
+}
+
+fn totals(totals: &Totals) -> Value {
+    json!({
+        "requests": totals.requests,
+        "errors": totals.errors,
+        "refused": totals.refused,
+        "client_aborts": totals.aborts,
+        "tokens_input": totals.tokens_input,
+        "tokens_output": totals.tokens_output,
+    })
 }

@@ -64,6 +64,7 @@ pub(super) fn backend_status(backend: &Backend) -> Value {
         "last_check": last_check,
         "breaker": backend.breaker(Instant::now()).as_str(),
         "alert": alert(backend),
+        "drained": backend.is_drained(),
     })
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{Scope, Sources, json_page, refusal_page, reload, status};
 use crate::config::ClientKeys;
 use crate::lifecycle::Phase;
-use crate::pool::{Backend, HealthState, Pool};
+use crate::pool::{Backend, BreakerState, HealthState, Pool};
 use crate::refusal::Refusal;
 use crate::runtime::{PageAnswer, PageRequest, Runtime};
 use crate::telemetry::history::{self, Percentiles, Point, Rates};
@@ -191,6 +191,8 @@ impl Views {
             },
             "can_change": can_change,
             "why_not": (!can_change).then_some("no_admin_listen"),
+            // Without keys, what a page of any name could do is done by address only.
+            "needs_address": !matches!(runtime.snapshot.clients, ClientKeys::Required(_)),
             "metrics": runtime.snapshot.observed.metrics,
             "configuration": reload::state(&reloads.state()),
             "notices": self.notices(runtime),
@@ -200,6 +202,7 @@ impl Views {
             "totals": {
                 "requests": totals.requests,
                 "errors": totals.errors,
+                "refused": totals.refused,
                 "aborts": totals.aborts,
                 "tokens_input": totals.tokens_input,
                 "tokens_output": totals.tokens_output,
@@ -249,6 +252,7 @@ pub(super) fn minute(rates: &Rates) -> Value {
     json!({
         "requests_per_second": round(rates.requests),
         "errors_per_second": round(rates.errors),
+        "refused_per_second": round(rates.refused),
         "tokens_input_per_second": round(rates.tokens_input),
         "tokens_output_per_second": round(rates.tokens_output),
         "error_rate": rates.error_rate,
@@ -299,24 +303,29 @@ fn pool(pool: &Arc<Pool>, (service, model): (&str, &str), now: Instant) -> Value
         .iter()
         .map(|it| (it.spec.id.as_str(), it.live.attempts.last_minute(now)))
         .collect();
-    let backends = pool.backends().iter().map(|it| backend(it, recent[it.spec.id.as_str()]));
-    let errors = pool.series.get().map_or(0, |series| series.errors.last_minute(now));
+    let backends = pool.backends().iter().map(|it| backend(it, recent[it.spec.id.as_str()], now));
     json!({
         "service": service,
         "model": model,
         "queued": pool.queue().length(),
         "requests_last_minute": recent.values().sum::<u64>(),
-        "errors_last_minute": errors,
+        "errors_last_minute": pool.errors.last_minute(now),
         "backends": backends.collect::<Vec<_>>(),
     })
 }
 
-fn backend(backend: &Backend, last_minute: u64) -> Value {
+fn backend(backend: &Backend, last_minute: u64, now: Instant) -> Value {
     let mut state = status::backend_status(backend);
     let health = &backend.live.health;
     let is_down = health.state() == HealthState::Unhealthy;
-    state["why"] = json!(health.failure().filter(|_| is_down));
-    state["drained"] = json!(backend.is_drained());
+    let is_broken = backend.breaker(now) != BreakerState::Closed;
+    let broke = || backend.last_failure().filter(|_| is_broken).map(|(_, why)| why);
+    state["why"] = json!(health.failure().filter(|_| is_down).or_else(broke));
+    let alone = backend.left_alone_for(now).filter(|_| is_broken);
+    state["left_alone_seconds"] = json!(alone.map(|time| time.as_secs() + 1));
+    state["errors_last_minute"] = json!(backend.live.failures.last_minute(now));
+    state["last_failure"] =
+        json!(backend.last_failure().map(|(at, why)| json!({"at": time(at), "why": why})));
     state["weight"] = json!(backend.spec.weight);
     state["in_flight"] = json!(backend.inflight());
     state["inflight_max"] = json!(backend.spec.inflight_max);
@@ -329,6 +338,8 @@ fn fault(fault: &Fault) -> Value {
     let [service, model] = &fault.pool;
     json!({
         "at": time(fault.at),
+        "since": time(fault.since),
+        "count": fault.count,
         "request_id": fault.request_id,
         "service": service,
         "model": model,

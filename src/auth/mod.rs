@@ -154,18 +154,17 @@ fn presented<'a>(headers: &'a HeaderMap) -> Result<Option<&'a [u8]>, Refusal> {
     Ok(found)
 }
 
-/// Whether a query has the key, too, that a request presents: Gemini's clients can send it so (`key=`), and a backend
-/// would see it there.
+/// Whether a URL has the key, too, that a request presents: Gemini's clients can send it so (`key=`), and a backend and
+/// every log would see it there. In a path, only keys that are none by chance.
 #[must_use]
-pub fn is_in_query(headers: &HeaderMap, query: &[u8]) -> bool {
-    if query.is_empty() {
-        return false;
-    }
+pub fn is_in_url(headers: &HeaderMap, path: &[u8], query: &[u8]) -> bool {
+    const BYTES_MIN: usize = 16;
     let Ok(Some(key)) = presented(headers) else { return false };
     let values =
         query.split(|byte| b"?&".contains(byte)).filter_map(|pair| pair.strip_prefix(b"key="));
     let mut values = values.map(|value| percent_decode(value).collect::<Vec<u8>>());
     values.any(|value| value == key)
+        || key.len() >= BYTES_MIN && memchr::memmem::find(path, key).is_some()
 }
 
 /// The token of `Bearer TOKEN` (RFC 6750; the scheme's name in any case, RFC 9110 section 11.1).

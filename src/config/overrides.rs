@@ -55,7 +55,7 @@ pub(super) fn apply(file: &mut FileConfig, environment: &Environment, problems: 
     if let Some(enabled) = reader.switch("REQUEST_LOG_ENABLED") {
         file.request_log.get_or_insert_default().enabled = Some(enabled);
     }
-    if let Some(path) = environment.get("REQUEST_LOG_FILE") {
+    if let Some(path) = environment.get("REQUEST_LOG_FILE").map(str::trim) {
         // Of a variable, a relative path begins where the process was started.
         let path = if path == "-" {
             path.into()

@@ -66,7 +66,7 @@ impl Drop for Held {
 }
 
 /// What an exchange takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
     /// Tokens that its key had taken of the model before, in this month.
     pub before: u64,

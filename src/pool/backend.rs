@@ -52,6 +52,9 @@ pub struct Live {
     pub health: Health,
     /// Attempts that went to it.
     pub attempts: Recent,
+    /// Those that failed.
+    pub failures: Recent,
+    last_failure: Mutex<Option<(SystemTime, String)>>,
     is_drained: AtomicBool,
     inflight: AtomicUsize,
     suspected: AtomicBool,
@@ -89,6 +92,26 @@ impl Backend {
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.live.is_drained.load(Ordering::Relaxed)
+    }
+
+    /// When an attempt failed last, and why.
+    #[must_use]
+    pub fn last_failure(&self) -> Option<(SystemTime, String)> {
+        self.live.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// An attempt failed.
+    pub fn note_failure(&self, now: Instant, why: &str) {
+        self.live.failures.count(now);
+        let failure = Some((SystemTime::now(), why.to_owned()));
+        *self.live.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    }
+
+    /// How long its breaker still leaves it alone.
+    #[must_use]
+    pub fn left_alone_for(&self, now: Instant) -> Option<Duration> {
+        let until = self.live.breaker.open_until()?;
+        until.checked_duration_since(now)
     }
 
     /// An operator takes it out of service, until that is taken back or the process ends: what it is at goes on, and

@@ -1,7 +1,7 @@
 //! How many further attempts a pool allows: a share of its recent exchanges. Without it, backends
 //! that are overloaded would be sent every exchange several times.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,6 @@ const WINDOW: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct RetryBudget {
     exchanges: AtomicUsize,
-    granted: AtomicU64,
     spent: Mutex<Spent>,
 }
 
@@ -30,11 +29,7 @@ impl Default for RetryBudget {
     fn default() -> Self {
         let spent =
             Spent { began: Instant::now(), retries: 0, retries_before: 0, exchanges_before: 0 };
-        Self {
-            exchanges: AtomicUsize::new(0),
-            granted: AtomicU64::new(0),
-            spent: Mutex::new(spent),
-        }
+        Self { exchanges: AtomicUsize::new(0), spent: Mutex::new(spent) }
     }
 }
 
@@ -42,11 +37,6 @@ impl RetryBudget {
     /// An exchange began.
     pub(super) fn count_exchange(&self) {
         self.exchanges.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// All that were ever taken.
-    pub(super) fn granted(&self) -> u64 {
-        self.granted.load(Ordering::Relaxed)
     }
 
     /// Takes one further attempt out of the budget; false: it is used up.
@@ -71,7 +61,6 @@ impl RetryBudget {
         let share = (spec.budget * exchanges as f64) as usize;
         let allowed = spent.retries + spent.retries_before < spec.budget_min + share;
         spent.retries += usize::from(allowed);
-        self.granted.fetch_add(u64::from(allowed), Ordering::Relaxed);
         allowed
     }
 }

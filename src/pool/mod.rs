@@ -39,7 +39,7 @@ use health::CheckedPool;
 use stickiness::Clients;
 
 use crate::config::{BackendSpec, Host, PoolSpec};
-use crate::telemetry::Series;
+use crate::telemetry::{Recent, Series};
 
 /// Hosts that are looked up, by host and port: backends on one host share the answer.
 pub type Hosts = HashMap<(Host, u16), Arc<Addresses>>;
@@ -59,6 +59,8 @@ pub struct Pool {
     ejecting: Arc<Mutex<()>>,
     /// Where its exchanges are counted, once there was one.
     pub series: OnceLock<Arc<Series>>,
+    /// Its exchanges that failed.
+    pub errors: Arc<Recent>,
 }
 
 /// What a selection comes to.
@@ -131,7 +133,8 @@ impl Pool {
             queue,
             budget,
             ejecting,
-            series: OnceLock::new(),
+            series: previous.map(|previous| previous.series.clone()).unwrap_or_default(),
+            errors: previous.map(|previous| Arc::clone(&previous.errors)).unwrap_or_default(),
         })
     }
 
@@ -223,12 +226,6 @@ impl Pool {
     #[must_use]
     pub fn may_retry(&self) -> bool {
         self.budget.take(Instant::now(), &self.spec.retry)
-    }
-
-    /// Further attempts so far.
-    #[must_use]
-    pub fn retries(&self) -> u64 {
-        self.budget.granted()
     }
 
     /// An exchange tells how its backend did. Only the first word of a probe counts, so that a long

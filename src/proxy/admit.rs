@@ -17,7 +17,7 @@ use pingora_proxy::Session;
 use super::course::{self, Course, Leads, Look};
 use super::exchange::{Admitted, Client, Exchange};
 use super::rights::Rights;
-use super::{Proxy, Serves, X_FORWARDED_FOR, body, limit, meter, respond};
+use super::{Proxy, Serves, X_FORWARDED_FOR, account, body, limit, meter, respond, send};
 use crate::auth::{self, Grant};
 use crate::config::{ClientBounds, ClientKeys, CorsOrigins};
 use crate::lifecycle::Counted;
@@ -25,7 +25,7 @@ use crate::llm::{Dialect, Found};
 use crate::refusal::Refusal;
 use crate::routing::{self, Miss};
 use crate::runtime::{PageAnswer, PageRequest, Runtime, Way};
-use crate::telemetry::{self, Trace};
+use crate::telemetry::{self, Phase, Trace};
 
 /// The methods of LLM APIs. Others are forwarded too, but for two: Pingora refuses CONNECT, and the
 /// answer to a TRACE would show the client the backend's credential (RFC 9110, section 9.3.8).
@@ -52,6 +52,9 @@ pub(super) async fn admit(
     exchange: &mut Exchange,
 ) -> Result<bool> {
     arrive(session, exchange);
+    if proxy.serves == Serves::PagesAndTraffic {
+        account::begin(&proxy.telemetry, session, exchange);
+    }
     let refusal = match decide(proxy, session, exchange) {
         Ok(Decision::Forward(passage)) => match take_in(proxy, session, exchange, passage).await? {
             Ok(()) => return Ok(false),
@@ -87,7 +90,9 @@ async fn take_in(
     session.set_ignore_info_resp(exchange.arrived.is_http_10);
     if respond::waits_for_continue(session, exchange) {
         let kept = session.get_keepalive().is_some();
+        exchange.turn(Phase::Body);
         session.write_continue_response().await?;
+        exchange.turn(Phase::Own);
         exchange.arrived.continued = true;
         if kept {
             // Pingora gives the connection up for any head that goes out before the body
@@ -167,7 +172,8 @@ fn arrive(session: &Session, exchange: &mut Exchange) {
     let arrived = &mut exchange.arrived;
     arrived.request_id = telemetry::request_id(&head.headers);
     let traces = arrived.runtime.snapshot.observed.traces.as_ref();
-    arrived.trace = Trace::of(&head.headers, traces.map_or(0.0, |traces| traces.sample));
+    // Where nobody here decides, those behind us may keep what they like.
+    arrived.trace = Trace::of(&head.headers, traces.map_or(1.0, |traces| traces.sample));
     arrived.dialect = Dialect::of(split_target(head).0, &head.headers);
     arrived.is_http_10 = head.version == Version::HTTP_10;
     arrived.is_http_2 = head.version == Version::HTTP_2;
@@ -194,9 +200,10 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &mut Exchange) -> Result<D
     if let Ok(path) = std::str::from_utf8(path) {
         let (method, headers) = (&head.method, &head.headers);
         let query = std::str::from_utf8(query).unwrap_or_default();
-        let request = PageRequest { method, path, query, headers, client: client.address };
+        let host = send::host(head).unwrap_or_default();
+        let request = PageRequest { method, path, query, host, headers, client: client.address };
         if let Some(page) = proxy.pages.answer(runtime, &request) {
-            exchange.arrived.is_page = true;
+            account::is_page(exchange);
             return Ok(Decision::Page(page));
         }
     }
@@ -204,6 +211,7 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &mut Exchange) -> Result<D
         return Err(course::refusal_of(Miss::NoRoute, path));
     }
     if let Some(preflight) = preflight(head, exchange) {
+        account::is_page(exchange);
         return Ok(Decision::Page(PageAnswer::Now(preflight)));
     }
     if head.method == Method::TRACE {
@@ -212,12 +220,13 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &mut Exchange) -> Result<D
     let inflight = proxy.lifecycle.admit().ok_or(Refusal::Draining)?;
     let grant = runtime.grant(&head.headers, client.address)?;
     exchange.arrived.grant = Some(Arc::clone(&grant));
-    if snapshot.clients != ClientKeys::Untouched && auth::is_in_query(&head.headers, query) {
+    if snapshot.clients != ClientKeys::Untouched && auth::is_in_url(&head.headers, path, query) {
         return Err(Refusal::KeyInUrl);
     }
     body::check_length(session, &snapshot.client)?;
     let found = course::find(runtime, head);
     let mut course = found.map_err(|refusal| Rights::hide(&grant, refusal))?;
+    exchange.arrived.toward = course.leads.to().cloned();
     let charges = snapshot.charges && meter::takes(head);
     check_rights(head, &mut course, (&grant, client.address), charges)?;
     Ok(Decision::Forward(Passage { course, grant, client, inflight }))

@@ -77,11 +77,16 @@ pub(super) enum Leads {
 
 impl Leads {
     /// Where it leads whatever the body says.
-    pub(super) fn way(&self) -> Option<&Way> {
+    pub(super) fn to(&self) -> Option<&Arc<Way>> {
         match self {
             Self::To(way, _) => Some(way),
             Self::ByBody(_) => None,
         }
+    }
+
+    /// As [`Leads::to`].
+    pub(super) fn way(&self) -> Option<&Way> {
+        self.to().map(Arc::as_ref)
     }
 
     /// What the client asks for, as far as the head tells.

@@ -10,6 +10,7 @@ use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use smallvec::SmallVec;
 
+use super::account::Untold;
 use super::body::Body;
 use super::course::{Asked, Course};
 use super::meter::Metering;
@@ -42,6 +43,10 @@ pub struct Exchange {
     pub(super) held: Option<Held>,
     /// Its deadlines.
     pub(super) watch: Arc<Watch>,
+    /// Why its last attempt failed, or none was made; for an operator.
+    pub(super) why: Option<String>,
+    /// What is to be told of it, until it is.
+    pub(super) untold: Option<Untold>,
     /// Where its time goes.
     pub(super) phases: Phases,
     /// Pools that could not serve, so that another one was asked.
@@ -71,8 +76,8 @@ pub(super) struct Arrived {
     pub(super) address: Option<IpAddr>,
     /// The trace that it belongs to.
     pub(super) trace: Trace,
-    /// Whether it asks for one of the gateway's own pages.
-    pub(super) is_page: bool,
+    /// Where its path leads, whether it may go there or not.
+    pub(super) toward: Option<Arc<Way>>,
 }
 
 impl Arrived {
@@ -234,6 +239,8 @@ impl Attempt {
 /// What was seen of the answer.
 #[derive(Default)]
 pub(super) struct Observed {
+    /// What the client was sent; 0: nothing yet.
+    pub(super) status: u16,
     pub(super) refusal: Option<Refusal>,
     pub(super) first_byte: Option<Duration>,
     /// The first bytes of the answer's body.
@@ -331,7 +338,7 @@ impl Exchange {
                 grant: None,
                 address: None,
                 trace: Trace::NONE,
-                is_page: false,
+                toward: None,
             },
             admitted: None,
             body: Body::default(),
@@ -342,6 +349,8 @@ impl Exchange {
             held: None,
             shown: Shown::default(),
             watch,
+            why: None,
+            untold: None,
             phases: Phases::begin(at),
             fallen_from: SmallVec::new(),
             tried: 0,

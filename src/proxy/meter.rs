@@ -11,13 +11,13 @@ use pingora_core::{Error, ErrorSource, Result};
 use pingora_proxy::Session;
 
 use super::exchange::{Admitted, Events, Exchange};
-use super::{Proxy, account};
+use super::{Proxy, account, respond};
 use crate::config::Tariff;
-use crate::ledger::{self, Month, Months, Row};
+use crate::ledger::{self, Month, Months, Row, Taken};
 use crate::limits::shares;
 use crate::llm::{EndMarker, Facts, Kind, Meter, TOKENS_MAX, Trim, Usage};
 use crate::runtime::Runtime;
-use crate::telemetry::Taken;
+use crate::telemetry;
 
 /// Bytes of text that make a token, about.
 const TOKEN_BYTES: u64 = 4;
@@ -191,21 +191,13 @@ pub(super) fn settle(
     session: &Session,
     exchange: &mut Exchange,
     error: Option<&Error>,
-) -> Option<Taken> {
+) -> Option<telemetry::Taken> {
     let metering = exchange.metering.take().filter(|metering| metering.is_sent)?;
     let admitted = exchange.admitted.as_ref()?;
-    let status = session.response_written().map_or(0, |head| head.status.as_u16());
+    let status = respond::status(session);
     let is_cut = error.is_some() && !account::is_complete(exchange) && !session.was_upgraded()
         || exchange.observed.events.as_ref().is_some_and(Events::is_cut);
-    let is_ours = error.is_some_and(|error| error.esource != ErrorSource::Downstream);
-    // For what a backend did not answer, nobody pays.
-    let is_lost = is_ours && !exchange.observed.has_head();
-    let (usage, estimated) = if is_lost {
-        (Usage::default(), metering.takes)
-    } else {
-        let input = exchange.body.facts().map_or(0, input_estimate);
-        metering.usage(status, is_cut, input)
-    };
+    let (usage, estimated) = usage(&metering, exchange, error, (status, is_cut));
     let timestamp = Row::now();
     let (service, model) = model(admitted);
     let grant = &admitted.rights.grant;
@@ -219,19 +211,25 @@ pub(super) fn settle(
     let is_counted =
         admitted.to().names().1 == model || tariff.is_some_and(|it| it.tiers.len() > 1);
     let counted = is_counted.then_some(model);
-    let taken = proxy.months.take(month, key, counted, usage.total(), grant.reserved_tokens);
+    let is_month_of_interest = runtime.snapshot.charges || grant.reserved_tokens > 0;
+    let Taken { before, reserved } = if is_month_of_interest {
+        proxy.months.take(month, key, counted, usage.total(), grant.reserved_tokens)
+    } else {
+        Taken::default()
+    };
     exchange.held = None;
-    let rest = ledger::without_reserved(usage, taken.reserved);
-    let price = |tariff: &Tariff| ledger::cost(&ledger::price_after(tariff, taken.before), rest);
+    let rest = ledger::without_reserved(usage, reserved);
+    let price = |tariff: &Tariff| ledger::cost(&ledger::price_after(tariff, before), rest);
     let is_free = rest.total() == 0;
     let cost = tariff.map(price).or_else(|| is_free.then(Default::default));
     exchange.reservation.settle(usage.input, usage.output, cost.map_or(0, shares));
-    let told = metering.takes.then(|| Taken {
+    let is_read = metering.charges || metering.kind.is_some();
+    let told = (metering.takes && is_read).then(|| telemetry::Taken {
         input: usage.input,
         output: usage.output,
         cached: usage.cached,
         is_estimated: estimated,
-        cost,
+        cost: cost.filter(|_| tariff.is_some()),
         currency: Arc::clone(&runtime.snapshot.prices.currency),
         wasted_by: is_cut.then(|| account::ended_by(exchange, error)),
     });
@@ -250,7 +248,7 @@ pub(super) fn settle(
         tokens_output: usage.output,
         tokens_cached: usage.cached,
         tokens_reasoning: usage.reasoning,
-        tokens_reserved: taken.reserved,
+        tokens_reserved: reserved,
         cost,
         currency: runtime.snapshot.prices.currency.clone(),
         status,
@@ -260,6 +258,22 @@ pub(super) fn settle(
         ttft_ms: exchange.observed.first_piece.map(millis),
     });
     told
+}
+
+/// What the exchange took, and whether that was counted here.
+fn usage(
+    metering: &Metering,
+    exchange: &Exchange,
+    error: Option<&Error>,
+    (status, is_cut): (u16, bool),
+) -> (Usage, bool) {
+    let is_ours = error.is_some_and(|error| error.esource != ErrorSource::Downstream);
+    // For what a backend did not answer, nobody pays.
+    if is_ours && !exchange.observed.has_head() {
+        return (Usage::default(), metering.takes);
+    }
+    let input = exchange.body.facts().map_or(0, input_estimate);
+    metering.usage(status, is_cut, input)
 }
 
 /// What an exchange that may take this much would cost at most, in shares of money. Where no price is known, the
@@ -326,9 +340,6 @@ impl Metering {
             && !is_cut
         {
             return (usage, false);
-        }
-        if !self.charges && self.kind.is_none() {
-            return (Usage::default(), false);
         }
         let outputs = match self.kind {
             // One document, or one that cannot be read: all of it is taken for text.

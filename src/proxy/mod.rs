@@ -232,7 +232,7 @@ impl ProxyHttp for Proxy {
         settle::judge(exchange, error);
         settle::log(session, exchange, error);
         let taken = meter::settle(self, session, exchange, error);
-        account::tell(self, session, exchange, error, taken);
+        account::tell(session, exchange, error, taken);
     }
 
     /// Ours says more, and says it without the query.

@@ -39,6 +39,7 @@ pub(super) fn receive(
         return Ok(());
     }
     exchange.observed.first_byte.get_or_insert_with(|| exchange.arrived.at.elapsed());
+    exchange.observed.status = response.status.as_u16();
     meter::answers(exchange, response)?;
     exchange.body.let_go();
     expect_body(session, response, exchange);

@@ -46,6 +46,7 @@ pub(super) async fn refuse(
         session.set_keepalive(None);
     }
     exchange.observed.refusal = Some(refusal);
+    exchange.observed.status = status.as_u16();
     exchange.turn(Phase::Answer);
     send(session, exchange, status, &headers, body.into()).await
 }
@@ -72,7 +73,10 @@ pub(super) async fn live(
     // Otherwise nginx would hold it back.
     head.insert_header("x-accel-buffering", "no")?;
     head.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;
-    if !exchange.arrived.is_http_2 {
+    if exchange.arrived.is_http_10 {
+        // It knows no chunks: the events end with the connection.
+        session.set_keepalive(None);
+    } else if !exchange.arrived.is_http_2 {
         head.insert_header(TRANSFER_ENCODING, "chunked")?;
     }
     let write = async {
@@ -192,10 +196,15 @@ pub(super) async fn catch_up(session: &mut Session, exchange: &mut Exchange) -> 
 
 /// Whether a final response has begun: nothing else can be told to the client.
 pub(super) fn is_answered(session: &Session) -> bool {
-    let is_final = |head: &ResponseHeader| {
+    status(session) != 0
+}
+
+/// The status that the client was sent; 0: none that is final.
+pub(super) fn status(session: &Session) -> u16 {
+    let is_final = |head: &&ResponseHeader| {
         !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
     };
-    session.response_written().is_some_and(is_final)
+    session.response_written().filter(is_final).map_or(0, |head| head.status.as_u16())
 }
 
 /// Lets a browser on an allowed origin read the answer, and caches know what it depends on.

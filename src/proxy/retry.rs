@@ -31,7 +31,7 @@ pub(super) fn after_connect_failure(exchange: &mut Exchange, mut error: Box<Erro
     exchange.turn(Phase::Own);
     exchange.watch.attempt_over();
     exchange.attempts.failure = failure(exchange, &error);
-    log_attempt(exchange, &error);
+    note_failure(exchange, &error);
     exchange.attempts.unreachable();
     // No descriptor or port left: that is our own trouble.
     let is_ours = matches!(error.etype, ErrorType::SocketError | ErrorType::BindError);
@@ -73,14 +73,15 @@ pub(super) fn after_broken_exchange(
         exchange.attempts.failure = failure(exchange, &error);
         if is_over {
             if exchange.watch.stopped() == Some(Stop::Exchange) {
-                log_attempt(exchange, &error);
+                note_failure(exchange, &error);
             }
             false
         } else if is_stale(session, exchange, &error, connection_was_kept) {
             exchange.attempts.needs_new_connection = true;
+            account::end_attempt(exchange, "the kept connection was closed");
             true
         } else {
-            log_attempt(exchange, &error);
+            note_failure(exchange, &error);
             tell(exchange, Outcome::Failure);
             may_retry(session, exchange, Work::Begun, None)
         }
@@ -157,6 +158,7 @@ pub(super) fn judge(
         && !matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED);
     let is_probe = attempt.permit.is_probe();
     if is_failure {
+        backend.note_failure(Instant::now(), &format!("status {}", status.as_u16()));
         tell(exchange, Outcome::Failure);
     } else if is_probe && !is_limited && !is_refused {
         tell(exchange, Outcome::Success);
@@ -171,7 +173,8 @@ pub(super) fn judge(
         return Ok(());
     }
     let error = Error::explain(ErrorType::HTTPStatus(status.as_u16()), "tried again elsewhere");
-    log_attempt(exchange, &error);
+    let why = words(exchange, &error);
+    log_attempt(exchange, why);
     exchange.attempts.failure =
         Some(Refusal::BackendFailed { pool: exchange.pool_name().to_owned() });
     Err(error.into_up())
@@ -267,9 +270,22 @@ fn failure(exchange: &Exchange, error: &Error) -> Option<Refusal> {
     }
 }
 
-fn log_attempt(exchange: &mut Exchange, error: &Error) {
+/// Notes that the current attempt failed, and logs it.
+fn note_failure(exchange: &mut Exchange, error: &Error) {
+    let why = words(exchange, error);
+    if let Some(attempt) = &exchange.attempts.current {
+        attempt.backend().note_failure(Instant::now(), &why);
+    }
+    log_attempt(exchange, why);
+}
+
+/// Why an attempt failed, for an operator.
+fn words(exchange: &Exchange, error: &Error) -> String {
     let why = failure(exchange, error).and_then(|refusal| overdue(&refusal));
-    let why = why.unwrap_or_else(|| advice(error));
+    why.unwrap_or_else(|| advice(error))
+}
+
+fn log_attempt(exchange: &mut Exchange, why: String) {
     account::end_attempt(exchange, &why);
     let Some(attempt) = &exchange.attempts.current else { return };
     let backend = attempt.backend();
@@ -281,6 +297,7 @@ fn log_attempt(exchange: &mut Exchange, error: &Error) {
         attempt.address,
         exchange.request_id(),
     );
+    exchange.why = Some(why);
 }
 
 /// Which deadline is over, if that is what a refusal says.

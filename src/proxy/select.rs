@@ -148,7 +148,10 @@ async fn find_in_pool(session: &mut Session, exchange: &mut Exchange, key: &[u8]
                 exchange.turn(Phase::Own);
                 match waited {
                     Waited::Place(permit) => return Ok(Found::Place(permit)),
-                    Waited::Busy(refusal) => return Ok(Found::Nobody(refusal)),
+                    Waited::Busy(refusal, why) => {
+                        exchange.why = Some(why.to_owned());
+                        return Ok(Found::Nobody(refusal));
+                    }
                     Waited::Stopped(refusal) => return Ok(Found::Stopped(refusal)),
                     Waited::NobodyLeft => {}
                 }
@@ -163,6 +166,8 @@ async fn find_in_pool(session: &mut Session, exchange: &mut Exchange, key: &[u8]
         if is_over || !another_round(attempts, &pool) {
             let refusal = attempts.failure.take();
             let refusal = refusal.unwrap_or_else(|| nobody_left(exchange, &pool));
+            let why = "each backend is unhealthy, drained or left alone by its breaker";
+            exchange.why.get_or_insert_with(|| why.to_owned());
             return Ok(Found::Nobody(refusal));
         }
         pool.check_soon();
@@ -235,8 +240,8 @@ async fn wait(
 /// What a wait in line comes to.
 enum Waited {
     Place(Permit),
-    /// It took too long, or there is no room to wait.
-    Busy(Refusal),
+    /// It took too long, or there is no room to wait: which of the two.
+    Busy(Refusal, &'static str),
     /// The exchange is over.
     Stopped(Refusal),
     /// None of the backends that it could wait for can be asked any more.
@@ -252,14 +257,14 @@ async fn wait_in_line(
 ) -> Result<Waited> {
     let attempts = &exchange.attempts;
     let spec = &pool.spec().queue;
-    let busy = || {
+    let busy = |why| {
         let expected = pool.queue().expected_wait().unwrap_or(spec.timeout);
         let retry_after = expected.clamp(Duration::from_secs(1), RETRY_AFTER_MAX);
-        Waited::Busy(Refusal::Busy { pool: pool.name().to_owned(), retry_after })
+        Waited::Busy(Refusal::Busy { pool: pool.name().to_owned(), retry_after }, why)
     };
     let avoids = attempts.given_up.clone();
     let Some(mut waiter) = pool.queue().join(key, avoids, spec.length_max) else {
-        return Ok(busy());
+        return Ok(busy("every backend is full, and so is the queue"));
     };
     let choose = || pool.choose(key, true, |backend| attempts.may_ask(backend));
     let late = tokio::time::sleep(spec.timeout);
@@ -287,7 +292,7 @@ async fn wait_in_line(
                 return Ok(Waited::Stopped(exchange.stop_refusal(stop)));
             }
             _ = &mut called => true,
-            () = &mut late => return Ok(busy()),
+            () = &mut late => return Ok(busy("every backend was full for the whole wait in the queue")),
             // A backend may have come back, or have been given more room.
             () = tokio::time::sleep(QUEUE_LOOK) => false,
             () = body::taken_back(session) => return gone(),

@@ -289,10 +289,10 @@ fn join_pieces(request: &mut RequestHeader) -> Result<()> {
 }
 
 /// The host that the client asked: the authority of HTTP/2, else the `Host` header.
-fn host(head: &RequestHeader) -> Option<HeaderValue> {
+pub(super) fn host(head: &RequestHeader) -> Option<&[u8]> {
     match head.uri.authority() {
-        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-        None => head.headers.get(HOST).cloned(),
+        Some(authority) => Some(authority.as_str().as_bytes()),
+        None => head.headers.get(HOST).map(HeaderValue::as_bytes),
     }
 }
 

@@ -1,16 +1,16 @@
 //! The end of an exchange, always: a failure becomes a refusal, and the log gets its line.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pingora_core::{Error, ErrorSource, ErrorType};
 use pingora_proxy::{FailToProxy, Session};
 
 use super::exchange::{Events, Exchange};
 use super::watch::Stop;
-use super::{respond, retry};
+use super::{account, respond, retry};
 use crate::pool::Outcome;
 use crate::refusal::Refusal;
-use crate::telemetry::brief;
+use crate::telemetry::{Phase, brief};
 
 /// Tells the client why there is no answer, if one can still be told.
 pub(super) async fn fail(
@@ -20,6 +20,8 @@ pub(super) async fn fail(
 ) -> FailToProxy {
     let mut error_code = 0;
     session.set_keepalive(None);
+    // What is still written takes as long as the client lets it.
+    exchange.turn(Phase::Answer);
     if error.esource == ErrorSource::Upstream
         && let Err(error) = respond::catch_up(session, exchange).await
     {
@@ -71,6 +73,9 @@ pub(super) fn judge(exchange: &mut Exchange, error: Option<&Error>) {
             exchange.request_id(),
         );
     }
+    if is_cut && let Some(attempt) = &exchange.attempts.current {
+        attempt.backend().note_failure(Instant::now(), account::NO_LAST_EVENT);
+    }
     retry::tell(exchange, if is_cut { Outcome::Failure } else { Outcome::Success });
 }
 
@@ -93,13 +98,18 @@ fn refused(refusal: &Refusal) -> String {
 
 /// Why an exchange came to its end, where that was not the answer's; for an operator.
 pub(super) fn why(session: &Session, exchange: &Exchange, error: Option<&Error>) -> Option<String> {
-    // That no backend is left is all there is to say; each attempt has its own line.
-    let is_told = matches!(exchange.observed.refusal, Some(Refusal::NoBackend { .. }));
-    let is_unsaid = session.was_upgraded()
-        || error.is_some_and(|error| error.esource == ErrorSource::Downstream);
-    let stop = exchange.watch.stopped().filter(|_| is_unsaid);
-    let stop = stop.and_then(|stop| retry::overdue(&exchange.stop_refusal(stop)));
-    stop.or_else(|| error.filter(|_| !is_told).map(brief))
+    let stop = exchange.watch.stopped();
+    let overdue = stop.and_then(|stop| retry::overdue(&exchange.stop_refusal(stop)));
+    if overdue.is_some() {
+        return overdue;
+    }
+    let is_refused = exchange.observed.refusal.is_some();
+    let known = exchange.why.as_ref().filter(|_| is_refused && !exchange.observed.has_head());
+    known.cloned().or_else(|| match error? {
+        error if error.esource == ErrorSource::Upstream => Some(brief(error)),
+        _ if is_refused || session.was_upgraded() => error.map(brief),
+        _ => Some("the client left".to_owned()),
+    })
 }
 
 /// The id of its key, for the log.
@@ -111,7 +121,7 @@ fn key(exchange: &Exchange) -> &str {
 /// Logs the exchange. Queries stay out: they may hold a key.
 pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>) {
     let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
-    let status = session.response_written().map_or(0, |head| head.status.as_u16());
+    let status = respond::status(session);
     let refusal = exchange.observed.refusal.as_ref();
     let level = match (refusal, error) {
         _ if exchange.watch.stopped() == Some(Stop::Exchange) => log::Level::Warn,
@@ -126,9 +136,11 @@ pub(super) fn log(session: &Session, exchange: &Exchange, error: Option<&Error>)
         return;
     }
     let attempt = exchange.attempts.current.as_ref();
-    let why = why(session, exchange, error);
-    let first_byte =
-        exchange.observed.first_byte.map(|time| format!("{:.1} ms", milliseconds(time)));
+    // That no backend is left is all there is to say; each attempt has its own line.
+    let is_told = matches!(refusal, Some(Refusal::NoBackend { .. }));
+    let why = why(session, exchange, error).filter(|_| !is_told);
+    let first_byte = exchange.observed.first_piece.or(exchange.observed.first_byte);
+    let first_byte = first_byte.map(|time| format!("{:.1} ms", milliseconds(time)));
     log::log!(
         level,
         "{} {} -> {status}{}{}; key {}, pool {}, backend {}, first byte {}, {:.1} ms in all, request {}",

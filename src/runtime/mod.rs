@@ -191,6 +191,8 @@ pub struct PageRequest<'a> {
     pub path: &'a str,
     /// The raw query, with its question mark.
     pub query: &'a str,
+    /// The host that the client asked; empty where it named none.
+    pub host: &'a [u8],
     /// The headers.
     pub headers: &'a HeaderMap,
     /// Where the client is.

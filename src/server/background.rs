@@ -184,6 +184,7 @@ async fn keep_history(current: Arc<Current>, sources: Sources) {
         let queued = current.load().pools().map(|pool| pool.queue().length()).sum();
         let telemetry = &sources.telemetry;
         telemetry.history.step(&telemetry.counters, sources.lifecycle.inflight(), queued);
+        telemetry.request_log.tell_lost();
     }
 }
 

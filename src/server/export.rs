@@ -4,14 +4,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pingora_core::connectors::http::Connector;
+use url::Position;
 
 use super::fetch;
 use crate::runtime::Current;
 use crate::telemetry::Telemetry;
 
-/// How often what waits is sent, and how much of it at once.
+/// How often what waits is sent, though it is not much.
 const SEND_EVERY: Duration = Duration::from_secs(2);
-const SPANS_AT_ONCE: usize = 512;
+
+/// Sends what waits before the process ends, within this time.
+pub(super) fn send_last(current: &Current, telemetry: &Telemetry, longest: Duration) {
+    let runtime = current.load();
+    let Some(spec) = &runtime.snapshot.observed.traces else { return };
+    let Some((body, count)) = telemetry.spans.take(spec) else { return };
+    let Ok(executor) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        return telemetry.spans.dropped(count);
+    };
+    let sent = executor.block_on(async {
+        let connector = Connector::new(None);
+        let sent = fetch::post(&connector, &spec.url, &spec.headers, body);
+        tokio::time::timeout(longest, sent).await
+    });
+    if !matches!(sent, Ok(Ok(()))) {
+        log::warn!("spans that were not sent before the end: {count}");
+    }
+}
 
 /// Sends what waits, again and again. What is not taken is lost, and counted: who keeps traces may be away for long. A
 /// failure is logged when it begins and when it ends.
@@ -19,12 +37,16 @@ pub(super) async fn keep_sending(current: Arc<Current>, telemetry: Arc<Telemetry
     let connector = Connector::new(None);
     let mut failing = false;
     loop {
-        tokio::time::sleep(SEND_EVERY).await;
+        tokio::select! {
+            () = tokio::time::sleep(SEND_EVERY) => {}
+            () = telemetry.spans.many() => {}
+        }
         let runtime = current.load_full();
         let Some(spec) = &runtime.snapshot.observed.traces else { continue };
-        while let Some((body, count)) = telemetry.spans.take(SPANS_AT_ONCE, spec) {
-            let url = &spec.url;
-            match fetch::post(&connector, url, &spec.headers, body).await {
+        while let Some((body, count)) = telemetry.spans.take(spec) {
+            // Without a query, which may hold a key.
+            let url = &spec.url[..Position::AfterPath];
+            match fetch::post(&connector, &spec.url, &spec.headers, body).await {
                 Ok(()) => {
                     telemetry.spans.sent(count);
                     if failing {

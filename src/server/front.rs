@@ -227,7 +227,10 @@ impl ServerApp for Front {
         let _counted = match &self.connections {
             Some(connections) => match connections.enter(address, &client) {
                 Some(open) => Some(open),
-                None => return refuse(stream, &client, &Refusal::TooManyConnections).await,
+                None => {
+                    self.lifecycle.refused.fetch_add(1, Ordering::Relaxed);
+                    return refuse(stream, &client, &Refusal::TooManyConnections).await;
+                }
             },
             None => None,
         };

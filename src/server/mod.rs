@@ -64,6 +64,10 @@ const KNOWN_WITHIN: Duration = Duration::from_secs(1);
 /// next process gives it.
 const LAST_ROWS: Duration = Duration::from_secs(5);
 
+/// Of the time that there is at the end, the request log's disk and who takes spans get this part each: one that hangs is not
+/// waited for.
+const LAST_LINES: u32 = 5;
+
 /// Above this many seconds a deadline runs on tokio's timer: Pingora's own keeps each of them until
 /// it ends, also of exchanges that are long over.
 const FAST_TIMER_SECONDS_MAX: u64 = 60;
@@ -94,6 +98,7 @@ impl Gateway {
     /// # Errors
     /// When an address is taken or cannot be used; the message names it.
     pub fn bind(snapshot: Snapshot) -> Result<Self> {
+        signals::outlive().context("cannot watch for signals")?;
         check_authorities()?;
         let mut take_over = TakeOver::of_process()?;
         let mut inherited = Inherited::find(std::mem::take(&mut take_over.sockets))?;
@@ -129,6 +134,7 @@ impl Gateway {
         let lifecycle = Arc::new(Lifecycle::default());
         let shutdown_timeout = self.snapshot.shutdown_timeout;
         let runtime = Runtime::new(self.snapshot, None).context("cannot build the pools")?;
+        upgrade::take_drained(&runtime);
         let current = Arc::new(Current::from_pointee(runtime));
         background::resolve_at_start(&current.load_full())?;
         let months = Arc::new(Months::default());
@@ -183,11 +189,12 @@ impl Gateway {
         end_when_flushed(phases, Arc::clone(&lifecycle), shutdown_timeout)?;
         let reloader = reload.map(|(read, app_log)| {
             let told = Told { reloads, telemetry: Arc::clone(&telemetry), app_log };
-            Reloader::new(current, changed, read, told)
+            Reloader::new(Arc::clone(&current), changed, read, told)
         });
         let signals = Signals {
             lifecycle,
             telemetry,
+            current,
             reloader,
             asked: Mutex::new(Some(asked)),
             shutdown_timeout,
@@ -200,11 +207,13 @@ impl Gateway {
     }
 }
 
-/// What is told of exchanges. The last lines of the request log are written before the process ends.
-fn start_telemetry(current: &Current, lifecycle: &Lifecycle) -> Result<Arc<Telemetry>> {
+/// What is told of exchanges. The last lines of the request log and the last spans go out before the process ends.
+fn start_telemetry(current: &Arc<Current>, lifecycle: &Lifecycle) -> Result<Arc<Telemetry>> {
     let telemetry = Arc::new(Telemetry::start(&current.load().snapshot.observed)?);
     let last = Arc::clone(&telemetry);
-    lifecycle.do_at_last(move |longest| last.request_log.finish(longest));
+    lifecycle.do_at_last(move |longest| last.request_log.finish(longest / LAST_LINES));
+    let (current, last) = (Arc::clone(current), Arc::clone(&telemetry));
+    lifecycle.do_at_last(move |longest| export::send_last(&current, &last, longest / LAST_LINES));
     Ok(telemetry)
 }
 

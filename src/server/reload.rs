@@ -160,10 +160,11 @@ impl Reloader {
         let (level, observed) = (next.log_level, next.observed.clone());
         let runtime = Runtime::new(next, Some(&before)).map_err(|error| vec![error.to_string()])?;
         background::resolve(&runtime).await;
+        self.told.app_log.configure(level, observed.log_format);
+        // Exchanges of the new configuration find their log open.
+        self.told.telemetry.configure(&before.snapshot.observed, observed).await;
         self.current.store(Arc::new(runtime));
         self.changed.notify_one();
-        self.told.app_log.configure(level, observed.log_format);
-        self.told.telemetry.configure(&before.snapshot.observed, observed).await;
         for warning in warnings {
             log::warn!("{warning}");
         }

@@ -15,7 +15,7 @@ use super::supervisor;
 use super::upgrade::{self, TakeOver};
 use crate::config::ListenAt;
 use crate::lifecycle::Lifecycle;
-use crate::runtime::Reloaded;
+use crate::runtime::{Current, Reloaded};
 use crate::telemetry::Telemetry;
 
 /// Watches for signals in Pingora's stead: its own watch would sleep a fixed time on SIGTERM, and
@@ -23,6 +23,7 @@ use crate::telemetry::Telemetry;
 pub(super) struct Signals<F> {
     pub(super) lifecycle: Arc<Lifecycle>,
     pub(super) telemetry: Arc<Telemetry>,
+    pub(super) current: Arc<Current>,
     pub(super) reloader: Option<Reloader>,
     pub(super) asked: Mutex<Option<mpsc::Receiver<oneshot::Sender<Reloaded>>>>,
     pub(super) shutdown_timeout: Duration,
@@ -61,7 +62,7 @@ impl<F: Fn() + Send + Sync> Signals<F> {
     async fn hand_over(&self, upgrade: &mut Signal) -> u32 {
         while upgrade.recv().await.is_some() {
             log::info!("starting the program anew, to take over");
-            match upgrade::hand_over(&self.sockets).await {
+            match upgrade::hand_over(&self.sockets, &self.current.load_full()).await {
                 Ok(process) => {
                     let inflight = self.lifecycle.inflight();
                     log::info!("process {process} has taken over; exchanges left here: {inflight}");
@@ -100,6 +101,17 @@ pub(super) fn end_at_once(lifecycle: &Lifecycle) {
     log::warn!("ending at once; exchanges cut: {}", lifecycle.inflight());
     lifecycle.end(AT_ONCE);
     std::process::exit(1);
+}
+
+/// From now on signals that are not for ending end nobody: one may come while the process starts.
+pub(super) fn outlive() -> std::io::Result<()> {
+    let executor = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _within = executor.enter();
+    for kind in [SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2()] {
+        // What it does then is for the process's life.
+        drop(signal(kind)?);
+    }
+    Ok(())
 }
 
 /// Opens the request log again at each signal, until the process ends.

@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -20,13 +21,19 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, send, sendmsg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use super::listen::Bound;
 use crate::config::Listen;
+use crate::pool::Pool;
+use crate::runtime::Runtime;
 
 /// Tells the new process which sockets it is given, and where.
 const VARIABLE: &str = "TOLLGATE_UPGRADE";
+
+/// Tells it which backends an operator has taken out of service: pairs of a pool's name and a backend's id, in JSON.
+const DRAINED: &str = "TOLLGATE_DRAINED";
 
 /// Longest wait for the new process to serve.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -64,6 +71,29 @@ impl TakeOver {
                 log::error!("the old process does not hear that this one serves: {error}");
             }
             let _ = nix::unistd::close(word);
+        }
+    }
+}
+
+/// What the new process is told in [`DRAINED`].
+fn drained(runtime: &Runtime) -> String {
+    let of = |pool: &Arc<Pool>| {
+        let drained = pool.backends().iter().filter(|backend| backend.is_drained());
+        drained.map(|it| (pool.name().to_owned(), it.spec.id.clone())).collect::<Vec<_>>()
+    };
+    json!(runtime.pools().flat_map(of).collect::<Vec<_>>()).to_string()
+}
+
+/// Takes the backends out of service that the old process had taken out, if there is one.
+pub(super) fn take_drained(runtime: &Runtime) {
+    let Ok(text) = std::env::var(DRAINED) else { return };
+    let drained: Vec<(String, String)> = serde_json::from_str(&text).unwrap_or_default();
+    for (pool, id) in drained {
+        let (service, model) = pool.split_once('/').unwrap_or_default();
+        let backends = runtime.pool(service, model).map(|pool| pool.backends());
+        let known = backends.and_then(|all| all.iter().find(|backend| backend.spec.id == id));
+        if known.is_some_and(|backend| backend.drain(true)) {
+            log::warn!("backend {id} of {pool} is still drained: an operator has asked for it");
         }
     }
 }
@@ -118,8 +148,8 @@ fn receive(word: RawFd) -> Result<Vec<RawFd>> {
 ///
 /// # Errors
 /// When it does not come to serve; it has ended then, and nothing has changed.
-pub(super) async fn hand_over(sockets: &[Bound]) -> Result<u32> {
-    let (mut child, word) = start(sockets)?;
+pub(super) async fn hand_over(sockets: &[Bound], runtime: &Runtime) -> Result<u32> {
+    let (mut child, word) = start(sockets, &drained(runtime))?;
     let mut successor = Successor { process: i32::try_from(child.id()).ok() };
     let mut word = tokio::net::UnixStream::from_std(word)?;
     let mut told = [0; 5];
@@ -163,7 +193,7 @@ pub(super) fn has_crashed(successor: u32) -> bool {
 }
 
 /// The new process, and where it gives word.
-fn start(sockets: &[Bound]) -> Result<(Child, UnixStream)> {
+fn start(sockets: &[Bound], drained: &str) -> Result<(Child, UnixStream)> {
     let (ours, theirs) = UnixStream::pair().context("no pair of sockets")?;
     let descriptors: Vec<RawFd> = sockets.iter().map(|bound| bound.socket).collect();
     let rights = [ControlMessage::ScmRights(&descriptors)];
@@ -176,6 +206,7 @@ fn start(sockets: &[Bound]) -> Result<(Child, UnixStream)> {
     let child = Command::new(&program)
         .args(arguments)
         .env(VARIABLE, write(theirs.as_raw_fd(), sockets))
+        .env(DRAINED, drained)
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))?;
     Ok((child, ours))

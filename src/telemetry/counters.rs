@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
@@ -14,18 +14,18 @@ use rust_decimal::prelude::ToPrimitive;
 
 use super::metrics::{self as names, Metric};
 use super::phases::Phase;
-use super::recent::Recent;
 use super::record::Record;
 use super::spread::Spread;
 use super::takers::Takers;
 
-/// Names of models that clients have made up, at most; further ones are counted under [`OTHER`].
-const NAMES_MAX: usize = 1000;
+/// Names of models that clients have made up, at most; further ones are counted under [`OTHER`]. Each takes some 6 KB of
+/// the page that Prometheus reads.
+const NAMES_MAX: usize = 200;
 
 /// Stands for what is too much to be counted by its name.
 pub const OTHER: &str = "other";
 
-/// Failures that are remembered.
+/// Kinds of failures that are remembered.
 const FAULTS_MAX: usize = 100;
 
 /// Counts of all exchanges since the start.
@@ -59,6 +59,7 @@ struct Vectors {
     wasted: IntCounterVec,
     cost: CounterVec,
     aborts: IntCounterVec,
+    retries: IntCounterVec,
     fallbacks: IntCounterVec,
 }
 
@@ -75,9 +76,11 @@ impl Vectors {
             tokens: [tokens("input"), tokens("output")],
             cached: self.cached.with_label_values(pool),
             aborts: self.aborts.with_label_values(pool),
+            retries: self.retries.with_label_values(pool),
             fallbacks: self.fallbacks.with_label_values(pool),
             requests: AtomicU64::new(0),
-            errors: Recent::default(),
+            errors: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
         }
     }
 }
@@ -99,31 +102,52 @@ pub struct Series {
     tokens: [IntCounter; 2],
     cached: IntCounter,
     aborts: IntCounter,
+    retries: IntCounter,
     fallbacks: IntCounter,
     requests: AtomicU64,
     /// Those that failed.
-    pub errors: Recent,
+    errors: AtomicU64,
+    /// Those that were refused.
+    refused: AtomicU64,
 }
 
-/// An exchange that failed.
+/// Exchanges that failed in one way: at the same place, of the same kind, for the same reason.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    /// When it began.
+    /// When the last one began.
     pub at: SystemTime,
-    /// Its `X-Request-ID`.
+    /// When the first one did.
+    pub since: SystemTime,
+    /// How many there were.
+    pub count: u64,
+    /// The `X-Request-ID` of the last one.
     pub request_id: String,
     /// The service and the model; empty where they were not known yet.
     pub pool: [String; 2],
     /// The last backend that was asked, if any was.
     pub backend: String,
-    /// Whose key it came with.
+    /// Whose key the last one came with.
     pub key: String,
-    /// What the client was sent; 0: nothing.
+    /// What the last one's client was sent; 0: nothing.
     pub status: u16,
     /// What failed.
     pub kind: &'static str,
     /// Why.
     pub why: String,
+}
+
+impl Fault {
+    /// Whether another one is like these. Numbers make no difference: they count bytes and ports.
+    fn is_like(&self, pool: [&str; 2], kind: &str, record: &Record<'_>) -> bool {
+        let why = record.why.as_deref().unwrap_or_default();
+        let letters = |text: &'_ str| -> String {
+            text.chars().filter(|letter| !letter.is_ascii_digit()).collect()
+        };
+        self.pool == pool
+            && self.backend == record.backend
+            && self.kind == kind
+            && (self.why == why || letters(&self.why) == letters(why))
+    }
 }
 
 /// Sums over all exchanges since the start.
@@ -133,6 +157,8 @@ pub struct Totals {
     pub requests: u64,
     /// Those that failed.
     pub errors: u64,
+    /// Those that were refused, for what their clients did.
+    pub refused: u64,
     /// Those whose client left.
     pub aborts: u64,
     /// Tokens of prompts.
@@ -168,6 +194,7 @@ impl Counters {
             wasted: counter(&names::WASTED)?,
             cost: kept(&registry, cost)?,
             aborts: counter(&names::CLIENT_ABORTS)?,
+            retries: counter(&names::RETRIES)?,
             fallbacks: counter(&names::FALLBACKS)?,
         };
         let overhead = histogram(&names::OVERHEAD, names::OVERHEAD_BUCKETS)?;
@@ -209,17 +236,24 @@ impl Counters {
     }
 
     /// An exchange is over.
-    pub fn count(&self, series: &Series, record: &Record<'_>, now: Instant) {
+    pub fn count(&self, series: &Series, record: &Record<'_>) {
         let pool @ [service, model] = [series.service.as_str(), series.model.as_str()];
         let mut digits = [0; 3];
         let status = status_text(record.status, &mut digits);
         self.vectors.requests.with_label_values(&[service, model, record.method, status]).inc();
         series.requests.fetch_add(1, Ordering::Relaxed);
-        let duration = record.duration();
-        self.duration.count(duration);
-        series.duration.observe(duration.as_secs_f64());
+        // Refusals and failures are fast, and would make all of it look so; a WebSocket lasts as long as it likes.
+        if record.is_answered() {
+            let duration = record.duration();
+            self.duration.count(duration);
+            series.duration.observe(duration.as_secs_f64());
+        }
+        if record.refusal.is_some() {
+            series.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        series.retries.inc_by(u64::from(record.attempts.saturating_sub(1)));
         self.overhead.observe(record.phases.spent(Phase::Own).as_secs_f64());
-        if let Some(first_byte) = record.first_byte {
+        if let Some(first_byte) = record.first_byte.filter(|_| record.is_answered()) {
             self.first_byte.count(first_byte);
             series.first_byte.observe(first_byte.as_secs_f64());
         }
@@ -231,7 +265,7 @@ impl Counters {
         }
         if let Some(kind) = record.fault {
             self.vectors.errors.with_label_values(&[service, model, kind]).inc();
-            series.errors.count(now);
+            series.errors.fetch_add(1, Ordering::Relaxed);
             self.remember(pool, kind, record);
         }
         let Some(taken) = &record.taken else { return };
@@ -253,8 +287,15 @@ impl Counters {
     }
 
     fn remember(&self, pool: [&str; 2], kind: &'static str, record: &Record<'_>) {
-        let fault = Fault {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = faults.iter().position(|fault| fault.is_like(pool, kind, record));
+        let known = known.and_then(|at| faults.remove(at));
+        let (since, count) = known.map_or((record.began, 0), |fault| (fault.since, fault.count));
+        faults.truncate(FAULTS_MAX - 1);
+        faults.push_front(Fault {
             at: record.began,
+            since,
+            count: count + 1,
             request_id: record.request_id.to_owned(),
             pool: pool.map(str::to_owned),
             backend: record.backend.to_owned(),
@@ -262,13 +303,10 @@ impl Counters {
             status: record.status,
             kind,
             why: record.why.clone().unwrap_or_default(),
-        };
-        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        faults.truncate(FAULTS_MAX - 1);
-        faults.push_front(fault);
+        });
     }
 
-    /// The last exchanges that failed, the latest first.
+    /// The ways in which exchanges failed, the latest first.
     #[must_use]
     pub fn faults(&self) -> Vec<Fault> {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
@@ -283,11 +321,24 @@ impl Counters {
             let own = series.totals();
             totals.requests += own.requests;
             totals.errors += own.errors;
+            totals.refused += own.refused;
             totals.aborts += own.aborts;
             totals.tokens_input += own.tokens_input;
             totals.tokens_output += own.tokens_output;
         }
         totals
+    }
+
+    /// What went to each service and model.
+    #[must_use]
+    pub fn by_model(&self) -> Vec<(String, String, Totals)> {
+        let known = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        let all = known.by_name.values().filter(|series| !series.service.is_empty());
+        let mut all: Vec<_> = all
+            .map(|series| (series.service.clone(), series.model.clone(), series.totals()))
+            .collect();
+        all.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        all
     }
 
     /// Everything, for Prometheus. The two counters of which an error rate is made have a sum over all exchanges too:
@@ -321,7 +372,8 @@ impl Series {
     pub fn totals(&self) -> Totals {
         Totals {
             requests: self.requests.load(Ordering::Relaxed),
-            errors: self.errors.total(),
+            errors: self.errors.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
             aborts: self.aborts.get(),
             tokens_input: self.tokens[0].get(),
             tokens_output: self.tokens[1].get(),

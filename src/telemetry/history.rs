@@ -58,6 +58,7 @@ impl Known {
         Rates {
             requests: rate(now.requests, then.requests),
             errors: rate(now.errors, then.errors),
+            refused: rate(now.refused, then.refused),
             tokens_input: rate(now.tokens_input, then.tokens_input),
             tokens_output: rate(now.tokens_output, then.tokens_output),
             #[allow(clippy::cast_precision_loss, reason = "counts of some seconds")]
@@ -80,6 +81,8 @@ pub struct Rates {
     pub requests: f64,
     /// Those that failed.
     pub errors: f64,
+    /// Those that were refused.
+    pub refused: f64,
     /// Tokens of prompts.
     pub tokens_input: f64,
     /// Tokens of answers.

@@ -44,7 +44,7 @@ metrics! {
     ERRORS: Counter "proxy_errors_total" &["service", "model", "kind"],
         "Exchanges that failed and were not the client's fault. The one without labels is all of them.";
     DURATION: Histogram "proxy_request_duration_seconds" OF_POOL,
-        "From the request's head to the end of the answer.";
+        "From the request's head to the end of the answer. Like the next two, of exchanges that a backend answered with a status below 400.";
     FIRST_BYTE: Histogram "proxy_time_to_first_byte_seconds" OF_POOL,
         "From the request's head to the first byte of the answer's body.";
     PER_TOKEN: Histogram "proxy_time_per_output_token_seconds" OF_POOL,
@@ -67,6 +67,8 @@ metrics! {
         "Exchanges in flight.";
     CONNECTIONS: Gauge "proxy_connections" &[],
         "Open connections of clients.";
+    CONNECTIONS_REFUSED: Counter "proxy_connections_refused_total" &[],
+        "Connections that were refused because there were too many.";
     BUFFERED_BYTES: Gauge "proxy_buffered_bytes" &[],
         "Bytes of request bodies that are held to be sent again.";
     QUEUE_LENGTH: Gauge "proxy_queue_length" OF_POOL,

@@ -70,21 +70,21 @@ impl Telemetry {
         let _ = tokio::task::spawn_blocking(turn).await;
     }
 
-    /// An exchange is over, which began at `began`.
-    pub fn tell(
-        &self,
-        observed: &Observed,
-        series: &Arc<Series>,
-        record: &Record<'_>,
-        (tries, began): (&[Try], Instant),
-    ) {
-        if observed.metrics {
-            self.counters.count(series, record, Instant::now());
-        }
+    /// An exchange is over: writes its line, where there is a request log.
+    pub fn write(&self, observed: &Observed, record: &Record<'_>) {
         if let Some(spec) = &observed.request_log {
             self.request_log.write(record, spec);
         }
-        if let Some(spec) = observed.traces.as_ref().filter(|_| record.trace.is_sampled) {
+    }
+
+    /// An exchange of a trace that is kept is over, which began at `began`: keeps its spans to be sent.
+    pub fn trace(
+        &self,
+        observed: &Observed,
+        record: &Record<'_>,
+        (tries, began): (&[Try], Instant),
+    ) {
+        if let Some(spec) = &observed.traces {
             self.spans.add(record, tries, began, spec);
         }
     }

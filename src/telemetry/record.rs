@@ -36,7 +36,7 @@ pub struct Record<'a> {
     pub attempts: u32,
     /// What the client was sent; 0: nothing.
     pub status: u16,
-    /// The code of what it was refused with.
+    /// The code of what it was refused with, for what its client did.
     pub refusal: Option<&'static str>,
     /// Which limit refused it.
     pub limit: Option<&'a str>,
@@ -56,6 +56,8 @@ pub struct Record<'a> {
     pub first_byte: Option<Duration>,
     /// Whether the answer was a stream.
     pub is_stream: bool,
+    /// Whether it was a WebSocket: its time is not that of an answer.
+    pub is_tunnel: bool,
     /// Whether the client left before the end.
     pub is_aborted: bool,
 }
@@ -84,6 +86,13 @@ impl Record<'_> {
     #[must_use]
     pub fn key_id(&self) -> &str {
         self.key.map_or("", |(id, _)| id)
+    }
+
+    /// Whether a backend answered it, and well: then its times are those of an answer.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        let is_well = (200..400).contains(&self.status);
+        is_well && self.attempts > 0 && self.fault.is_none() && !self.is_tunnel
     }
 
     /// Its whole time.

@@ -7,10 +7,17 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use super::phases::Phase;
 use super::record::Record;
 use crate::config::TraceSpec;
+
+/// As many are sent at once.
+const AT_ONCE: usize = 512;
+
+/// The longest path that is told, in bytes.
+const PATH_BYTES_MAX: usize = 1024;
 
 /// Kinds of spans: what is inside a service, what answers, what asks.
 const INTERNAL: u8 = 1;
@@ -24,6 +31,7 @@ const FAILED: u8 = 2;
 #[derive(Debug, Default)]
 pub struct Spans {
     waiting: Mutex<VecDeque<Value>>,
+    more: Notify,
     sent: AtomicU64,
     dropped: AtomicU64,
 }
@@ -48,6 +56,11 @@ pub struct Try {
 impl Spans {
     /// An exchange is over, which began at `began`.
     pub fn add(&self, record: &Record<'_>, tries: &[Try], began: Instant, spec: &TraceSpec) {
+        // About as many: what there is no room for is not made.
+        let about = 1 + tries.len() + record.phases.turns().len();
+        if self.count() + about > spec.queue_max {
+            return self.dropped(about);
+        }
         let clock = Clock { began, at: record.began };
         let end = began + record.duration();
         let mut spans = vec![exchange(record, &clock, end)];
@@ -67,13 +80,25 @@ impl Spans {
             return;
         }
         waiting.extend(spans);
+        if waiting.len() >= AT_ONCE {
+            self.more.notify_one();
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Returns when there are many to send.
+    pub async fn many(&self) {
+        self.more.notified().await;
     }
 
     /// The next ones to send, and how many they are; none: nothing waits.
     #[must_use]
-    pub fn take(&self, most: usize, spec: &TraceSpec) -> Option<(String, usize)> {
+    pub fn take(&self, spec: &TraceSpec) -> Option<(String, usize)> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = waiting.len().min(most);
+        let count = waiting.len().min(AT_ONCE);
         let spans: Vec<Value> = waiting.drain(..count).collect();
         drop(waiting);
         let resource = attributes([
@@ -121,7 +146,7 @@ impl Clock {
 }
 
 fn exchange(record: &Record<'_>, clock: &Clock, end: Instant) -> Value {
-    let path = String::from_utf8_lossy(record.path);
+    let path = String::from_utf8_lossy(&record.path[..record.path.len().min(PATH_BYTES_MAX)]);
     let mut known = vec![
         ("http.request.method", json!(record.method)),
         ("url.path", json!(path)),

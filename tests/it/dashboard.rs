@@ -226,6 +226,55 @@ fn a_drained_backend_gets_nothing_new_until_it_is_taken_back() {
 }
 
 #[test]
+fn a_process_that_takes_over_knows_what_is_drained() {
+    let (one, two) = (Upstream::named("one"), Upstream::named("two"));
+    let top = "admin: {listen: 127.0.0.1:0}\nbalance: round_robin";
+    let mut gateway = Gateway::start(&config(top, &[&one, &two]));
+    let admin = gateway.admin();
+    let drain = "/admin/drain?service=svc&model=mdl&backend=a";
+    assert_eq!(post(admin, drain, &[], "").status, 200);
+    gateway.signal(nix::sys::signal::Signal::SIGUSR2);
+    gateway.wait_successor();
+    gateway.wait_log("backend a of svc/mdl is still drained");
+    gateway.wait_end();
+    let ask = || get(gateway.address(), "/svc/mdl/x", &[]).text();
+    assert!((0..10).all(|_| ask() == "two"));
+}
+
+#[test]
+fn over_http_2_the_page_changes_things_too() {
+    let upstream = Upstream::named("x");
+    let mut gateway = Gateway::start(&config("admin: {listen: 127.0.0.1:0}", &[&upstream]));
+    let admin = gateway.admin();
+    let ask = |origin: &str| {
+        let told = Command::new("curl")
+            .args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--http2-prior-knowledge"])
+            .args(["-X", "POST", "-H", &format!("Origin: {origin}")])
+            .arg(format!("http://{admin}/admin/reload"))
+            .output()
+            .expect("curl is installed");
+        String::from_utf8_lossy(&told.stdout).into_owned()
+    };
+    assert_eq!(ask(&format!("http://{admin}")), "200");
+    assert_eq!(ask("http://evil.example.com"), "403");
+}
+
+#[test]
+fn a_browser_and_a_program_get_what_they_accept_at_the_root() {
+    let upstream = Upstream::named("x");
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    for (accept, kind) in [
+        ("application/json", "application/json"),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", "text/html; charset=utf-8"),
+        ("*/*", "text/html; charset=utf-8"),
+        ("application/json;q=0.5, text/html", "text/html; charset=utf-8"),
+    ] {
+        let answer = get(gateway.address(), "/", &[&format!("Accept: {accept}")]);
+        assert_eq!(answer.header("content-type"), kind, "{accept}");
+    }
+}
+
+#[test]
 fn pages_of_other_origins_change_nothing() {
     let upstream = Upstream::named("x");
     let mut gateway = Gateway::start(&config("admin: {listen: 127.0.0.1:0}", &[&upstream]));
@@ -253,7 +302,9 @@ fn stats_tells_totals_and_the_last_minute() {
         post(gateway.address(), "/svc/mdl/v1/chat/completions", &[], "{}");
     }
     assert_eq!(get(gateway.address(), "/svc/none/x", &[]).status, 404);
-    let stats = get(gateway.address(), "/stats", &[]).json();
+    let stats = || get(gateway.address(), "/stats", &[]).json();
+    eventually("all are counted", || stats()["requests"] == 4);
+    let stats = stats();
     for (key, value) in [
         ("requests", 4),
         ("errors", 0),

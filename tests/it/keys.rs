@@ -394,7 +394,12 @@ fn a_key_is_in_no_output() {
 fn a_key_in_the_url_reaches_no_backend() {
     let upstream = Upstream::named("x");
     let (gateway, key) = with_key("", &upstream, "");
-    for path in [format!("/a/one/x?a=b&key={key}"), format!("/a/one/x?key=%74{}", &key[1..])] {
+    for path in [
+        format!("/a/one/x?a=b&key={key}"),
+        format!("/a/one/x?key=%74{}", &key[1..]),
+        format!("/a/one/x/{key}"),
+        format!("/a/one/x%3Fkey={key}"),
+    ] {
         let answer = ask(&gateway, &key, &path, "{}");
         assert_eq!(code(&answer), (400, "api_key_in_url".to_owned()));
         assert!(!answer.text().contains(&key));

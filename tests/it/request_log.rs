@@ -49,14 +49,20 @@ fn send_numbered(gateway: &Gateway, from: usize, count: usize) {
     }
 }
 
+/// Waits until the files whose names begin like this have each numbered line once. While one is put aside, it may be
+/// seen twice or not at all.
 #[track_caller]
-fn assert_numbered(mut lines: Vec<Value>, count: usize) {
-    let number = |line: &Value| -> usize {
-        line["request_id"].as_str().unwrap().strip_prefix("n-").unwrap().parse().unwrap()
+fn wait_numbered(folder: &Path, name: &str, count: usize) {
+    let numbers = || {
+        let number = |line: &Value| -> usize {
+            let id = line["request_id"].as_str().unwrap();
+            id.strip_prefix("n-").unwrap_or_else(|| panic!("{line:#}")).parse().unwrap()
+        };
+        let mut numbers: Vec<usize> = lines_in(folder, name).iter().map(number).collect();
+        numbers.sort_unstable();
+        numbers
     };
-    lines.sort_by_key(|line| number(line));
-    let numbers: Vec<usize> = lines.iter().map(number).collect();
-    assert_eq!(numbers, (0..count).collect::<Vec<_>>());
+    eventually("each line is there once", || numbers() == (0..count).collect::<Vec<_>>());
 }
 
 #[test]
@@ -115,6 +121,8 @@ fn a_line_tells_all_of_an_exchange_and_no_secret() {
         (&lines[1]["refusal"], &lines[1]["status"]),
         (&json!("invalid_api_key"), &json!(401))
     );
+    let mode = std::os::unix::fs::PermissionsExt::mode(&path.metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o640, "its group may read it");
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(!text.contains("secret"), "{text}");
 }
@@ -148,6 +156,64 @@ fn a_line_says_why_an_exchange_failed_and_who_left() {
     assert_eq!(line.get("error"), None, "a client that leaves is no error: {line:#}");
 }
 
+/// What the last line says was wrong.
+fn last_why(gateway: &Gateway, count: usize) -> (Value, String) {
+    let line = wait_lines(&gateway.folder().join("log"), count).pop().unwrap();
+    (line["error"].clone(), line["why"].as_str().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn a_line_says_which_deadline_or_bound_it_was() {
+    let upstream = Upstream::start(|seen, reply| {
+        if seen.target().ends_with("slow") {
+            reply.begin("text/event-stream");
+            reply.chunk(b"data: x\n\n");
+        }
+        reply.wait_closed();
+    });
+    let top = "request_log: {file: log}\nretry: {retries_max: 0}\nqueue: {length_max: 1, timeout: 300ms}\n\
+               deadlines: {first_byte: 200ms, silence: 300ms}";
+    let config = config(top, &[&upstream]).replace("{id: a", "{inflight_max: 1, id: a");
+    let gateway = Gateway::start(&config);
+    assert_eq!(get(gateway.address(), "/svc/mdl/hang", &[]).status, 504);
+    let (error, why) = last_why(&gateway, 1);
+    assert_eq!(
+        (error, why.as_str()),
+        (json!("backend_timeout"), "deadline first_byte of 0.2 s is over")
+    );
+    assert_eq!(get(gateway.address(), "/svc/mdl/slow", &[]).status, 200);
+    let (error, why) = last_why(&gateway, 2);
+    assert_eq!(
+        (error, why.as_str()),
+        (json!("stream_interrupted"), "deadline silence of 0.3 s is over")
+    );
+}
+
+#[test]
+fn clients_that_leave_while_they_wait_have_a_line_and_are_counted() {
+    let upstream = Upstream::start(|_, reply| {
+        reply.wait_closed();
+    });
+    let config = config("request_log: {file: log}\nqueue: {timeout: 10s}", &[&upstream]);
+    let gateway = Gateway::start(&config.replace("{id: a", "{inflight_max: 1, id: a"));
+    let mut first = Connection::open(gateway.address());
+    first.write(b"GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    eventually("the backend is at it", || gateway.inflight() == 1 && !upstream.seen().is_empty());
+    let mut waiting = Connection::open(gateway.address());
+    waiting.write(b"GET /svc/mdl/wait HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    eventually("it waits in line", || {
+        Metrics::of(gateway.address()).sum("proxy_queue_length", &[]) > 0.5
+    });
+    drop(waiting);
+    let line = wait_lines(&gateway.folder().join("log"), 1).remove(0);
+    assert_eq!((&line["path"], &line["status"]), (&json!("/svc/mdl/wait"), &json!(0)), "{line:#}");
+    assert_eq!((&line["aborted"], &line["why"]), (&json!(true), &json!("the client left")));
+    assert!(line["phases_ms"]["queue"].as_f64().is_some(), "{line:#}");
+    let metrics = Metrics::of(gateway.address());
+    assert_eq!(metrics.sum("proxy_client_aborts_total", &["model=\"mdl\""]), 1.0);
+    assert_eq!(metrics.sum("proxy_requests_total", &["status=\"0\""]), 1.0);
+}
+
 #[test]
 fn files_that_are_put_aside_lose_no_line() {
     let upstream = Upstream::named("x");
@@ -155,8 +221,7 @@ fn files_that_are_put_aside_lose_no_line() {
     let gateway = Gateway::start(&config(log, &[&upstream]));
     send_numbered(&gateway, 0, 400);
     let folder = gateway.folder().join("logs");
-    eventually("all lines are there", || lines_in(&folder, "log").len() >= 400);
-    assert_numbered(lines_in(&folder, "log"), 400);
+    wait_numbered(&folder, "log", 400);
     let files = std::fs::read_dir(&folder).unwrap().count();
     assert!(files > 2, "{files}");
 }
@@ -187,8 +252,7 @@ fn logrotate_puts_the_file_aside_and_no_line_is_lost() {
         assert!(done.status.success() || !is_root, "{}", String::from_utf8_lossy(&done.stderr));
     }
     send_numbered(&gateway, 200, 50);
-    eventually("all lines are there", || lines_in(folder, "log").len() >= 250);
-    assert_numbered(lines_in(folder, "log"), 250);
+    wait_numbered(folder, "log", 250);
 }
 
 #[test]
@@ -270,7 +334,10 @@ fn of_what_goes_well_a_share_has_a_line_and_of_failures_each() {
     assert_eq!(get(gateway.address(), "/svc/mdl/bad", &[]).status, 501);
     assert_eq!(get(gateway.address(), "/svc/none/x", &[]).status, 404);
     let lines = wait_lines(&gateway.folder().join("log"), 2);
-    assert_eq!([&lines[0]["status"], &lines[1]["status"]], [501, 404]);
+    let mut statuses: Vec<u64> =
+        lines.iter().map(|line| line["status"].as_u64().unwrap()).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [404, 501]);
 }
 
 #[test]
@@ -316,8 +383,7 @@ fn two_processes_write_to_one_file_while_one_takes_over() {
     gateway.adopt_successor();
     send_numbered(&gateway, 200, 100);
     let folder = gateway.folder();
-    eventually("all lines are there", || lines_in(folder, "log").len() >= 300);
-    assert_numbered(lines_in(folder, "log"), 300);
+    wait_numbered(folder, "log", 300);
 }
 
 #[test]
@@ -327,7 +393,7 @@ fn the_last_lines_are_written_before_the_process_ends() {
     send_numbered(&gateway, 0, 100);
     gateway.signal(Signal::SIGTERM);
     assert!(gateway.wait_end().success());
-    assert_numbered(lines(&gateway.folder().join("log")), 100);
+    wait_numbered(gateway.folder(), "log", 100);
 }
 
 #[test]
@@ -387,6 +453,5 @@ fn standard_output_takes_lines_too() {
         file.into(),
     );
     send_numbered(&gateway, 0, 3);
-    eventually("lines come", || lines(&out).len() == 3);
-    assert_numbered(lines(&out), 3);
+    wait_numbered(out.parent().unwrap(), "out", 3);
 }

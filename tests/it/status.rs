@@ -32,7 +32,17 @@ fn status_shows_every_backend_without_a_key_and_one_service_with_it() {
     let keys: Vec<&String> = backend.as_object().unwrap().keys().collect();
     assert_eq!(
         keys,
-        ["id", "name", "url", "status", "response_time_ms", "last_check", "breaker", "alert"]
+        [
+            "id",
+            "name",
+            "url",
+            "status",
+            "response_time_ms",
+            "last_check",
+            "breaker",
+            "alert",
+            "drained"
+        ]
     );
     assert_eq!(all.header("access-control-allow-origin"), "*");
     let refused = get(gateway.address(), "/api/health/status/svc", &[]);

@@ -30,7 +30,7 @@ fn a_clients_trace_goes_on_and_where_there_is_none_one_begins() {
         get(gateway.address(), "/svc/mdl/x", &[header, "tracestate: vendor=1"]);
         let begun = upstream.last();
         assert!(is_traceparent(&begun.header("traceparent")), "{begun:?}");
-        assert!(begun.header("traceparent").ends_with("-00") && !begun.has("tracestate"));
+        assert!(begun.header("traceparent").ends_with("-01") && !begun.has("tracestate"));
     }
 }
 
@@ -146,6 +146,16 @@ fn traces_that_their_beginners_do_not_keep_are_not_sent() {
     eventually("a span comes", || !spans(&collector).is_empty());
     let id = upstream.last().header("traceparent")[3..35].to_owned();
     assert!(spans(&collector).iter().all(|span| span["traceId"] == json!(id)));
+}
+
+#[test]
+fn the_last_spans_are_sent_before_the_process_ends() {
+    let upstream = Upstream::named("x");
+    let (collector, mut gateway) = traced("", &[&upstream]);
+    get(gateway.address(), "/svc/mdl/x", &[]);
+    gateway.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(gateway.wait_end().success());
+    assert!(!spans(&collector).is_empty());
 }
 
 #[test]

@@ -13,9 +13,15 @@ function render() {
   showConfiguration();
 }
 
+/* As the gateway has it: a name may have been pointed at it by anybody. */
+const isAddress = (host) => host === "localhost" || /^[\d.]+$/.test(host) || host.startsWith("[");
+
 /* The history comes along only when there is more of it. */
 function accept(newView) {
   newView.history ??= view?.history;
+  if (newView.can_change && newView.needs_address && !isAddress(location.hostname)) {
+    Object.assign(newView, { can_change: false, why_not: "by_name" });
+  }
   view = newView;
   receivedAt = Date.now();
   link.intervalMs = view.interval_ms || 2000;

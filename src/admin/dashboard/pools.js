@@ -8,6 +8,7 @@ const SORTS = {
   inflight: { down: true, value: (backend) => backend.in_flight },
   response: { down: true, value: (backend) => backend.response_time_ms ?? -1 },
   share: { down: true, value: (backend) => backend.requests_last_minute },
+  failures: { down: true, value: (backend) => backend.errors_last_minute },
 };
 const COLUMNS = [
   { id: "state", text: "state", sort: "state" },
@@ -16,6 +17,7 @@ const COLUMNS = [
   { id: "inflight", text: "inFlight", sort: "inflight", style: "number" },
   { id: "response", text: "response", sort: "response", style: "number" },
   { id: "share", text: "share", sort: "share", style: "number" },
+  { id: "failures", text: "failures", sort: "failures", style: "number" },
   { id: "check", text: "check", style: "number" },
   { id: "action", text: "action", style: "number" },
 ];
@@ -125,7 +127,8 @@ function updateBackend(row, pool, backend, sum) {
   }
   setText(row.name, backend.name);
   setText(row.id, backend.id === backend.name ? "" : backend.id);
-  setText(row.alert, troubleOf(backend));
+  const again = isNumber(backend.left_alone_seconds) ? " (" + say("leftAlone", { n: backend.left_alone_seconds }) + ")" : "";
+  setText(row.alert, troubleOf(backend) + (troubleOf(backend) ? again : ""));
   row.alert.hidden = !troubleOf(backend);
   setText(cells.url, backend.url);
   setText(cells.inflight, backend.inflight_max > 0 ? backend.in_flight + " / " + backend.inflight_max : String(backend.in_flight));
@@ -133,6 +136,8 @@ function updateBackend(row, pool, backend, sum) {
   const share = view.metrics && sum > 0 ? backend.requests_last_minute / sum : null;
   setText(row.share, percent(share));
   row.fill.style.width = 100 * (share || 0) + "%";
+  setText(cells.failures, view.metrics ? whole(backend.errors_last_minute) : say("none"));
+  cells.failures.classList.toggle("wrong", backend.errors_last_minute > 0);
   showTime(row.check, backend.last_check);
   updateAction(row, backend, pool);
 }

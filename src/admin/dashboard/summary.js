@@ -1,9 +1,9 @@
 /* What is wrong, and the figures of the last minute. */
 /* A backend that was not checked yet is given exchanges, so it counts as available. */
 const isAvailable = (backend) => backend.status !== "unhealthy" && backend.breaker !== "open" && !backend.drained;
-const isTroubled = (backend) => backend.status === "unhealthy" || backend.breaker !== "closed" || Boolean(backend.alert);
+const isTroubled = (backend) => backend.status === "unhealthy" || backend.breaker !== "closed" || Boolean(backend.alert) || backend.errors_last_minute > 0;
 const isHealthy = (backend) => backend.status === "healthy" && isAvailable(backend) && !isTroubled(backend);
-const troubleOf = (backend) => backend.alert || backend.why || "";
+const troubleOf = (backend) => backend.alert || backend.why || (backend.errors_last_minute > 0 && backend.last_failure?.why) || "";
 const poolName = (pool) => pool.service + " / " + pool.model;
 const everyBackend = () => view.pools.flatMap((pool) => pool.backends.map((backend) => ({ pool, backend })));
 
@@ -30,9 +30,9 @@ function problemsNow() {
   const last = view.configuration.last_reload;
   addProblem(list, "bad", "poolDown", empty.map(poolName), "problems");
   addProblem(list, "bad", "down", placesOf((backend) => backend.status === "unhealthy"), "problems");
-  addProblem(list, "bad", "breakerOpen", told((backend) => backend.breaker === "open" && backend.status !== "unhealthy", place), "problems");
+  addProblem(list, "bad", "breakerOpen", placesOf((backend) => backend.breaker === "open" && backend.status !== "unhealthy"), "problems");
   addProblem(list, "bad", "alerts", placesOf((backend) => backend.alert), "problems");
-  if (view.minute.error_rate > .05) list.push({ level: "bad", text: say("manyErrors", { rate: percent(view.minute.error_rate) }) });
+  if (view.minute.error_rate > .05) list.push({ level: "bad", filter: "problems", text: manyErrors(all, place) });
   if (last && last.status === "failed") list.push({ level: "warn", text: say("reloadFailedWith", { problem: (last.problems || [])[0] || say("none") }) });
   if (view.phase === "draining") list.push({ level: "warn", text: say("draining") });
   else if (view.phase !== "ready") list.push({ level: "warn", text: say("phase", { phase: view.phase }) });
@@ -44,6 +44,13 @@ function problemsNow() {
   if (list.some((problem) => problem.level !== "info")) return list;
   if (all.length === 0) return [{ level: "info", text: say("noBackends") }, ...list];
   return all.every(({ backend }) => isAvailable(backend)) ? [{ level: "good", text: say("allGood") }, ...list] : list;
+}
+
+/* How many failed, and where most of the attempts did. */
+function manyErrors(all, place) {
+  const rate = percent(view.minute.error_rate);
+  const worst = all.reduce((one, other) => other.backend.errors_last_minute > (one?.backend.errors_last_minute || 0) ? other : one, null);
+  return worst ? say("manyErrorsAt", { rate, place: place(worst), why: worst.backend.last_failure?.why || say("none") }) : say("manyErrors", { rate });
 }
 
 function problemLine(problem) {
@@ -95,7 +102,7 @@ function showTiles() {
   const minute = counted ? view.minute : {};
   const tokens = isNumber(minute.tokens_input_per_second) ? minute.tokens_input_per_second + minute.tokens_output_per_second : null;
   tile("availability", all.length ? percent(available / all.length) : say("none"), say("ofBackends", { k: available, n: all.length }), available < all.length);
-  tile("requestsPerSecond", amount(minute.requests_per_second), counted ? say("sinceStart", { n: view.totals.requests }) : "");
+  tile("requestsPerSecond", amount(minute.requests_per_second), counted ? say("sinceStart", { n: view.totals.requests, refused: amount(minute.refused_per_second) }) : "");
   tile("tokensPerSecond", amount(tokens), counted ? say("inAndOut", { a: amount(minute.tokens_input_per_second), b: amount(minute.tokens_output_per_second) }) : "");
   tile("errorRate", percent(minute.error_rate), counted ? say("errorsSinceStart", { n: view.totals.errors, aborts: view.totals.aborts }) : "", minute.error_rate > .05);
   tile("ttfb", duration(minute.ttfb_ms?.p50), tail(minute.ttfb_ms));

@@ -2,6 +2,7 @@
 const orNone = (value) => value ? String(value) : say("none");
 const ERROR_COLUMNS = [
   { id: "time", text: "time", at: (error) => error.at },
+  { id: "times", text: "times", style: "number", tell: (error) => whole(error.count) },
   { id: "status", text: "status", tell: (error) => orNone(error.status) },
   { id: "kind", text: "kind", style: "code", tell: (error) => orNone(error.kind) },
   { id: "target", text: "target", style: "wide", tell: (error) => orNone([error.service, error.model].filter(Boolean).join(" / ")) },
@@ -35,7 +36,7 @@ function showRows(place, entries, columns, items, keyOf) {
 
 function showErrors() {
   const newest = [...view.errors].sort((one, other) => Date.parse(other.at) - Date.parse(one.at)).slice(0, 50);
-  showRows(byId("error-table"), errorRows, ERROR_COLUMNS, newest, (error) => JSON.stringify([error.at, error.request_id, error.backend]));
+  showRows(byId("error-table"), errorRows, ERROR_COLUMNS, newest, (error) => JSON.stringify([error.since, error.service, error.model, error.backend, error.kind]));
   byId("no-errors").hidden = newest.length > 0;
 }
 

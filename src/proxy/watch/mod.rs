@@ -241,6 +241,11 @@ impl Watch {
         self.enter(Phase::Over);
     }
 
+    /// Whether all of the answer has been taken from the backend.
+    pub(super) fn is_answered(&self) -> bool {
+        matches!(self.phase(), Phase::Rest | Phase::Over)
+    }
+
     /// The attempt is over; there may be another one.
     pub(super) fn attempt_over(&self) {
         self.upstream.store(NO_CONNECTION, Ordering::Relaxed);

@@ -13,11 +13,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use xxhash_rust::xxh3::xxh3_64;
+use arc_swap::ArcSwap;
 
 use super::record::Record;
 use crate::config::{LogTarget, RequestLogSpec};
-use file::LogFile;
+use file::{Lines, LogFile};
 
 /// How long lines are gathered: few wake-ups and writes carry many of them.
 const GATHER: Duration = Duration::from_millis(20);
@@ -33,16 +33,37 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// The request log of this process.
 pub struct RequestLog {
+    /// The thread at work, and what it is given.
+    lane: ArcSwap<Lane>,
+    counts: Arc<LineCounts>,
+    told: Mutex<Told>,
+}
+
+/// A thread that writes, and what waits for it. One that a dead disk keeps is left to itself, and another one begun.
+struct Lane {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct LineCounts {
+    written: AtomicU64,
+    dropped: AtomicU64,
+    /// Why lines could not be written last.
+    failure: Mutex<Option<String>>,
+}
+
+#[derive(Default)]
+struct Told {
+    /// Lost lines that the application log has told of, and when.
+    dropped: u64,
+    at: Option<Instant>,
 }
 
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     more: Condvar,
-    written: AtomicU64,
-    dropped: AtomicU64,
 }
 
 #[derive(Default)]
@@ -59,7 +80,7 @@ enum Errand {
     /// Open the file again: the one that there was has been put aside.
     Reopen,
     /// Write there from now on; tell how that went.
-    Turn(Option<LogTarget>, Option<Sender<Result<(), String>>>),
+    Turn(Option<LogTarget>, Sender<Result<(), String>>),
     Finish,
 }
 
@@ -69,15 +90,11 @@ impl RequestLog {
     /// # Errors
     /// When the file cannot be written, and somebody asked for it.
     pub fn start(spec: Option<&RequestLogSpec>) -> Result<Self> {
-        let shared = Arc::new(Shared::default());
-        let thread = std::thread::Builder::new().name("request-log".to_owned()).spawn({
-            let shared = Arc::clone(&shared);
-            move || Writer { shared, target: None, told: 0, told_at: None }.run()
-        })?;
-        let log = Self { shared, thread: Mutex::new(Some(thread)) };
+        let counts = Arc::new(LineCounts::default());
+        let lane = ArcSwap::from_pointee(Lane::begin(&counts)?);
+        let log = Self { lane, counts, told: Mutex::default() };
         if let Some(spec) = spec {
-            let opened = log.turn(Some(spec.target.clone()));
-            match opened.map_err(|why| anyhow!(why)).with_context(|| at(&spec.target)) {
+            match log.turn(Some(spec)).with_context(|| at(&spec.target)) {
                 Err(error) if spec.is_asked_for => return Err(error),
                 Err(error) => log::warn!("there is no request log: {error:#}"),
                 Ok(()) => {}
@@ -89,23 +106,42 @@ impl RequestLog {
     /// Another configuration is at work: writes as that one says. What cannot be opened is told in the log, and tried
     /// again with every line.
     pub fn configure(&self, spec: Option<&RequestLogSpec>) {
-        let target = spec.map(|spec| spec.target.clone());
-        if let Err(why) = self.turn(target)
+        if let Err(error) = self.turn(spec)
             && let Some(spec) = spec
         {
-            log::error!("{}: {why}", at(&spec.target));
+            log::error!("{}: {error:#}", at(&spec.target));
         }
     }
 
-    fn turn(&self, target: Option<LogTarget>) -> Result<(), String> {
+    fn turn(&self, spec: Option<&RequestLogSpec>) -> Result<()> {
+        if self.ask_to_turn(spec)? {
+            return Ok(());
+        }
+        // What it was at, a disk keeps it from: those lines are written when that comes back, if it does.
+        let old = self.lane.swap(Arc::new(Lane::begin(&self.counts)?));
+        old.shared.ask(Errand::Finish);
+        if !self.ask_to_turn(spec)?
+            && let Some(spec) = spec
+        {
+            log::warn!("{} yet: its disk, or who should read it, gives no sign", at(&spec.target));
+        }
+        Ok(())
+    }
+
+    /// Whether the thread has done so in time.
+    fn ask_to_turn(&self, spec: Option<&RequestLogSpec>) -> Result<bool> {
         let (told, opened) = channel();
-        self.shared.ask(Errand::Turn(target, Some(told)));
-        opened.recv_timeout(OPENED_WITHIN).unwrap_or(Ok(()))
+        let target = spec.map(|spec| spec.target.clone());
+        self.lane.load().shared.ask(Errand::Turn(target, told));
+        match opened.recv_timeout(OPENED_WITHIN) {
+            Ok(opened) => opened.map(|()| true).map_err(|why| anyhow!(why)),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Opens the file again.
     pub fn reopen(&self) {
-        self.shared.ask(Errand::Reopen);
+        self.lane.load().shared.ask(Errand::Reopen);
     }
 
     /// Writes the line of an exchange, unless it is one of those that the configuration leaves out. Returns at once,
@@ -115,10 +151,11 @@ impl RequestLog {
             return;
         }
         let line = line::of(record);
-        let mut state = self.shared.state();
+        let lane = self.lane.load();
+        let mut state = lane.shared.state();
         if state.lines.len() + line.len() > spec.queue_bytes_max {
             drop(state);
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let is_first = state.lines.is_empty();
@@ -126,25 +163,56 @@ impl RequestLog {
         state.count += 1;
         drop(state);
         if is_first {
-            self.shared.more.notify_one();
+            lane.shared.more.notify_one();
         }
     }
 
     /// Lines that are written, and that are lost, since the start.
     #[must_use]
     pub fn counts(&self) -> [u64; 2] {
-        [&self.shared.written, &self.shared.dropped].map(|count| count.load(Ordering::Relaxed))
+        let LineCounts { written, dropped, .. } = &*self.counts;
+        [written, dropped].map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// Why lines could not be written last, if that was not for want of speed.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.counts.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says, now and then, how many lines were lost. Not for the thread that writes to do: a disk may keep it.
+    pub fn tell_lost(&self) {
+        let [_, dropped] = self.counts();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if dropped > told.dropped && told.at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+            let why =
+                self.failure().unwrap_or_else(|| "what it is written to is too slow".to_owned());
+            log::error!("lines of the request log lost since the start: {dropped}; {why}");
+            *told = Told { dropped, at: Some(Instant::now()) };
+        }
     }
 
     /// Writes what waits; takes at most `longest`.
     pub fn finish(&self, longest: Duration) {
         let until = Instant::now() + longest;
-        self.shared.ask(Errand::Finish);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let lane = self.lane.load();
+        lane.shared.ask(Errand::Finish);
+        let thread = lane.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         while thread.as_ref().is_some_and(|thread| !thread.is_finished()) && Instant::now() < until
         {
             std::thread::park_timeout(Duration::from_millis(2));
         }
+    }
+}
+
+impl Lane {
+    fn begin(counts: &Arc<LineCounts>) -> Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let thread = std::thread::Builder::new().name("request-log".to_owned()).spawn({
+            let (shared, counts) = (Arc::clone(&shared), Arc::clone(counts));
+            move || Writer { shared, counts, target: None }.run()
+        })?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 }
 
@@ -158,13 +226,11 @@ fn at(target: &LogTarget) -> String {
     }
 }
 
-/// Whether an exchange has a line: all that did not go well, and a share of the others, by their ids, so that
-/// gateways behind one another tell the same.
+/// Whether an exchange has a line: all that did not go well, and a share of the others. By nothing that a client sends:
+/// it could keep out of the log.
 fn is_told(record: &Record<'_>, sample: f64) -> bool {
     let is_well = (100..400).contains(&record.status) && record.fault.is_none();
-    #[allow(clippy::cast_precision_loss, reason = "a share")]
-    let number = || xxh3_64(record.request_id.as_bytes()) as f64 / u64::MAX as f64;
-    !is_well || record.is_aborted || sample >= 1.0 || number() < sample
+    !is_well || record.is_aborted || sample >= 1.0 || fastrand::f64() < sample
 }
 
 impl Shared {
@@ -181,14 +247,12 @@ impl Shared {
 /// What the thread works with.
 struct Writer {
     shared: Arc<Shared>,
+    counts: Arc<LineCounts>,
     target: Option<Target>,
-    /// Lost lines that the log has told of, and when.
-    told: u64,
-    told_at: Option<Instant>,
 }
 
 enum Target {
-    Stdout,
+    Stdout(Lines),
     File(LogFile),
 }
 
@@ -205,20 +269,14 @@ impl Writer {
             for errand in errands {
                 match errand {
                     Errand::Reopen => self.reopen(),
-                    Errand::Turn(target, told) => {
-                        let turned = self.turn(target);
-                        if let Some(told) = told {
-                            // Who asked may have gone.
-                            let _ = told.send(turned);
-                        }
-                    }
+                    // Who asked may have gone.
+                    Errand::Turn(target, told) => drop(told.send(self.turn(target))),
                     Errand::Finish => return,
                 }
             }
             if let Some(Target::File(file)) = &mut self.target {
-                file.look();
+                file.rotate();
             }
-            self.tell();
         }
     }
 
@@ -240,18 +298,19 @@ impl Writer {
     }
 
     fn write(&mut self, lines: &[u8], count: u64) {
-        let written = match &mut self.target {
-            None => Ok(()),
-            Some(Target::Stdout) => file::write_stdout(lines),
+        let (bytes, failure) = match &mut self.target {
+            // The configuration of some last exchanges had a request log, and the one at work has none.
+            None => (0, None),
+            Some(Target::Stdout(out)) => out.write(lines),
             Some(Target::File(file)) => file.write(lines),
         };
-        match written {
-            Ok(()) => self.shared.written.fetch_add(count, Ordering::Relaxed),
-            Err(error) => {
-                log::debug!("the request log cannot be written: {error}");
-                self.shared.dropped.fetch_add(count, Ordering::Relaxed)
-            }
-        };
+        if let Some(failure) = failure {
+            let failure = Some(failure.to_string());
+            *self.counts.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+        }
+        let written = memchr::memchr_iter(b'\n', &lines[..bytes]).count() as u64;
+        self.counts.written.fetch_add(written, Ordering::Relaxed);
+        self.counts.dropped.fetch_add(count.saturating_sub(written), Ordering::Relaxed);
     }
 
     fn reopen(&mut self) {
@@ -266,7 +325,7 @@ impl Writer {
     fn turn(&mut self, target: Option<LogTarget>) -> Result<(), String> {
         match target {
             None => self.target = None,
-            Some(LogTarget::Stdout) => self.target = Some(Target::Stdout),
+            Some(LogTarget::Stdout) => self.target = Some(Target::Stdout(Lines::default())),
             Some(LogTarget::File { path, rotate_bytes, rotate_after, keep }) => {
                 let mut file = LogFile::new(path, rotate_bytes, rotate_after, keep);
                 let opened = file.reopen();
@@ -275,18 +334,5 @@ impl Writer {
             }
         }
         Ok(())
-    }
-
-    /// Says, now and then, how many lines were lost.
-    fn tell(&mut self) {
-        let dropped = self.shared.dropped.load(Ordering::Relaxed);
-        let is_time = self.told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY);
-        if dropped > self.told && is_time {
-            log::error!(
-                "lines of the request log lost since the start: {dropped}; its disk is slow, full or away"
-            );
-            self.told = dropped;
-            self.told_at = Some(Instant::now());
-        }
     }
 }
