@@ -349,7 +349,8 @@ fn another_model_is_asked_when_one_cannot_serve() {
         (answer.text().as_str(), answer.header("x-tollgate-model").as_str()),
         ("{\"model\":\"third\"}", "svc/third")
     );
-    // The last one's own answer is the answer.
+    // The last one's own answer is the answer. Its first check is over: the next one comes after the test.
+    gateway.wait_backend("svc/third", "a", "healthy");
     drop(spare);
     let answer = post(to, CHAT, &[JSON], "{\"model\":\"second\"}");
     assert_eq!(code(&answer), (503, "no_backend".to_owned()), "{}", answer.text());

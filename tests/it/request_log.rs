@@ -38,14 +38,18 @@ fn wait_lines(path: &Path, count: usize) -> Vec<Value> {
     lines
 }
 
-/// The ids of `count` requests, each sent on one connection with an id of its own.
+/// Sends `count` requests, each with an id of its own; on one connection, as long as that is kept.
 fn send_numbered(gateway: &Gateway, from: usize, count: usize) {
     let mut connection = Connection::open(gateway.address());
     for number in from..from + count {
         let request =
             format!("GET /svc/mdl/x HTTP/1.1\r\nHost: g\r\nX-Request-ID: n-{number}\r\n\r\n");
         connection.write(request.as_bytes()).unwrap();
-        assert_eq!(connection.read(false).unwrap().status, 200);
+        let answer = connection.read(false).unwrap();
+        assert_eq!(answer.status, 200);
+        if answer.header("connection") == "close" {
+            connection = Connection::open(gateway.address());
+        }
     }
 }
 
