@@ -12,10 +12,9 @@ use crate::telemetry::{Counters, Totals};
 pub(super) fn all(runtime: &Runtime, sources: &Sources) -> Value {
     let telemetry = &sources.telemetry;
     let counters = &telemetry.counters;
-    let totals = counters.totals();
     let uptime = SystemTime::now().duration_since(counters.started).unwrap_or_default();
     let queued: usize = runtime.pools().map(|pool| pool.queue().length()).sum();
-    json!({
+    let mut page = json!({
         "service": "tollgate",
         "version": env!("CARGO_PKG_VERSION"),
         "started": view::time(counters.started),
@@ -23,15 +22,19 @@ pub(super) fn all(runtime: &Runtime, sources: &Sources) -> Value {
         "in_flight": sources.lifecycle.inflight(),
         "queued": queued,
         "connections": sources.lifecycle.connections.count(),
-        "requests": totals.requests,
-        "errors": totals.errors,
-        "refused": totals.refused,
-        "client_aborts": totals.aborts,
-        "tokens_input": totals.tokens_input,
-        "tokens_output": totals.tokens_output,
         "last_minute": view::minute(&telemetry.history.minute(counters)),
         "services": services(runtime, counters),
-    })
+    });
+    merge(&mut page, totals(&counters.totals()));
+    page
+}
+
+/// Adds the fields of one object to another.
+fn merge(to: &mut Value, from: Value) {
+    match (to.as_object_mut(), from) {
+        (Some(to), Value::Object(from)) => to.extend(from),
+        (_, from) => *to = from,
+    }
 }
 
 /// What went to each model, and to the backends of those of the configuration.
@@ -39,11 +42,7 @@ fn services(runtime: &Runtime, counters: &Counters) -> Value {
     let mut services: Map<String, Value> = Map::new();
     let mut at = |service: &str, model: &str, told: Value| {
         let models = services.entry(service).or_insert_with(|| json!({}));
-        let known = &mut models[model];
-        match (known.as_object_mut(), told) {
-            (Some(known), Value::Object(told)) => known.extend(told),
-            (_, told) => *known = told,
-        }
+        merge(&mut models[model], told);
     };
     for (service, model, _) in runtime.snapshot.pools() {
         let Some(pool) = runtime.pool(service, model) else { continue };

@@ -183,6 +183,34 @@ fn what_it_shows_is_for_admins_where_there_are_keys() {
 }
 
 #[test]
+fn the_view_says_why_a_backend_is_left_alone_and_how_often_it_failed() {
+    let (broken, fine) =
+        (Upstream::start(|_, reply| reply.send(500, &[], b"")), Upstream::named("x"));
+    let top = "balance: round_robin\nretry: {fast_500: 0s}\nbreaker: {consecutive_failures: 3}";
+    let gateway = Gateway::start(&config(top, &[&broken, &fine]));
+    let view = || get(gateway.address(), "/api/dashboard", &[]).json();
+    let failing = |view: &Value| view["pools"][0]["backends"][0].clone();
+    eventually("its breaker opens", || {
+        get(gateway.address(), "/svc/mdl/x", &[]);
+        failing(&view())["breaker"] == "open"
+    });
+    eventually("all are counted", || view()["errors"][0]["count"] == 3);
+    let view = view();
+    let backend = failing(&view);
+    assert_eq!(
+        (&backend["why"], &backend["errors_last_minute"]),
+        (&json!("status 500"), &json!(3))
+    );
+    assert!((1..=11).contains(&backend["left_alone_seconds"].as_u64().unwrap()), "{backend:#}");
+    // One line for failures that are alike.
+    let errors = view["errors"].as_array().unwrap();
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    assert_eq!((&errors[0]["backend"], &errors[0]["kind"]), (&json!("a"), &json!("upstream_5xx")));
+    assert_eq!(errors[0]["why"], "the backend answered 500");
+    assert_eq!(view["pools"][0]["errors_last_minute"], 3);
+}
+
+#[test]
 fn a_drained_backend_gets_nothing_new_until_it_is_taken_back() {
     let (one, two) = (Upstream::named("one"), Upstream::named("two"));
     let top = "admin: {listen: 127.0.0.1:0}\nbalance: round_robin\nreload: {watch: false}";

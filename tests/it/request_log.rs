@@ -361,8 +361,10 @@ fn a_reload_turns_to_another_file_and_off() {
     send_numbered(&gateway, 1, 1);
     reload(&mut gateway, "request_log: {enabled: false}", 2);
     send_numbered(&gateway, 2, 1);
-    reload(&mut gateway, "request_log: {file: two}\nlog: {format: json}", 3);
+    assert!(!gateway.log().iter().any(|line| line.contains("DEBUG")));
+    reload(&mut gateway, "request_log: {file: two}\nlog: {format: json, level: debug}", 3);
     send_numbered(&gateway, 3, 1);
+    gateway.wait_log("\"level\":\"debug\"");
     let id = |line: &Value| line["request_id"].clone();
     let one = wait_lines(&gateway.folder().join("one"), 1);
     let two = wait_lines(&gateway.folder().join("two"), 2);
