@@ -102,7 +102,7 @@ impl Admin {
                 Refusal::Internal
             }),
             ("/stats", _) if !runtime.snapshot.observed.metrics => Err(Refusal::MetricsOff),
-            ("/stats", _) => Ok(json_page(&stats::all(runtime, &self.sources))),
+            ("/stats", _) => Ok(own_json(stats::all(runtime, &self.sources).to_string())),
             (STATUS, Scope::Everything) => Ok(json_page(&status::all(runtime))),
             (STATUS, Scope::Admin) => {
                 let mut page = status::all(runtime);
@@ -232,6 +232,13 @@ fn service_status(
 /// JSON that pages of any origin may read: a team's own dashboard is one.
 fn json_page(body: &Value) -> Response<Bytes> {
     json_text(body.to_string())
+}
+
+/// JSON for no other page: what passes through the gateway is not for whoever a browser shows besides.
+fn own_json(body: impl Into<Bytes>) -> Response<Bytes> {
+    let mut page = Response::new(body.into());
+    page.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    page
 }
 
 fn json_text(body: String) -> Response<Bytes> {

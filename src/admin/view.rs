@@ -5,13 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::Response;
-use http::header::ACCESS_CONTROL_ALLOW_ORIGIN;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::{Scope, Sources, json_page, refusal_page, reload, status};
+use super::{Scope, Sources, own_json, refusal_page, reload, status};
 use crate::config::ClientKeys;
 use crate::lifecycle::Phase;
 use crate::pool::{Backend, BreakerState, HealthState, Pool};
@@ -81,11 +79,7 @@ impl Views {
         if let Err(refusal) = self.check(runtime, request) {
             return PageAnswer::Now(refusal_page(&refusal));
         }
-        let mut page: Response<Bytes> = json_page(&Value::Null);
-        *page.body_mut() = self.shown(runtime).json(None);
-        // Unlike how backends are, this is for nobody else's pages.
-        page.headers_mut().remove(ACCESS_CONTROL_ALLOW_ORIGIN);
-        PageAnswer::Now(page)
+        PageAnswer::Now(own_json(self.shown(runtime).json(None)))
     }
 
     /// The view again and again, as server-sent events, for as long as the client stays and may see it.

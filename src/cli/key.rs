@@ -44,6 +44,9 @@ struct NewArgs {
     /// How long it is good: 90d, 2027-01-31 (all of that day, UTC) or 2027-01-31T12:00:00Z [default: always]
     #[arg(long, value_name = "WHEN")]
     expires: Option<String>,
+    /// It may see what concerns all (the dashboard, everybody's usage), drain backends and reload
+    #[arg(long)]
+    admin: bool,
 }
 
 pub(super) fn run(args: KeyArgs, given: Option<&Path>) -> Result<()> {
@@ -81,6 +84,9 @@ pub(super) fn run(args: KeyArgs, given: Option<&Path>) -> Result<()> {
     println!("  - id: key-{id}");
     println!("    name: {}", quoted(&args.name));
     println!("    hash: {}", hash.text());
+    if args.admin {
+        println!("    admin: true");
+    }
     if !args.models.is_empty() {
         println!("    models: {}", list(&args.models));
     }

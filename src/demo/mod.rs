@@ -91,6 +91,7 @@ Tollgate demo: one proxy, three simulated LLM backends, all in this process.
 
   Dashboard    {address}/
   Status       {address}/api/health/status
+  Metrics      {address}/metrics
 
 Paste into another terminal:
 

@@ -115,7 +115,7 @@ impl Untold {
         let backend = exchange.attempts.current.as_ref();
         let grant = exchange.arrived.grant.as_ref();
         let refusal = exchange.observed.refusal.as_ref();
-        // Whoever leaves a WebSocket's talk begins it: that is no answer's first byte.
+        // What is said first in a WebSocket is no answer's first byte.
         let first_piece = exchange.observed.first_piece.filter(|_| !end.is_tunnel);
         let record = Record {
             began: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),

@@ -46,6 +46,24 @@ fn models(gateway: &Gateway, key: &str) -> Vec<String> {
 }
 
 #[test]
+fn a_new_key_of_an_admin_opens_the_dashboard_and_another_does_not() {
+    let upstream = Upstream::named("x");
+    let folder = tempfile::tempdir().unwrap();
+    let (admin, admin_entry) = new_key(folder.path(), &["boss", "--admin"]);
+    let (user, user_entry) = new_key(folder.path(), &["team a"]);
+    let config = config("keys_file: keys.yaml", &upstream);
+    std::fs::write(folder.path().join("tollgate.yaml"), config).unwrap();
+    let keys = format!("keys:\n{admin_entry}\n{user_entry}");
+    std::fs::write(folder.path().join("keys.yaml"), keys).unwrap();
+    let gateway = Gateway::start_in(folder, &[], &[]);
+    let status = |key: &str| {
+        let header = format!("X-API-Key: {key}");
+        get(gateway.address(), "/api/dashboard", &[&header]).status
+    };
+    assert_eq!((status(&admin), status(&user)), (200, 403));
+}
+
+#[test]
 fn a_new_key_is_good_as_soon_as_its_entry_is_in_the_keys_file_and_until_it_is_taken_out() {
     let upstream = Upstream::named("x");
     let folder = tempfile::tempdir().unwrap();

@@ -28,6 +28,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How long a start waits to hear whether the file can be written; a disk that hangs is not waited for.
 const OPENED_WITHIN: Duration = Duration::from_secs(1);
 
+/// As much memory is kept for the next lines.
+const SPARE_BYTES_MAX: usize = 256 * 1024;
+
 /// How often it is told that lines are lost.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -266,6 +269,8 @@ impl Writer {
             }
             spare = lines;
             spare.clear();
+            // What a burst has taken is given back.
+            spare.shrink_to(SPARE_BYTES_MAX);
             for errand in errands {
                 match errand {
                     Errand::Reopen => self.reopen(),
