@@ -115,10 +115,11 @@ fn traces(written: &FileTraces, problems: &mut Problems) -> Option<TraceSpec> {
     if queue_max == 0 {
         problems.value(&at.key("queue_max"), "must be more than 0");
     }
+    let sample = share(written.sample, &at.key("sample"), problems);
     Some(TraceSpec {
         url: parsed?,
         headers,
-        sample: share(written.sample, &at.key("sample"), problems),
+        sample,
         queue_max: queue_max as usize,
         service_name: written.service_name.clone().unwrap_or_else(|| "tollgate".to_owned()),
     })
