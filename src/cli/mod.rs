@@ -138,6 +138,7 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
     let origin = source.path().display().to_string();
     let defaults = defaults_note(&snapshot);
     let warnings = config::warnings(&snapshot);
+    let places = snapshot.observed.places();
     let gateway = Gateway::bind(snapshot)
         .context("choose another address with \"listen\", \"admin.listen\" or PORT")?;
     let addresses = gateway.addresses();
@@ -153,6 +154,9 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
         }
         for address in &addresses.admin {
             log::info!("status and dashboard on {address}");
+        }
+        for place in &places {
+            log::info!("{place}");
         }
     })?;
     Ok(ExitCode::SUCCESS)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use url::Url;
+use url::{Position, Url};
 
 /// What is told of exchanges.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +17,21 @@ pub struct Observed {
     pub request_log: Option<RequestLogSpec>,
     /// Where their spans go, if they do.
     pub traces: Option<TraceSpec>,
+}
+
+impl Observed {
+    /// Where exchanges are told of, for the first lines of the application log.
+    #[must_use]
+    pub fn places(&self) -> Vec<String> {
+        let log = self.request_log.as_ref().map(|spec| match &spec.target {
+            LogTarget::Stdout => "request log on standard output".to_owned(),
+            LogTarget::File { path, .. } => format!("request log in {}", path.display()),
+        });
+        // Without a query, which may hold a key.
+        let traces = self.traces.as_ref();
+        let traces = traces.map(|spec| format!("spans go to {}", &spec.url[..Position::AfterPath]));
+        log.into_iter().chain(traces).collect()
+    }
 }
 
 /// How the application log writes a line.

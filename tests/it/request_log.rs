@@ -264,6 +264,7 @@ fn the_file_is_opened_again_on_a_signal() {
     let upstream = Upstream::named("x");
     let mut gateway = Gateway::start(&config("request_log: {file: log}", &[&upstream]));
     let (path, aside) = (gateway.folder().join("log"), gateway.folder().join("mine"));
+    gateway.wait_log("request log in /");
     send_numbered(&gateway, 0, 1);
     wait_lines(&path, 1);
     std::fs::rename(&path, &aside).unwrap();

@@ -166,6 +166,7 @@ fn a_collector_that_is_away_costs_spans_and_nothing_else() {
     for _ in 0..50 {
         assert_eq!(get(gateway.address(), "/svc/mdl/x", &[]).status, 200);
     }
+    gateway.wait_log("spans go to http://");
     let line = gateway.wait_log("takes no spans, they are lost");
     assert!(!line.contains("secret"), "{line}");
     let dropped = || {
