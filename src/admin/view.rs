@@ -75,11 +75,21 @@ impl Views {
     }
 
     /// The view as it is now.
-    pub(super) fn page(&self, runtime: &Runtime, request: &PageRequest<'_>) -> PageAnswer {
+    pub(super) fn page(
+        self: &Arc<Self>,
+        runtime: &Runtime,
+        request: &PageRequest<'_>,
+    ) -> PageAnswer {
         if let Err(refusal) = self.check(runtime, request) {
             return PageAnswer::Now(refusal_page(&refusal));
         }
-        PageAnswer::Now(own_json(self.shown(runtime).json(None)))
+        let own = Arc::clone(self);
+        PageAnswer::Later(Box::pin(async move {
+            match own.look().await {
+                Some(shown) => own_json(shown.json(None)),
+                None => refusal_page(&Refusal::Internal),
+            }
+        }))
     }
 
     /// The view again and again, as server-sent events, for as long as the client stays and may see it.
@@ -105,7 +115,7 @@ impl Views {
                 if own.may_see(&runtime, &headers, client).is_err() {
                     return;
                 }
-                let shown = own.shown(&runtime);
+                let Some(shown) = own.look().await else { return };
                 let view = shown.json(known.replace(shown.end));
                 let pause = INTERVAL.max(Duration::from_secs((view.len() / BYTES_A_SECOND) as u64));
                 let event = [&b"data: "[..], &view, b"\n\n"].concat();
@@ -150,6 +160,14 @@ impl Views {
             return Ok(());
         }
         granted.and(Err(Refusal::NotAllowed))
+    }
+
+    /// What there is to see now; none where that cannot be made. Thousands of backends take a while, in which others on
+    /// this thread would wait.
+    async fn look(self: &Arc<Self>) -> Option<Shown> {
+        let own = Arc::clone(self);
+        let look = move || own.shown(&own.sources.current.load_full());
+        tokio::task::spawn_blocking(look).await.ok()
     }
 
     fn shown(&self, runtime: &Runtime) -> Shown {
