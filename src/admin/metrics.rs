@@ -131,6 +131,7 @@ fn ledger(registry: &Registry, ledger: &Ledger) -> prometheus::Result<()> {
 #[allow(clippy::cast_precision_loss, reason = "counts of exchanges")]
 fn pools(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
     let queue = gauge(registry, &names::QUEUE_LENGTH)?;
+    let retries = counter(registry, &names::RETRIES)?;
     let attempts = counter(registry, &names::BACKEND_REQUESTS)?;
     let up = gauge(registry, &names::BACKEND_UP)?;
     let breaker = gauge(registry, &names::BREAKER_STATE)?;
@@ -143,6 +144,7 @@ fn pools(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
     for (service, model, _) in runtime.snapshot.pools() {
         let Some(pool) = runtime.pool(service, model) else { continue };
         queue.with_label_values(&[service, model]).set(pool.queue().length() as f64);
+        retries.with_label_values(&[service, model]).inc_by(pool.retries.total());
         for backend in pool.backends() {
             let labels = &[service, model, &backend.spec.id];
             let health = &backend.live.health;

@@ -61,6 +61,8 @@ pub struct Pool {
     pub series: OnceLock<Arc<Series>>,
     /// Its exchanges that failed.
     pub errors: Arc<Recent>,
+    /// Attempts after the first one of an exchange.
+    pub retries: Arc<Recent>,
 }
 
 /// What a selection comes to.
@@ -135,6 +137,7 @@ impl Pool {
             ejecting,
             series: previous.map(|previous| previous.series.clone()).unwrap_or_default(),
             errors: previous.map(|previous| Arc::clone(&previous.errors)).unwrap_or_default(),
+            retries: previous.map(|previous| Arc::clone(&previous.retries)).unwrap_or_default(),
         })
     }
 

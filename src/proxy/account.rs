@@ -77,7 +77,9 @@ impl Drop for Exchange {
     /// complete waits only to be closed.
     fn drop(&mut self) {
         let Some(untold) = self.untold.take() else { return };
-        let refusal = self.observed.refusal.as_ref();
+        // A panic of ours ends it too.
+        let panicked = std::thread::panicking().then_some(&Refusal::Internal);
+        let refusal = panicked.or(self.observed.refusal.as_ref());
         let failed = refusal.filter(|refusal| refusal.status().is_server_error());
         let is_aborted = refusal.is_none() && !self.watch.is_answered();
         let left = is_aborted.then(|| "the client left".to_owned());
@@ -259,6 +261,12 @@ pub(super) fn ended_by(exchange: &Exchange, error: Option<&Error>) -> &'static s
 /// An attempt begins: it has a span of its own where somebody keeps the trace.
 pub(super) fn begin_attempt(exchange: &mut Exchange, at: Instant) {
     exchange.tried += 1;
+    if exchange.attempts.made > 0
+        && let Some(admitted) = &exchange.admitted
+    {
+        admitted.pool().retries.count(at);
+    }
+    exchange.attempts.made += 1;
     let is_kept = exchange.arrived.is_traced();
     let Some(attempt) = exchange.attempts.current.as_ref().filter(|_| is_kept) else { return };
     let spec = &attempt.backend().spec;

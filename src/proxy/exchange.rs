@@ -205,6 +205,8 @@ pub(super) struct Attempts {
     pub(super) given_up: Avoided,
     /// Whether a kept connection turned out to be dead: the next attempt makes a new one.
     pub(super) needs_new_connection: bool,
+    /// How often backends of this pool were asked.
+    pub(super) made: u32,
     /// Further attempts that count, so far.
     pub(super) retries: usize,
     /// Whether the next attempt has been allowed, and counted.

@@ -211,7 +211,9 @@ pub(super) fn settle(
     let is_counted =
         admitted.to().names().1 == model || tariff.is_some_and(|it| it.tiers.len() > 1);
     let counted = is_counted.then_some(model);
-    let is_month_of_interest = runtime.snapshot.charges || grant.reserved_tokens > 0;
+    let is_month_of_interest = runtime.snapshot.charges
+        || grant.reserved_tokens > 0
+        || tariff.is_some_and(|tariff| tariff.tiers.len() > 1);
     let Taken { before, reserved } = if is_month_of_interest {
         proxy.months.take(month, key, counted, usage.total(), grant.reserved_tokens)
     } else {

@@ -81,7 +81,13 @@ pub(super) fn after_broken_exchange(
             account::end_attempt(exchange, "the kept connection was closed");
             true
         } else {
-            note_failure(exchange, &error);
+            // A status that is a failure was one failure, whatever then becomes of its body.
+            if exchange.observed.is_judged {
+                let why = words(exchange, &error);
+                log_attempt(exchange, why);
+            } else {
+                note_failure(exchange, &error);
+            }
             tell(exchange, Outcome::Failure);
             may_retry(session, exchange, Work::Begun, None)
         }

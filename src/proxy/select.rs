@@ -117,6 +117,7 @@ fn fall_back(exchange: &mut Exchange) -> bool {
         return false;
     }
     exchange.fallen_from.push(Arc::clone(&before));
+    exchange.why = None;
     let pool = Arc::clone(admitted.pool());
     pool.count_exchange();
     exchange.attempts.begin_again();

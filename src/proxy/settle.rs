@@ -107,9 +107,20 @@ pub(super) fn why(session: &Session, exchange: &Exchange, error: Option<&Error>)
     let known = exchange.why.as_ref().filter(|_| is_refused && !exchange.observed.has_head());
     known.cloned().or_else(|| match error? {
         error if error.esource == ErrorSource::Upstream => Some(brief(error)),
-        _ if is_refused || session.was_upgraded() => error.map(brief),
+        error if is_refused || session.was_upgraded() || !is_gone(error) => Some(brief(error)),
         _ => Some("the client left".to_owned()),
     })
+}
+
+/// Whether a client's connection is gone, and not just slow.
+fn is_gone(error: &Error) -> bool {
+    matches!(
+        error.etype,
+        ErrorType::ConnectionClosed
+            | ErrorType::ReadError
+            | ErrorType::WriteError
+            | ErrorType::H2Error
+    )
 }
 
 /// The id of its key, for the log.

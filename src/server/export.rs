@@ -13,22 +13,33 @@ use crate::telemetry::Telemetry;
 /// How often what waits is sent, though it is not much.
 const SEND_EVERY: Duration = Duration::from_secs(2);
 
-/// Sends what waits before the process ends, within this time.
-pub(super) fn send_last(current: &Current, telemetry: &Telemetry, longest: Duration) {
-    let runtime = current.load();
-    let Some(spec) = &runtime.snapshot.observed.traces else { return };
-    let Some((body, count)) = telemetry.spans.take(spec) else { return };
-    let Ok(executor) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
-        return telemetry.spans.dropped(count);
-    };
-    let sent = executor.block_on(async {
-        let connector = Connector::new(None);
-        let sent = fetch::post(&connector, &spec.url, &spec.headers, body);
-        tokio::time::timeout(longest, sent).await
+/// Sends what waits before the process ends, within this time. On a thread of its own: who ends the process may be inside
+/// an executor.
+pub(super) fn send_last(current: &Arc<Current>, telemetry: &Arc<Telemetry>, longest: Duration) {
+    let (current, telemetry) = (Arc::clone(current), Arc::clone(telemetry));
+    let sending = std::thread::spawn(move || {
+        let runtime = current.load();
+        let Some(spec) = &runtime.snapshot.observed.traces else { return };
+        let Ok(executor) = tokio::runtime::Builder::new_current_thread().enable_all().build()
+        else {
+            return;
+        };
+        let all = async {
+            let connector = Connector::new(None);
+            while let Some((body, count)) = telemetry.spans.take(spec) {
+                let sent = fetch::post(&connector, &spec.url, &spec.headers, body).await;
+                match sent {
+                    Ok(()) => telemetry.spans.sent(count),
+                    Err(why) => return log::warn!("the last spans are lost: {why}"),
+                }
+            }
+        };
+        if executor.block_on(async { tokio::time::timeout(longest, all).await }).is_err() {
+            log::warn!("the last spans are lost: there was no time for them");
+        }
     });
-    if !matches!(sent, Ok(Ok(()))) {
-        log::warn!("spans that were not sent before the end: {count}");
-    }
+    // Had it panicked, it would have said so.
+    let _ = sending.join();
 }
 
 /// Sends what waits, again and again. What is not taken is lost, and counted: who keeps traces may be away for long. A

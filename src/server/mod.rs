@@ -134,12 +134,11 @@ impl Gateway {
         let lifecycle = Arc::new(Lifecycle::default());
         let shutdown_timeout = self.snapshot.shutdown_timeout;
         let runtime = Runtime::new(self.snapshot, None).context("cannot build the pools")?;
-        upgrade::take_drained(&runtime);
+        self.take_over.take_drained(&runtime);
         let current = Arc::new(Current::from_pointee(runtime));
         background::resolve_at_start(&current.load_full())?;
         let months = Arc::new(Months::default());
-        let telemetry = start_telemetry(&current, &lifecycle)?;
-        let ledger = start_ledger(&current, &months, &lifecycle)?;
+        let (telemetry, ledger) = start_telling(&current, &months, &lifecycle)?;
         let configuration = server_configuration(&current.load().snapshot);
         let sockets = [self.traffic.clone(), self.admin.clone()].concat();
         let (reloads, asked) = Reloads::new();
@@ -207,14 +206,25 @@ impl Gateway {
     }
 }
 
-/// What is told of exchanges. The last lines of the request log and the last spans go out before the process ends.
-fn start_telemetry(current: &Arc<Current>, lifecycle: &Lifecycle) -> Result<Arc<Telemetry>> {
+/// What is told of exchanges. The last lines of the request log are written before the process ends.
+fn start_telemetry(current: &Current, lifecycle: &Lifecycle) -> Result<Arc<Telemetry>> {
     let telemetry = Arc::new(Telemetry::start(&current.load().snapshot.observed)?);
     let last = Arc::clone(&telemetry);
     lifecycle.do_at_last(move |longest| last.request_log.finish(longest / LAST_LINES));
-    let (current, last) = (Arc::clone(current), Arc::clone(&telemetry));
-    lifecycle.do_at_last(move |longest| export::send_last(&current, &last, longest / LAST_LINES));
     Ok(telemetry)
+}
+
+/// What is told of exchanges, and the ledger. At the end of the process spans go out last of all: rows are money.
+fn start_telling(
+    current: &Arc<Current>,
+    months: &Arc<Months>,
+    lifecycle: &Lifecycle,
+) -> Result<(Arc<Telemetry>, Option<Arc<Ledger>>)> {
+    let telemetry = start_telemetry(current, lifecycle)?;
+    let ledger = start_ledger(current, months, lifecycle)?;
+    let (current, told) = (Arc::clone(current), Arc::clone(&telemetry));
+    lifecycle.do_at_last(move |left| export::send_last(&current, &told, left / LAST_LINES));
+    Ok((telemetry, ledger))
 }
 
 /// The ledger, where there is one; it knows what keys have taken in this month as soon as its database does.

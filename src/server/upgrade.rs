@@ -35,6 +35,9 @@ const VARIABLE: &str = "TOLLGATE_UPGRADE";
 /// Tells it which backends an operator has taken out of service: pairs of a pool's name and a backend's id, in JSON.
 const DRAINED: &str = "TOLLGATE_DRAINED";
 
+/// Linux takes no variable of 128 KiB.
+const DRAINED_BYTES_MAX: usize = 120 * 1024;
+
 /// Longest wait for the new process to serve.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -64,6 +67,20 @@ impl TakeOver {
         Ok(Self { sockets, word: Some(word) })
     }
 
+    /// Takes the backends out of service that the old process had taken out, if there is one.
+    pub(super) fn take_drained(&self, runtime: &Runtime) {
+        let told = self.word.and_then(|_| std::env::var(DRAINED).ok()).unwrap_or_default();
+        let drained: Vec<(String, String)> = serde_json::from_str(&told).unwrap_or_default();
+        for (pool, id) in drained {
+            let (service, model) = pool.split_once('/').unwrap_or_default();
+            let backends = runtime.pool(service, model).map(|pool| pool.backends());
+            let known = backends.and_then(|all| all.iter().find(|backend| backend.spec.id == id));
+            if known.is_some_and(|backend| backend.drain(true)) {
+                log::warn!("backend {id} of {pool} is still drained: an operator has asked for it");
+            }
+        }
+    }
+
     /// Serving: the old process may go.
     pub(super) fn tell_ready(&self) {
         if let Some(word) = self.word {
@@ -81,21 +98,12 @@ fn drained(runtime: &Runtime) -> String {
         let drained = pool.backends().iter().filter(|backend| backend.is_drained());
         drained.map(|it| (pool.name().to_owned(), it.spec.id.clone())).collect::<Vec<_>>()
     };
-    json!(runtime.pools().flat_map(of).collect::<Vec<_>>()).to_string()
-}
-
-/// Takes the backends out of service that the old process had taken out, if there is one.
-pub(super) fn take_drained(runtime: &Runtime) {
-    let Ok(text) = std::env::var(DRAINED) else { return };
-    let drained: Vec<(String, String)> = serde_json::from_str(&text).unwrap_or_default();
-    for (pool, id) in drained {
-        let (service, model) = pool.split_once('/').unwrap_or_default();
-        let backends = runtime.pool(service, model).map(|pool| pool.backends());
-        let known = backends.and_then(|all| all.iter().find(|backend| backend.spec.id == id));
-        if known.is_some_and(|backend| backend.drain(true)) {
-            log::warn!("backend {id} of {pool} is still drained: an operator has asked for it");
-        }
+    let drained = json!(runtime.pools().flat_map(of).collect::<Vec<_>>()).to_string();
+    if drained.len() > DRAINED_BYTES_MAX {
+        log::warn!("too many backends are drained to tell the new process: it drains none");
+        return String::new();
     }
+    drained
 }
 
 /// Lines `word`, `wanted=address`, `wanted=address=name of systemd`: where to give word, and the

@@ -59,7 +59,6 @@ struct Vectors {
     wasted: IntCounterVec,
     cost: CounterVec,
     aborts: IntCounterVec,
-    retries: IntCounterVec,
     fallbacks: IntCounterVec,
 }
 
@@ -76,7 +75,6 @@ impl Vectors {
             tokens: [tokens("input"), tokens("output")],
             cached: self.cached.with_label_values(pool),
             aborts: self.aborts.with_label_values(pool),
-            retries: self.retries.with_label_values(pool),
             fallbacks: self.fallbacks.with_label_values(pool),
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
@@ -102,7 +100,6 @@ pub struct Series {
     tokens: [IntCounter; 2],
     cached: IntCounter,
     aborts: IntCounter,
-    retries: IntCounter,
     fallbacks: IntCounter,
     requests: AtomicU64,
     /// Those that failed.
@@ -194,7 +191,6 @@ impl Counters {
             wasted: counter(&names::WASTED)?,
             cost: kept(&registry, cost)?,
             aborts: counter(&names::CLIENT_ABORTS)?,
-            retries: counter(&names::RETRIES)?,
             fallbacks: counter(&names::FALLBACKS)?,
         };
         let overhead = histogram(&names::OVERHEAD, names::OVERHEAD_BUCKETS)?;
@@ -251,7 +247,6 @@ impl Counters {
         if record.refusal.is_some() {
             series.refused.fetch_add(1, Ordering::Relaxed);
         }
-        series.retries.inc_by(u64::from(record.attempts.saturating_sub(1)));
         self.overhead.observe(record.phases.spent(Phase::Own).as_secs_f64());
         if let Some(first_byte) = record.first_byte.filter(|_| record.is_answered()) {
             self.first_byte.count(first_byte);

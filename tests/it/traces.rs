@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Gateway, Metrics, Upstream, config, eventually, get, post};
+use crate::harness::{Connection, Gateway, Metrics, Upstream, config, eventually, get, post};
 
 const SENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -155,6 +155,26 @@ fn the_last_spans_are_sent_before_the_process_ends() {
     get(gateway.address(), "/svc/mdl/x", &[]);
     gateway.signal(nix::sys::signal::Signal::SIGTERM);
     assert!(gateway.wait_end().success());
+    assert!(!spans(&collector).is_empty());
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once_with_spans_that_wait() {
+    let upstream = Upstream::start(|seen, reply| {
+        if seen.target().ends_with("hang") {
+            reply.wait_closed();
+        }
+    });
+    let (collector, mut gateway) = traced("", &[&upstream]);
+    let mut hanging = Connection::open(gateway.address());
+    hanging.write(b"GET /svc/mdl/hang HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    eventually("one hangs", || gateway.inflight() == 1);
+    get(gateway.address(), "/svc/mdl/x", &[]);
+    gateway.signal(nix::sys::signal::Signal::SIGTERM);
+    gateway.wait_log("draining for at most");
+    gateway.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(gateway.wait_end().code(), Some(1));
+    assert!(!gateway.log().iter().any(|line| line.contains("panicked")), "{:#?}", gateway.log());
     assert!(!spans(&collector).is_empty());
 }
 

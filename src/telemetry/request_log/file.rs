@@ -1,9 +1,9 @@
 //! The file of the request log: appended to, put aside when it is large or old, and opened again when somebody else
 //! has put it aside.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{Error, ErrorKind, Result, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -101,11 +101,12 @@ impl LogFile {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             opened => return opened,
         }
-        match append.create_new(true).open(&self.path) {
+        match append.create_new(true).mode(MODE).open(&self.path) {
             // The unit's mask keeps the group out, which here may read.
             Ok(file) => file.set_permissions(Permissions::from_mode(MODE)).map(|()| file),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                OpenOptions::new().append(true).open(&self.path)
+                // Somebody else was faster, or it is a link to what is not there yet.
+                OpenOptions::new().append(true).create(true).mode(MODE).open(&self.path)
             }
             Err(error) => Err(error),
         }
@@ -138,7 +139,11 @@ impl LogFile {
             return;
         }
         // Another process, which takes over or hands over, may do so now, or have done so.
-        let is_ours = open.file.lock().is_ok() && id_at(&self.path) == Some(open.id);
+        if matches!(open.file.try_lock(), Err(TryLockError::WouldBlock)) {
+            self.failed_at = Some(Instant::now());
+            return;
+        }
+        let is_ours = id_at(&self.path) == Some(open.id);
         let put_aside = if is_ours { self.put_aside() } else { Ok(()) };
         if let Err(error) = &put_aside {
             log::error!(
@@ -249,6 +254,33 @@ mod tests {
         assert_eq!(read("log.1").unwrap(), "line 4\nline 5\n");
         assert_eq!(read("log.2").unwrap(), "line 2\nline 3\n");
         assert!(read("log.3").is_err());
+    }
+
+    #[test]
+    fn a_link_to_what_is_not_there_yet_is_followed_and_never_put_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let (link, target) = (folder.path().join("log"), folder.path().join("target"));
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let mut file = LogFile::new(link.clone(), 1, Duration::ZERO, 2);
+        write(&mut file, "one\n");
+        file.rotate();
+        assert_eq!(std::fs::read_to_string(target).unwrap(), "one\n");
+        assert!(link.is_symlink());
+    }
+
+    #[test]
+    fn one_that_a_reader_has_locked_is_put_aside_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = log(folder.path(), 1, 2);
+        write(&mut file, "one\n");
+        let reader = File::open(folder.path().join("deep/log")).unwrap();
+        reader.lock_shared().unwrap();
+        file.rotate();
+        assert!(!folder.path().join("deep/log.1").exists());
+        reader.unlock().unwrap();
+        file.failed_at = None;
+        file.rotate();
+        assert!(folder.path().join("deep/log.1").exists());
     }
 
     #[test]

@@ -52,7 +52,7 @@ struct Lane {
 struct LineCounts {
     written: AtomicU64,
     dropped: AtomicU64,
-    /// Why lines could not be written last.
+    /// Why the last lines could not be written, if they could not.
     failure: Mutex<Option<String>>,
 }
 
@@ -177,7 +177,7 @@ impl RequestLog {
         [written, dropped].map(|count| count.load(Ordering::Relaxed))
     }
 
-    /// Why lines could not be written last, if that was not for want of speed.
+    /// Why the last lines could not be written, if they could not.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         self.counts.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -304,15 +304,13 @@ impl Writer {
 
     fn write(&mut self, lines: &[u8], count: u64) {
         let (bytes, failure) = match &mut self.target {
-            // The configuration of some last exchanges had a request log, and the one at work has none.
-            None => (0, None),
+            // Some last exchanges began with a configuration that had a request log: nobody wants it any more.
+            None => return,
             Some(Target::Stdout(out)) => out.write(lines),
             Some(Target::File(file)) => file.write(lines),
         };
-        if let Some(failure) = failure {
-            let failure = Some(failure.to_string());
-            *self.counts.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
-        }
+        let failure = failure.map(|failure| failure.to_string());
+        *self.counts.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
         let written = memchr::memchr_iter(b'\n', &lines[..bytes]).count() as u64;
         self.counts.written.fetch_add(written, Ordering::Relaxed);
         self.counts.dropped.fetch_add(count.saturating_sub(written), Ordering::Relaxed);
