@@ -11,6 +11,7 @@ mod usage;
 mod view;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{
@@ -18,6 +19,7 @@ use http::header::{
     ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONTENT_TYPE,
 };
 use http::{HeaderValue, Method, Response, StatusCode};
+use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
@@ -266,4 +268,9 @@ fn refusal_page(refusal: &Refusal) -> Response<Bytes> {
     *page.status_mut() = refusal.status();
     page.headers_mut().extend(refusal.headers());
     page
+}
+
+/// To the millisecond, in UTC.
+fn time(at: SystemTime) -> Option<String> {
+    Timestamp::try_from(at).ok().map(|time| format!("{time:.3}"))
 }

@@ -1,14 +1,12 @@
 //! `POST /admin/reload`, and how the last reload went.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{change, json_text, refusal_page};
+use super::{change, json_text, refusal_page, time};
 use crate::refusal::Refusal;
 use crate::runtime::{PageAnswer, PageRequest, ReloadState, Reloaded, Reloads, Runtime};
 
@@ -65,8 +63,4 @@ fn outcome(reloaded: &Reloaded) -> Value {
         }),
         Err(problems) => json!({"at": at, "status": "failed", "problems": problems}),
     }
-}
-
-fn time(at: SystemTime) -> Option<String> {
-    Timestamp::try_from(at).ok().map(|time| time.to_string())
 }

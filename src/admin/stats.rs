@@ -17,7 +17,7 @@ pub(super) fn all(runtime: &Runtime, sources: &Sources) -> Value {
     let mut page = json!({
         "service": "tollgate",
         "version": env!("CARGO_PKG_VERSION"),
-        "started": view::time(counters.started),
+        "started": super::time(counters.started),
         "uptime_seconds": uptime.as_secs(),
         "in_flight": sources.lifecycle.inflight(),
         "queued": queued,

@@ -5,11 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::{Scope, Sources, own_json, refusal_page, reload, status};
+use super::{Scope, Sources, own_json, refusal_page, reload, status, time};
 use crate::config::ClientKeys;
 use crate::lifecycle::Phase;
 use crate::pool::{Backend, BreakerState, HealthState, Pool};
@@ -373,10 +372,6 @@ fn taker(taker: &Taker) -> Value {
         "cost": taker.cost.normalize().to_string(),
         "currency": *taker.currency,
     })
-}
-
-pub(super) fn time(at: SystemTime) -> Option<String> {
-    Timestamp::try_from(at).ok().map(|time| format!("{time:.3}"))
 }
 
 /// To the hundredth.

@@ -1,11 +1,11 @@
 //! Active health checks: one request a backend and round, with the backend's own Host, TLS and
-//! credential, under a hard deadline.
+//! credential, under a hard deadline; and what they found.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -217,5 +217,110 @@ impl HealthCheck for PoolCheck {
     fn health_threshold(&self, success: bool) -> usize {
         let spec = &self.pool.load().spec;
         if success { spec.healthy_after } else { spec.unhealthy_after }
+    }
+}
+
+/// A backend's health, as told by its checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthState {
+    /// Not checked yet; usable.
+    Unknown,
+    /// Passed.
+    Healthy,
+    /// Failed, as often in a row as configured.
+    Unhealthy,
+}
+
+impl HealthState {
+    /// The word for it in status and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
+}
+
+/// State, response time and time of the last check, written by checks and read by everybody.
+#[derive(Debug)]
+pub struct Health {
+    state: AtomicU8,
+    response_micros: AtomicU64,
+    checked_at_millis: AtomicI64,
+    failure: Mutex<Option<String>>,
+}
+
+const UNKNOWN: u8 = 0;
+const HEALTHY: u8 = 1;
+const UNHEALTHY: u8 = 2;
+const NO_RESPONSE: u64 = u64::MAX;
+const NEVER_CHECKED: i64 = i64::MIN;
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            state: AtomicU8::new(UNKNOWN),
+            response_micros: AtomicU64::new(NO_RESPONSE),
+            checked_at_millis: AtomicI64::new(NEVER_CHECKED),
+            failure: Mutex::default(),
+        }
+    }
+}
+
+impl Health {
+    /// The state now.
+    #[must_use]
+    pub fn state(&self) -> HealthState {
+        match self.state.load(Ordering::Relaxed) {
+            HEALTHY => HealthState::Healthy,
+            UNHEALTHY => HealthState::Unhealthy,
+            _ => HealthState::Unknown,
+        }
+    }
+
+    /// How long the last check waited for its answer, if it passed.
+    #[must_use]
+    pub fn response_time(&self) -> Option<Duration> {
+        let micros = self.response_micros.load(Ordering::Relaxed);
+        (micros != NO_RESPONSE).then(|| Duration::from_micros(micros))
+    }
+
+    /// When the last check ended, in milliseconds since 1970.
+    #[must_use]
+    pub fn checked_at_millis(&self) -> Option<i64> {
+        let millis = self.checked_at_millis.load(Ordering::Relaxed);
+        (millis != NEVER_CHECKED).then_some(millis)
+    }
+
+    /// Why the last check failed, if it did.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A check ended, with the time to its answer, or the reason why there is none.
+    pub(super) fn checked(&self, outcome: Result<Duration, String>) {
+        let (response_time, failure) = match outcome {
+            Ok(time) => (Some(time), None),
+            Err(reason) => (None, Some(reason)),
+        };
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+        let micros = response_time
+            .map_or(NO_RESPONSE, |time| u64::try_from(time.as_micros()).unwrap_or(NO_RESPONSE));
+        self.response_micros.store(micros, Ordering::Relaxed);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let millis = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+        self.checked_at_millis.store(millis, Ordering::Relaxed);
+    }
+
+    /// A first pass needs no threshold: a backend is taken for usable before it too.
+    pub(super) fn first_pass(&self) {
+        let _ = self.state.compare_exchange(UNKNOWN, HEALTHY, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    pub(super) fn turn(&self, healthy: bool) {
+        self.state.store(if healthy { HEALTHY } else { UNHEALTHY }, Ordering::Relaxed);
     }
 }

@@ -23,10 +23,10 @@ use std::time::{Duration, Instant};
 use pingora_load_balancing::discovery::Static;
 use pingora_load_balancing::{Backend as LbBackend, Backends, HealthRegistry, LoadBalancer};
 
-pub use backend::{Backend, CONNECT_DEADLINE, Health, HealthState, Live, Permit};
+pub use backend::{Backend, CONNECT_DEADLINE, Live, Permit};
 pub use breaker::{BreakerState, Outcome};
 pub use checks::Checks;
-pub use health::Prober;
+pub use health::{Health, HealthState, Prober};
 pub use queue::{Avoided, Queue, Waiter};
 pub use resolve::{Address, Addresses};
 pub use tunnel::Gate;

@@ -15,7 +15,7 @@ mod takers;
 mod trace;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -154,6 +154,12 @@ const HINTS: [(&str, &str); 4] = [
     ("CertificateRequired", ": set tls.cert_file and tls.key_file"),
     ("tls handshake eof", ": does it speak https?"),
 ];
+
+/// Milliseconds of an exchange, to the microsecond.
+#[allow(clippy::cast_precision_loss, reason = "microseconds of an exchange")]
+fn millis(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1000.0
+}
 
 #[cfg(test)]
 mod tests {

@@ -4,11 +4,12 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use super::millis;
 use super::phases::Phase;
 use super::record::Record;
 use crate::config::TraceSpec;
@@ -101,17 +102,18 @@ impl Spans {
         let count = waiting.len().min(AT_ONCE);
         let spans: Vec<Value> = waiting.drain(..count).collect();
         drop(waiting);
+        if count == 0 {
+            return None;
+        }
         let resource = attributes([
             ("service.name", json!(spec.service_name)),
             ("service.version", json!(env!("CARGO_PKG_VERSION"))),
         ]);
-        let body = || {
-            json!({"resourceSpans": [{
-                "resource": {"attributes": resource},
-                "scopeSpans": [{"scope": {"name": "tollgate"}, "spans": spans}],
-            }]})
-        };
-        (count > 0).then(|| (body().to_string(), count))
+        let body = json!({"resourceSpans": [{
+            "resource": {"attributes": resource},
+            "scopeSpans": [{"scope": {"name": "tollgate"}, "spans": spans}],
+        }]});
+        Some((body.to_string(), count))
     }
 
     /// So many were sent.
@@ -280,9 +282,4 @@ fn operation(path: &str) -> Option<(&'static str, &'static str)> {
         "embedContent" | "batchEmbedContents" => ("embeddings", "gcp.gemini"),
         _ => return None,
     })
-}
-
-#[allow(clippy::cast_precision_loss, reason = "microseconds of an exchange")]
-fn millis(time: Duration) -> f64 {
-    time.as_micros() as f64 / 1000.0
 }

@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 use serde::{Serialize, Serializer};
 
+use super::super::millis;
 use super::super::phases::{Phase, Phases};
 use super::super::record::Record;
 
@@ -110,12 +110,6 @@ fn shortened(text: &str) -> &str {
     let fits = |at: &usize| *at <= TEXT_BYTES_MAX;
     let ends = text.char_indices().map(|(at, letter)| at + letter.len_utf8());
     &text[..ends.take_while(fits).last().unwrap_or_default()]
-}
-
-/// To the microsecond.
-#[allow(clippy::cast_precision_loss, reason = "microseconds of an exchange")]
-fn millis(time: Duration) -> f64 {
-    time.as_micros() as f64 / 1000.0
 }
 
 /// Those in which any time was spent.
