@@ -64,6 +64,7 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// The proxy for all traffic.
+#[derive(Clone)]
 pub struct Proxy {
     /// The runtime that new exchanges take.
     pub current: Arc<Current>,

@@ -4,8 +4,8 @@
 //! fewer, and a client that sends nothing would be waited for without end.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,16 +13,17 @@ use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, Ser
 use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
-use pingora_core::protocols::l4::stream::Stream as L4Stream;
-use pingora_core::protocols::{ALPN, Stream};
+use pingora_core::protocols::{ALPN, Shutdown, Stream};
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
 use super::connections::Connections;
+use super::stream::ClientStream;
+use super::workers::Load;
 use crate::config::{ClientBounds, Listen, ListenAt};
-use crate::lifecycle::{Counted, Lifecycle};
+use crate::lifecycle::Lifecycle;
 use crate::proxy::{ClientSide, Proxy, raw_refusal, watched};
 use crate::refusal::Refusal;
 use crate::runtime::Current;
@@ -56,8 +57,6 @@ pub(super) struct Front {
     connections: Option<Arc<Connections>>,
     /// The addresses that TLS is spoken on.
     secure: Vec<SocketAddr>,
-    /// As long as connections are accepted.
-    listening: Mutex<Option<Counted>>,
 }
 
 /// The proxy, told how to read a connection.
@@ -65,6 +64,7 @@ struct Version {
     proxy: Arc<HttpProxy<Proxy>>,
     options: HttpServerOptions,
     current: Arc<Current>,
+    load: Arc<Load>,
     /// Tells when the drain is over.
     cut: watch::Receiver<bool>,
     /// Whether a request has come on the one connection that this is for.
@@ -78,6 +78,7 @@ impl Front {
         lifecycle: Arc<Lifecycle>,
         connections: Option<Arc<Connections>>,
         listens: &[Listen],
+        load: &Arc<Load>,
     ) -> Self {
         let secure = listens.iter().filter(|listen| listen.tls);
         let secure = secure.filter_map(|listen| match listen.at {
@@ -87,30 +88,80 @@ impl Front {
         let idle_timeout = current.load().snapshot.client.idle_timeout;
         let proxy = Arc::new(proxy);
         let version = |options| {
-            let current = Arc::clone(current);
-            let cut = lifecycle.cut_signal();
-            Arc::new(Version { proxy: Arc::clone(&proxy), options, current, cut, begun: None })
+            let (current, load) = (Arc::clone(current), Arc::clone(load));
+            let (proxy, cut) = (Arc::clone(&proxy), lifecycle.cut_signal());
+            Arc::new(Version { proxy, options, current, load, cut, begun: None })
         };
         Self {
             http1: version(HttpServerOptions::default()),
             http2: version(http2_options(idle_timeout)),
             current: Arc::clone(current),
             closing: lifecycle.closing_signal(),
-            listening: Mutex::new(Some(lifecycle.listeners.enter())),
             lifecycle,
             connections,
             secure: secure.collect(),
         }
     }
 
+    /// Serves a connection to its end.
+    pub(super) async fn serve(&self, mut stream: ClientStream) {
+        let client = self.current.load().snapshot.client.clone();
+        let address = stream.peer_address().map(|address| address.ip());
+        let _counted = match &self.connections {
+            Some(connections) => match connections.enter(address, &client) {
+                Some(open) => Some(open),
+                None => {
+                    self.lifecycle.refused.fetch_add(1, Ordering::Relaxed);
+                    return refuse(stream, &client, &Refusal::TooManyConnections).await;
+                }
+            },
+            None => None,
+        };
+        let is_secure = self.is_secure(&stream);
+        let look = tokio::time::timeout(client.idle_timeout, look(&mut stream));
+        let speaks = tokio::select! {
+            biased;
+            look = look => look.ok().flatten(),
+            () = self.lifecycle.parted() => None,
+        };
+        match (is_secure, speaks) {
+            (_, None) => {}
+            (true, Some(Speaks::Tls)) => self.serve_secured(stream, &client).await,
+            (true, Some(_)) => refuse(stream, &client, &Refusal::NeedsTls).await,
+            (false, Some(Speaks::Tls)) => refuse(stream, &client, &Refusal::NeedsPlain).await,
+            (false, Some(Speaks::Http2)) => {
+                self.http2.process_new(Box::new(stream), &self.closing).await;
+            }
+            (false, Some(Speaks::Http1)) => self.serve_http1(Box::new(stream)).await,
+        }
+    }
+
+    async fn serve_secured(&self, stream: ClientStream, client: &ClientBounds) {
+        let Some(stream) = self.secured(stream, client.head_timeout).await else { return };
+        if stream.selected_alpn_proto() == Some(ALPN::H2) {
+            self.http2_secured(stream, client.idle_timeout).await;
+        } else {
+            self.serve_http1(stream).await;
+        }
+    }
+
+    async fn serve_http1(&self, stream: Stream) {
+        let http1 = self.http1.process_new(stream, &self.closing);
+        FIRST.scope(AtomicBool::new(true), http1).await;
+    }
+
+    /// From now on nobody waits for requests on open connections.
+    pub(super) async fn part(&self) {
+        self.http1.proxy.http_cleanup().await;
+    }
+
     /// Whether TLS is spoken on the address that a connection came to. The system tells the one that
     /// the client named, also where we listen on all of them.
-    fn is_secure(&self, stream: &Stream) -> bool {
+    fn is_secure(&self, stream: &ClientStream) -> bool {
         if self.secure.is_empty() {
             return false;
         }
-        let digest = stream.get_socket_digest();
-        let local = digest.as_ref().and_then(|digest| digest.local_addr()?.as_inet().copied());
+        let local = stream.local_address();
         let is_of = |listen: &SocketAddr, local: SocketAddr| {
             let is_any = listen.ip().is_unspecified() && listen.is_ipv4() == local.is_ipv4();
             listen.port() == local.port() && (is_any || *listen == local)
@@ -120,12 +171,13 @@ impl Front {
 
     /// Speaks HTTP/2 on a connection with TLS. Pingora waits without end for its first bytes, which cannot
     /// be looked at before: a client that sends no request is parted from.
-    async fn http2_secured(&self, stream: Stream, idle_timeout: Duration) -> Option<Stream> {
-        let Version { proxy, current, cut, .. } = &*self.http2;
+    async fn http2_secured(&self, stream: Stream, idle_timeout: Duration) {
+        let Version { proxy, current, load, cut, .. } = &*self.http2;
         let version = Arc::new(Version {
             proxy: Arc::clone(proxy),
             options: http2_options(idle_timeout),
             current: Arc::clone(current),
+            load: Arc::clone(load),
             cut: cut.clone(),
             begun: Some(AtomicBool::new(false)),
         });
@@ -141,16 +193,15 @@ impl Front {
             }
         };
         tokio::select! {
-            end = version.process_new(stream, &self.closing) => end,
-            () = silent => None,
+            _ = version.process_new(stream, &self.closing) => {}
+            () = silent => {}
         }
     }
 
     /// Shakes hands.
-    async fn secured(&self, stream: Stream, within: Duration) -> Option<Stream> {
+    async fn secured(&self, plain: ClientStream, within: Duration) -> Option<Stream> {
         let acceptor = Acceptor::from_server_config(self.current.load().tls.clone()?);
-        let plain = stream.into_any().downcast::<L4Stream>().ok()?;
-        match tokio::time::timeout(within, acceptor.tls_handshake(*plain)).await {
+        match tokio::time::timeout(within, acceptor.tls_handshake(plain)).await {
             Ok(Ok(secured)) => Some(Box::new(secured)),
             Ok(Err(error)) => {
                 log::debug!("a TLS handshake failed: {}", brief(&error));
@@ -180,13 +231,11 @@ enum Speaks {
 }
 
 /// Looks at a connection's first bytes and puts them back. None: it ended before they came.
-async fn look(stream: &mut Stream) -> Option<Speaks> {
+async fn look(stream: &mut ClientStream) -> Option<Speaks> {
     let mut buffer = [0; PREFACE_STEPS[4].len()];
     for step in PREFACE_STEPS {
         let seen = &mut buffer[..step.len()];
-        if !stream.try_peek(seen).await.ok()? {
-            return Some(Speaks::Http1);
-        }
+        stream.look(seen).await.ok()?;
         if seen[0] == TLS_HANDSHAKE {
             return Some(Speaks::Tls);
         }
@@ -199,74 +248,17 @@ async fn look(stream: &mut Stream) -> Option<Speaks> {
 
 /// Tells a client why its connection is closed, when it has asked for something: else it would take the
 /// answer for one to something else.
-async fn refuse(mut stream: Stream, client: &ClientBounds, why: &Refusal) -> Option<Stream> {
+async fn refuse(mut stream: ClientStream, client: &ClientBounds, why: &Refusal) {
     let refused = async {
-        stream.try_peek(&mut [0]).await.ok()?;
+        stream.look(&mut [0]).await.ok()?;
         stream.write_all(&raw_refusal(why)).await.ok()?;
         stream.flush().await.ok()?;
         // What is not read would reset the connection, and the answer could be lost.
-        stream.shutdown().await.ok()?;
+        Shutdown::shutdown(&mut stream).await;
         while stream.read(&mut [0; 4096]).await.ok()? > 0 {}
         Some(())
     };
     let _ = tokio::time::timeout(client.head_timeout.min(REFUSAL_TIMEOUT), refused).await;
-    None
-}
-
-#[async_trait]
-impl ServerApp for Front {
-    async fn process_new(
-        self: &Arc<Self>,
-        mut stream: Stream,
-        _shutdown: &ShutdownWatch,
-    ) -> Option<Stream> {
-        let client = self.current.load().snapshot.client.clone();
-        let address = stream.get_socket_digest().and_then(|digest| {
-            digest.peer_addr().and_then(|address| address.as_inet()).map(SocketAddr::ip)
-        });
-        let _counted = match &self.connections {
-            Some(connections) => match connections.enter(address, &client) {
-                Some(open) => Some(open),
-                None => {
-                    self.lifecycle.refused.fetch_add(1, Ordering::Relaxed);
-                    return refuse(stream, &client, &Refusal::TooManyConnections).await;
-                }
-            },
-            None => None,
-        };
-        let _open = self.lifecycle.connections.enter();
-        let is_secure = self.is_secure(&stream);
-        let look = tokio::time::timeout(client.idle_timeout, look(&mut stream));
-        let mut speaks = tokio::select! {
-            biased;
-            look = look => look.ok()??,
-            () = self.lifecycle.parted() => return None,
-        };
-        match (is_secure, speaks) {
-            (true, Speaks::Tls) => {
-                stream = self.secured(stream, client.head_timeout).await?;
-                if stream.selected_alpn_proto() == Some(ALPN::H2) {
-                    return self.http2_secured(stream, client.idle_timeout).await;
-                }
-                speaks = Speaks::Http1;
-            }
-            (true, _) => return refuse(stream, &client, &Refusal::NeedsTls).await,
-            (false, Speaks::Tls) => return refuse(stream, &client, &Refusal::NeedsPlain).await,
-            (false, _) => {}
-        }
-        if speaks == Speaks::Http2 {
-            self.http2.process_new(stream, &self.closing).await
-        } else {
-            let http1 = self.http1.process_new(stream, &self.closing);
-            FIRST.scope(AtomicBool::new(true), http1).await
-        }
-    }
-
-    async fn cleanup(&self) {
-        self.listening.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.lifecycle.parted().await;
-        self.http1.proxy.http_cleanup().await;
-    }
 }
 
 #[async_trait]
@@ -279,6 +271,7 @@ impl HttpServerApp for Version {
         if let Some(begun) = &self.begun {
             begun.store(true, Ordering::Relaxed);
         }
+        let _counted = self.load.exchanges.enter();
         let current = self.current.load();
         let bounds = &current.snapshot.client;
         let is_first = FIRST.try_with(|first| first.swap(false, Ordering::Relaxed));

@@ -2,22 +2,19 @@
 //! inherited, from systemd or from the process that this one takes over from.
 
 use std::fs::Permissions;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IoSlice};
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{IntoRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use async_trait::async_trait;
-use nix::sys::socket::{SockaddrStorage, UnixAddr, getsockname};
-use pingora_core::apps::ServerApp;
-use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
-use pingora_core::server::{ListenFds, ShutdownWatch};
-use pingora_core::services::listening::Service;
-use pingora_core::services::{ServiceReadyNotifier, ServiceWithDependents};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, UnixAddr, getsockname, sendmsg};
 
+use super::upgrade;
+use super::workers::Listener;
 use crate::config::{Listen, ListenAt};
 
 /// How the name of a socket for status and dashboard begins in systemd's unit
@@ -30,14 +27,20 @@ const TLS_SOCKET: &str = "tls";
 /// Who may connect to a Unix socket: our own user and group.
 const UNIX_MODE: u32 = 0o660;
 
-/// A socket that is bound. It stays open until the process ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A socket that is bound. It stays open until nobody accepts from it, and nobody may have it handed over.
+#[derive(Clone, Debug)]
 pub(super) struct Bound {
+    pub(super) place: Place,
+    pub(super) listener: Arc<Listener>,
+}
+
+/// Where a socket is bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
     /// As configured; port 0 is one that the system chooses.
     pub(super) wanted: Listen,
     /// As bound.
     pub(super) listen: Listen,
-    pub(super) socket: RawFd,
     /// The name that systemd gave it, where it was systemd that bound it.
     pub(super) systemds_name: Option<String>,
 }
@@ -52,39 +55,39 @@ pub(super) struct Inherited {
 
 impl Bound {
     fn bind(wanted: &Listen) -> Result<Self> {
-        let (at, socket) = match &wanted.at {
+        let (at, listener) = match &wanted.at {
             ListenAt::Tcp(address) => {
                 let listener = TcpListener::bind(address)?;
                 listener.set_nonblocking(true)?;
-                (ListenAt::Tcp(listener.local_addr()?), listener.into_raw_fd())
+                (ListenAt::Tcp(listener.local_addr()?), Listener::Tcp(listener))
             }
-            ListenAt::Unix(path) => (wanted.at.clone(), bind_unix(path)?.into_raw_fd()),
+            ListenAt::Unix(path) => (wanted.at.clone(), Listener::Unix(bind_unix(path)?)),
         };
         let listen = Listen { at, tls: wanted.tls };
-        Ok(Self { wanted: wanted.clone(), listen, socket, systemds_name: None })
+        let place = Place { wanted: wanted.clone(), listen, systemds_name: None };
+        Ok(Self { place, listener: Arc::new(listener) })
     }
 
-    /// Pingora sets the mode of a Unix socket, and cannot go on where that fails.
-    ///
-    /// # Errors
-    /// When the socket's file is gone, or another user's.
-    pub(super) fn check(&self) -> Result<()> {
-        let ListenAt::Unix(path) = &self.listen.at else { return Ok(()) };
-        let metadata = path.symlink_metadata();
-        let metadata = metadata.with_context(|| format!("the file of {} is gone", self.listen))?;
-        let own = nix::unistd::geteuid();
-        if !own.is_root() && metadata.uid() != own.as_raw() {
-            bail!("{} is another user's: set SocketUser= in its unit", self.listen);
-        }
-        Ok(())
+    /// A socket that was bound by somebody else.
+    pub(super) fn given(place: Place, socket: OwnedFd) -> Result<Self> {
+        let listener = match place.listen.at {
+            ListenAt::Tcp(_) => {
+                let listener = TcpListener::from(socket);
+                listener.set_nonblocking(true)?;
+                Listener::Tcp(listener)
+            }
+            ListenAt::Unix(_) => {
+                let listener = UnixListener::from(socket);
+                listener.set_nonblocking(true)?;
+                Listener::Unix(listener)
+            }
+        };
+        Ok(Self { place, listener: Arc::new(listener) })
     }
 
-    /// What it is called in Pingora's table of listening descriptors.
-    fn key(&self) -> String {
-        match &self.listen.at {
-            ListenAt::Tcp(address) => address.to_string(),
-            ListenAt::Unix(path) => path.to_string_lossy().into_owned(),
-        }
+    /// Where it listens.
+    pub(super) fn listen(&self) -> &Listen {
+        &self.place.listen
     }
 }
 
@@ -121,11 +124,11 @@ impl Inherited {
                 bail!("systemd's socket {name} is a Unix socket, where no TLS is spoken");
             }
             let listen = Listen { at, tls };
-            let systemds_name = Some(name);
-            activated.push(Bound { wanted: listen.clone(), listen, socket, systemds_name });
+            let place = Place { wanted: listen.clone(), listen, systemds_name: Some(name) };
+            activated.push(Bound::given(place, owned(socket)?)?);
         }
         let (taken_over, sockets): (Vec<_>, _) =
-            sockets.into_iter().partition(|bound| bound.systemds_name.is_some());
+            sockets.into_iter().partition(|bound| bound.place.systemds_name.is_some());
         activated.extend(taken_over);
         Ok(Self { sockets, activated })
     }
@@ -143,33 +146,46 @@ impl Inherited {
     }
 
     fn bound(&mut self, wanted: &[Listen]) -> Result<Vec<Bound>> {
-        let mut one =
-            |wanted: &Listen| match self.sockets.iter().position(|it| it.wanted.at == wanted.at) {
-                Some(at) => {
-                    let mut bound = self.sockets.swap_remove(at);
-                    bound.listen.tls = wanted.tls;
-                    bound.wanted = wanted.clone();
-                    Ok(bound)
-                }
-                None => {
-                    Bound::bind(wanted).with_context(|| format!("cannot listen on {}", wanted.at))
-                }
-            };
+        let mut one = |wanted: &Listen| match self
+            .sockets
+            .iter()
+            .position(|it| it.place.wanted.at == wanted.at)
+        {
+            Some(at) => {
+                let mut bound = self.sockets.swap_remove(at);
+                bound.place.listen.tls = wanted.tls;
+                bound.place.wanted = wanted.clone();
+                Ok(bound)
+            }
+            None => Bound::bind(wanted).with_context(|| format!("cannot listen on {}", wanted.at)),
+        };
         wanted.iter().map(&mut one).collect()
     }
 
     fn activated(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Bound> {
-        let is_wanted = |bound: &&Bound| bound.systemds_name.as_deref().is_some_and(&is_wanted);
+        let is_wanted =
+            |bound: &&Bound| bound.place.systemds_name.as_deref().is_some_and(&is_wanted);
         self.activated.iter().filter(is_wanted).cloned().collect()
     }
 
     /// Closes what the configuration has no use for.
     pub(super) fn close_rest(self) {
-        for Bound { listen, socket, .. } in self.sockets {
-            log::info!("no longer listening on {listen}");
-            let _ = nix::unistd::close(socket);
+        for bound in self.sockets {
+            log::info!("no longer listening on {}", bound.listen());
         }
     }
+}
+
+/// The socket behind a bare descriptor, which is closed. It is sent to ourselves: what is received is ours, as
+/// the types say.
+pub(super) fn owned(socket: RawFd) -> Result<OwnedFd> {
+    let (ours, theirs) = UnixStream::pair().context("no pair of sockets")?;
+    let (bytes, rights) = ([IoSlice::new(b"s")], [socket]);
+    let rights = [ControlMessage::ScmRights(&rights)];
+    sendmsg::<()>(ours.as_raw_fd(), &bytes, &rights, MsgFlags::empty(), None)?;
+    let received = upgrade::receive(&theirs)?.pop().context("a socket was lost")?;
+    let _ = nix::unistd::close(socket);
+    Ok(received)
 }
 
 fn local_address(socket: RawFd) -> Result<ListenAt> {
@@ -183,60 +199,5 @@ fn local_address(socket: RawFd) -> Result<ListenAt> {
     match address.as_sockaddr_in6() {
         Some(address) => Ok(ListenAt::Tcp(SocketAddr::from((address.ip(), address.port())))),
         None => bail!("it is neither one for TCP nor a Unix socket with a path"),
-    }
-}
-
-/// A service that finds its sockets in Pingora's table of listening descriptors, under the address
-/// that it listens on.
-pub(super) struct PreBound<A> {
-    service: Service<A>,
-    sockets: Vec<Bound>,
-}
-
-impl<A> PreBound<A> {
-    /// Connections get no buffer for reading: heads and bodies are read into buffers of their own, and
-    /// Pingora's 64 KiB would be the most that an idle connection costs.
-    pub(super) fn new(mut service: Service<A>, sockets: Vec<Bound>) -> Self {
-        for socket in &sockets {
-            let listener = match &socket.listen.at {
-                ListenAt::Tcp(_) => ListenerConfig::tcp(socket.key()),
-                ListenAt::Unix(path) => {
-                    // Pingora sets the mode again: it stays what it is.
-                    let mode = path.metadata().map_or(UNIX_MODE, |it| it.permissions().mode());
-                    let permissions = Permissions::from_mode(mode & 0o777);
-                    ListenerConfig::uds(socket.key()).permissions(permissions)
-                }
-            };
-            service.add_listener(listener.l4_buffer(L4BufferSettings::default().read(0)));
-        }
-        Self { service, sockets }
-    }
-}
-
-#[async_trait]
-impl<A: ServerApp + Send + Sync + 'static> ServiceWithDependents for PreBound<A> {
-    async fn start_service(
-        &mut self,
-        fds: Option<ListenFds>,
-        shutdown: ShutdownWatch,
-        listeners_per_fd: usize,
-        ready: ServiceReadyNotifier,
-    ) {
-        if let Some(table) = &fds {
-            let mut table = table.lock();
-            for bound in self.sockets.drain(..) {
-                // The table owns the descriptor from here on.
-                table.add(bound.key(), bound.socket);
-            }
-        }
-        self.service.start_service(fds, shutdown, listeners_per_fd, ready).await;
-    }
-
-    fn name(&self) -> &str {
-        ServiceWithDependents::name(&self.service)
-    }
-
-    fn threads(&self) -> Option<usize> {
-        ServiceWithDependents::threads(&self.service)
     }
 }

@@ -8,8 +8,10 @@ mod front;
 mod listen;
 mod reload;
 mod signals;
+mod stream;
 mod supervisor;
 mod upgrade;
+mod workers;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,7 +19,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ExecutionPhase, RunArgs, Server};
-use pingora_core::services::listening::Service;
 use pingora_proxy::http_proxy;
 use tokio::signal::unix::SignalKind;
 use tokio::sync::{Notify, broadcast};
@@ -31,10 +32,11 @@ use crate::runtime::{Current, Reloads, Runtime};
 use crate::telemetry::{self, AppLog, Telemetry};
 
 use front::Front;
-use listen::{Bound, Inherited, PreBound};
+use listen::{Bound, Inherited};
 use reload::{Reloader, Told};
 use signals::Signals;
 use upgrade::TakeOver;
+use workers::Workers;
 
 /// Most idle connections kept to all backends together: each is a descriptor.
 const IDLE_CONNECTIONS_MAX: usize = 16_384;
@@ -49,9 +51,6 @@ const ATTEMPTS_MAX: usize = 4096;
 /// after it. Those that stay idle are closed then: closing one in the moment in which its client sends
 /// costs that request.
 const PART_WITHIN: Duration = Duration::from_secs(5);
-
-/// A connection that was accepted at last is counted when its task runs for the first time.
-const BEGIN_WITHIN: Duration = Duration::from_millis(500);
 
 /// Longest wait, after the drain, for connections to send their last bytes and to part; only a client
 /// that has stopped to answer takes that long.
@@ -104,11 +103,10 @@ impl Gateway {
         let mut inherited = Inherited::find(std::mem::take(&mut take_over.sockets))?;
         let traffic = inherited.traffic(&snapshot.listen)?;
         let admin = inherited.admin(&snapshot.admin_listen)?;
-        traffic.iter().chain(&admin).try_for_each(Bound::check)?;
         if snapshot.tls.is_none()
-            && let Some(bound) = traffic.iter().chain(&admin).find(|bound| bound.listen.tls)
+            && let Some(bound) = traffic.iter().chain(&admin).find(|bound| bound.listen().tls)
         {
-            bail!("{} takes certificates; write them under \"tls\"", bound.listen);
+            bail!("{} takes certificates; write them under \"tls\"", bound.listen());
         }
         inherited.close_rest();
         Ok(Self { snapshot, traffic, admin, take_over })
@@ -117,7 +115,7 @@ impl Gateway {
     /// Where it listens, with the ports that the system chose for port 0.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
-        let of = |sockets: &[Bound]| sockets.iter().map(|socket| socket.listen.clone()).collect();
+        let of = |sockets: &[Bound]| sockets.iter().map(|socket| socket.listen().clone()).collect();
         Addresses { traffic: of(&self.traffic), admin: of(&self.admin) }
     }
 
@@ -139,6 +137,7 @@ impl Gateway {
         background::resolve_at_start(&current.load_full())?;
         let months = Arc::new(Months::default());
         let (telemetry, ledger) = start_telling(&current, &months, &lifecycle)?;
+        let threads = current.load().snapshot.threads;
         let configuration = server_configuration(&current.load().snapshot);
         let sockets = [self.traffic.clone(), self.admin.clone()].concat();
         let (reloads, asked) = Reloads::new();
@@ -153,7 +152,7 @@ impl Gateway {
             ledger: ledger.clone(),
             telemetry: Arc::clone(&telemetry),
         };
-        let add = |server: &mut Server, name: &str, sockets: Vec<Bound>, scope, serves| {
+        let workers = |name, count, sockets: Vec<Bound>, scope, serves| {
             let proxy = Proxy {
                 current: Arc::clone(&current),
                 lifecycle: Arc::clone(&lifecycle),
@@ -163,24 +162,22 @@ impl Gateway {
                 pages: Arc::new(Admin::new(scope, sources.clone())),
                 serves,
             };
-            let proxy = http_proxy(&server.configuration, proxy);
             // Its own address stays reachable whatever the clients do.
             let connections = (serves == Serves::PagesAndTraffic).then(Arc::default);
-            let listens: Vec<Listen> =
-                sockets.iter().map(|bound: &Bound| bound.listen.clone()).collect();
-            let front = Front::new(proxy, &current, Arc::clone(&lifecycle), connections, &listens);
-            let mut service = Service::new(name.to_owned(), front);
-            if serves == Serves::Pages {
-                service.threads = Some(1);
-            }
-            server.add_service(PreBound::new(service, sockets));
+            let listens: Vec<Listen> = sockets.iter().map(|it| it.listen().clone()).collect();
+            Workers::start(name, count, sockets, &lifecycle, |load| {
+                let proxy = http_proxy(&server.configuration, proxy.clone());
+                let lifecycle = Arc::clone(&lifecycle);
+                Front::new(proxy, &current, lifecycle, connections.clone(), &listens, load)
+            })
         };
-        if self.admin.is_empty() {
-            add(&mut server, "traffic", self.traffic, Scope::Everything, Serves::PagesAndTraffic);
-        } else {
-            add(&mut server, "traffic", self.traffic, Scope::Probes, Serves::PagesAndTraffic);
-            add(&mut server, "admin", self.admin, Scope::Admin, Serves::Pages);
+        let scope = if self.admin.is_empty() { Scope::Everything } else { Scope::Probes };
+        let mut services =
+            vec![workers("traffic", threads, self.traffic, scope, Serves::PagesAndTraffic)?];
+        if !self.admin.is_empty() {
+            services.push(workers("admin", 1, self.admin, Scope::Admin, Serves::Pages)?);
         }
+        services.into_iter().for_each(|service| drop(server.add_service(service)));
         let changed = Arc::new(Notify::new());
         server.add_service(background::service(&current, &changed, sources.clone()));
 
@@ -197,7 +194,7 @@ impl Gateway {
             reloader,
             asked: Mutex::new(Some(asked)),
             shutdown_timeout,
-            sockets,
+            sockets: Mutex::new(sockets),
             take_over: self.take_over,
             started,
         };
@@ -277,8 +274,8 @@ fn server_configuration(snapshot: &Snapshot) -> ServerConf {
     let idle_connections = snapshot.idle_connections.saturating_mul(backends);
     let idle_connections = idle_connections.clamp(IDLE_CONNECTIONS_MIN, IDLE_CONNECTIONS_MAX);
     ServerConf {
-        threads: snapshot.threads,
-        // Pingora multiplies it with the threads again.
+        // Each worker has a proxy of its own.
+        threads: 1,
         upstream_keepalive_pool_size: idle_connections.div_ceil(snapshot.threads),
         max_retries: ATTEMPTS_MAX,
         // The process ends by itself long before, see `end_when_flushed`.
@@ -332,7 +329,6 @@ async fn last_exchanges(lifecycle: &Lifecycle, shutdown_timeout: Duration) {
         if lifecycle.is_leaving() {
             let parted = async {
                 lifecycle.listeners.wait_empty().await;
-                tokio::time::sleep(BEGIN_WITHIN).await;
                 lifecycle.connections.wait_empty().await;
             };
             let _ = tokio::time::timeout(PART_WITHIN, parted).await;

@@ -1,7 +1,7 @@
 //! Signals: SIGHUP reloads, SIGUSR1 opens the request log again, SIGUSR2 hands over to a new process; SIGTERM and
 //! SIGINT drain, and a second one ends at once. A process that has handed over ends at once on SIGINT only.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,7 +27,8 @@ pub(super) struct Signals<F> {
     pub(super) reloader: Option<Reloader>,
     pub(super) asked: Mutex<Option<mpsc::Receiver<oneshot::Sender<Reloaded>>>>,
     pub(super) shutdown_timeout: Duration,
-    pub(super) sockets: Vec<Bound>,
+    /// What is accepted from, to be handed over.
+    pub(super) sockets: Mutex<Vec<Bound>>,
     pub(super) take_over: TakeOver,
     pub(super) started: F,
 }
@@ -51,7 +52,7 @@ impl<F: Fn() + Send + Sync> Signals<F> {
 
     /// Reloads for as long as it is polled.
     async fn reload(&self, hangup: &mut Signal) {
-        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let asked = locked(&self.asked).take();
         match (&self.reloader, asked) {
             (Some(reloader), Some(mut asked)) => reloader.run(hangup, &mut asked).await,
             _ => std::future::pending().await,
@@ -62,7 +63,8 @@ impl<F: Fn() + Send + Sync> Signals<F> {
     async fn hand_over(&self, upgrade: &mut Signal) -> u32 {
         while upgrade.recv().await.is_some() {
             log::info!("starting the program anew, to take over");
-            match upgrade::hand_over(&self.sockets, &self.current.load_full()).await {
+            let sockets = locked(&self.sockets).clone();
+            match upgrade::hand_over(&sockets, &self.current.load_full()).await {
                 Ok(process) => {
                     let inflight = self.lifecycle.inflight();
                     log::info!("process {process} has taken over; exchanges left here: {inflight}");
@@ -94,6 +96,11 @@ impl<F: Fn() + Send + Sync> Signals<F> {
             _ = interrupt.recv() => end_at_once(&self.lifecycle),
         }
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What they hold is changed in one step each: a panic cannot leave it wrong.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Ends the process, whatever it does.
@@ -137,7 +144,7 @@ impl<F: Fn() + Send + Sync> ShutdownSignalWatch for Signals<F> {
         let mut upgrade = watch(SignalKind::user_defined2());
         reopen_on(watch(SignalKind::user_defined1()), Arc::clone(&self.telemetry));
         self.start();
-        let address = self.sockets.iter().find_map(|socket| match socket.listen.at {
+        let address = locked(&self.sockets).iter().find_map(|bound| match bound.listen().at {
             ListenAt::Tcp(address) => Some(address),
             ListenAt::Unix(_) => None,
         });
@@ -157,6 +164,8 @@ impl<F: Fn() + Send + Sync> ShutdownSignalWatch for Signals<F> {
             End::Drain => self.drain(&mut terminate, &mut interrupt).await,
             End::HandedOver(process) => self.lifecycle.leave(process),
         }
+        // Who connects from now on is refused, unless another process accepts.
+        locked(&self.sockets).clear();
         ShutdownSignal::GracefulTerminate
     }
 }

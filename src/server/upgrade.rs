@@ -7,7 +7,8 @@
 
 use std::ffi::OsString;
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -15,16 +16,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use nix::cmsg_space;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, send, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
-use super::listen::Bound;
+use super::listen::{self, Bound, Place};
 use crate::config::Listen;
 use crate::pool::Pool;
 use crate::runtime::Runtime;
@@ -49,27 +50,28 @@ const SOCKETS_MAX: usize = 253;
 pub(super) struct TakeOver {
     pub(super) sockets: Vec<Bound>,
     /// Where the old process waits for word.
-    word: Option<RawFd>,
+    word: Option<OwnedFd>,
 }
 
 impl TakeOver {
     /// Takes what the old process left, if there is one.
     pub(super) fn of_process() -> Result<Self> {
         let Ok(text) = std::env::var(VARIABLE) else { return Ok(Self::default()) };
-        let (word, sockets) =
+        let (word, places) =
             parse(&text).with_context(|| format!("{VARIABLE} is not one of ours"))?;
-        let given = receive(word).context("the old process gives no sockets")?;
-        if given.len() != sockets.len() {
-            bail!("the old process gives {} sockets and names {}", given.len(), sockets.len());
+        let word = listen::owned(word).context("the old process gives no sockets")?;
+        let given = receive(&word).context("the old process gives no sockets")?;
+        if given.len() != places.len() {
+            bail!("the old process gives {} sockets and names {}", given.len(), places.len());
         }
-        let with_socket = |(bound, socket)| Bound { socket, ..bound };
-        let sockets = sockets.into_iter().zip(given).map(with_socket).collect();
-        Ok(Self { sockets, word: Some(word) })
+        let sockets =
+            places.into_iter().zip(given).map(|(place, socket)| Bound::given(place, socket));
+        Ok(Self { sockets: sockets.collect::<Result<_>>()?, word: Some(word) })
     }
 
     /// Takes the backends out of service that the old process had taken out, if there is one.
     pub(super) fn take_drained(&self, runtime: &Runtime) {
-        let told = self.word.and_then(|_| std::env::var(DRAINED).ok()).unwrap_or_default();
+        let told = self.word.as_ref().and_then(|_| std::env::var(DRAINED).ok()).unwrap_or_default();
         let drained: Vec<(String, String)> = serde_json::from_str(&told).unwrap_or_default();
         for (pool, id) in drained {
             let (service, model) = pool.split_once('/').unwrap_or_default();
@@ -83,11 +85,10 @@ impl TakeOver {
 
     /// Serving: the old process may go.
     pub(super) fn tell_ready(&self) {
-        if let Some(word) = self.word {
-            if let Err(error) = send(word, b"ready", MsgFlags::MSG_NOSIGNAL) {
-                log::error!("the old process does not hear that this one serves: {error}");
-            }
-            let _ = nix::unistd::close(word);
+        if let Some(word) = &self.word
+            && let Err(error) = send(word.as_raw_fd(), b"ready", MsgFlags::MSG_NOSIGNAL)
+        {
+            log::error!("the old process does not hear that this one serves: {error}");
         }
     }
 }
@@ -108,10 +109,10 @@ fn drained(runtime: &Runtime) -> String {
 
 /// Lines `word`, `wanted=address`, `wanted=address=name of systemd`: where to give word, and the
 /// sockets in the order in which they come. A name has no control characters.
-fn parse(text: &str) -> Result<(RawFd, Vec<Bound>)> {
+fn parse(text: &str) -> Result<(RawFd, Vec<Place>)> {
     let mut parts = text.split('\n');
     let word = parts.next().context("it is empty")?.parse()?;
-    let socket = |part: &str| -> Result<Bound> {
+    let place = |part: &str| -> Result<Place> {
         let mut parts = part.splitn(3, '=');
         let mut address = || -> Result<Listen> {
             let text = parts.next().context("an address is missing")?;
@@ -119,15 +120,15 @@ fn parse(text: &str) -> Result<(RawFd, Vec<Bound>)> {
         };
         let (wanted, listen) = (address()?, address()?);
         let systemds_name = parts.next().map(ToOwned::to_owned);
-        Ok(Bound { wanted, listen, socket: -1, systemds_name })
+        Ok(Place { wanted, listen, systemds_name })
     };
-    Ok((word, parts.map(socket).collect::<Result<_>>()?))
+    Ok((word, parts.map(place).collect::<Result<_>>()?))
 }
 
 /// What [`parse`] reads.
-fn write(word: RawFd, sockets: &[Bound]) -> String {
+fn write<'a>(word: RawFd, places: impl IntoIterator<Item = &'a Place>) -> String {
     let mut text = word.to_string();
-    for Bound { wanted, listen, systemds_name, .. } in sockets {
+    for Place { wanted, listen, systemds_name } in places {
         text.push_str(&format!("\n{wanted}={listen}"));
         if let Some(name) = systemds_name {
             text.push_str(&format!("={name}"));
@@ -136,15 +137,16 @@ fn write(word: RawFd, sockets: &[Bound]) -> String {
     text
 }
 
-fn receive(word: RawFd) -> Result<Vec<RawFd>> {
+/// The descriptors that are sent over `from`, with a byte.
+pub(super) fn receive(from: impl AsFd) -> Result<Vec<OwnedFd>> {
     let mut byte = [0];
     let mut byte = [IoSliceMut::new(&mut byte)];
-    let mut space = cmsg_space!([RawFd; SOCKETS_MAX]);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(word, &mut byte, Some(&mut space), flags)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
+    let mut space = RecvAncillaryBuffer::new(&mut space);
+    rustix::net::recvmsg(from, &mut byte, &mut space, RecvFlags::CMSG_CLOEXEC)?;
     let mut sockets = Vec::new();
-    for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(given) = part {
+    for part in space.drain() {
+        if let RecvAncillaryMessage::ScmRights(given) = part {
             sockets.extend(given);
         }
     }
@@ -203,7 +205,7 @@ pub(super) fn has_crashed(successor: u32) -> bool {
 /// The new process, and where it gives word.
 fn start(sockets: &[Bound], drained: &str) -> Result<(Child, UnixStream)> {
     let (ours, theirs) = UnixStream::pair().context("no pair of sockets")?;
-    let descriptors: Vec<RawFd> = sockets.iter().map(|bound| bound.socket).collect();
+    let descriptors: Vec<RawFd> = sockets.iter().map(|bound| bound.listener.as_raw_fd()).collect();
     let rights = [ControlMessage::ScmRights(&descriptors)];
     sendmsg::<()>(ours.as_raw_fd(), &[IoSlice::new(b"s")], &rights, MsgFlags::empty(), None)
         .with_context(|| format!("cannot hand over sockets (at most {SOCKETS_MAX})"))?;
@@ -213,7 +215,7 @@ fn start(sockets: &[Bound], drained: &str) -> Result<(Child, UnixStream)> {
     let program = program(arguments.next())?;
     let child = Command::new(&program)
         .args(arguments)
-        .env(VARIABLE, write(theirs.as_raw_fd(), sockets))
+        .env(VARIABLE, write(theirs.as_raw_fd(), sockets.iter().map(|bound| &bound.place)))
         .env(DRAINED, drained)
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))?;
@@ -238,10 +240,9 @@ mod tests {
 
     #[test]
     fn what_is_handed_over_is_read_back() {
-        let bound = |wanted: &str, address: &str, name: Option<&str>| Bound {
+        let bound = |wanted: &str, address: &str, name: Option<&str>| Place {
             wanted: wanted.parse().unwrap(),
             listen: address.parse().unwrap(),
-            socket: -1,
             systemds_name: name.map(ToOwned::to_owned),
         };
         let sockets = [

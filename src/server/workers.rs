@@ -1,0 +1,216 @@
+//! The threads that serve connections, and who gives connections to them.
+//!
+//! A worker is a thread with a runtime of its own, and with connections of its own to the backends: whatever an
+//! exchange waits for wakes the thread that it is on, and no other. (Threads that share their work wake each
+//! other several times an exchange, and an idle connection that another thread has opened makes it a part of
+//! each event: together a third of the CPU time of a small request.) A connection stays with its worker to its
+//! end; it is given to the one with the fewest exchanges in flight, and of those to the one with the fewest
+//! connections, so that long streams spread over the cores as they come.
+
+use std::io::{self, ErrorKind};
+use std::net::TcpListener;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use pingora_core::server::{ListenFds, ShutdownWatch};
+use pingora_core::services::{ServiceReadyNotifier, ServiceWithDependents};
+use tokio::runtime::{Builder, Handle};
+use tokio::task::JoinSet;
+
+use super::front::Front;
+use super::listen::Bound;
+use super::stream::{Accepted, ClientStream};
+use crate::lifecycle::{Counted, Gauge, Lifecycle};
+
+/// How long nobody is accepted after the system had no room for another connection.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A socket that connections are accepted from.
+#[derive(Debug)]
+pub(super) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// It, watched by the runtime that this is called on.
+    fn watched(&self) -> io::Result<Watched> {
+        Ok(match self {
+            Self::Tcp(listener) => Watched::Tcp(listener.try_clone()?.try_into()?),
+            Self::Unix(listener) => Watched::Unix(listener.try_clone()?.try_into()?),
+        })
+    }
+}
+
+enum Watched {
+    Tcp(tokio::net::TcpListener),
+    Unix(tokio::net::UnixListener),
+}
+
+impl Watched {
+    async fn accept(&self) -> io::Result<Accepted> {
+        Ok(match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                Accepted::Tcp(stream.into_std()?, address)
+            }
+            Self::Unix(listener) => Accepted::Unix(listener.accept().await?.0.into_std()?),
+        })
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
+/// What a worker has to do.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    /// Its exchanges in flight.
+    pub(super) exchanges: Arc<Gauge>,
+    connections: Arc<Gauge>,
+}
+
+/// One of the threads.
+struct Worker {
+    executor: Handle,
+    front: Arc<Front>,
+    load: Arc<Load>,
+}
+
+/// The workers of some addresses, as a service of Pingora's: it accepts as long as that runs.
+pub(super) struct Workers {
+    name: &'static str,
+    workers: Arc<[Worker]>,
+    sockets: Vec<Bound>,
+    lifecycle: Arc<Lifecycle>,
+    /// As long as connections are accepted.
+    accepts: Option<Counted>,
+}
+
+impl Workers {
+    /// Starts `count` threads; `front` makes what serves on one of them.
+    ///
+    /// # Errors
+    /// When the system has no room for another thread.
+    pub(super) fn start(
+        name: &'static str,
+        count: usize,
+        sockets: Vec<Bound>,
+        lifecycle: &Arc<Lifecycle>,
+        front: impl Fn(&Arc<Load>) -> Front,
+    ) -> Result<Self> {
+        let worker = |number: usize| {
+            let executor = start_thread(format!("{name}-{number}"))
+                .with_context(|| format!("cannot start thread {number} of {count}"))?;
+            let load = Arc::new(Load::default());
+            Ok(Worker { executor, front: Arc::new(front(&load)), load })
+        };
+        let workers = (0..count).map(worker).collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            name,
+            workers: workers.into(),
+            sockets,
+            lifecycle: Arc::clone(lifecycle),
+            accepts: Some(lifecycle.listeners.enter()),
+        })
+    }
+}
+
+/// A thread that does what is spawned on it, to the end of the process.
+fn start_thread(name: String) -> io::Result<Handle> {
+    let executor = Builder::new_current_thread().enable_all().build()?;
+    let handle = executor.handle().clone();
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(move || executor.block_on(std::future::pending::<()>()))?;
+    Ok(handle)
+}
+
+/// Accepts connections to the end.
+async fn accept(
+    listener: Arc<Listener>,
+    workers: Arc<[Worker]>,
+    lifecycle: Arc<Lifecycle>,
+) -> io::Result<()> {
+    let listener = listener.watched()?;
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => give(accepted, &workers, &lifecycle),
+            Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                log::error!("a connection cannot be accepted: {error}");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Gives a connection to the worker that has least to do.
+fn give(accepted: Accepted, workers: &[Worker], lifecycle: &Lifecycle) {
+    let load = |worker: &&Worker| (worker.load.exchanges.count(), worker.load.connections.count());
+    let Some(worker) = workers.iter().min_by_key(load) else { return };
+    let counted = (worker.load.connections.enter(), lifecycle.connections.enter());
+    let front = Arc::clone(&worker.front);
+    worker.executor.spawn(async move {
+        let _counted = counted;
+        match ClientStream::new(accepted) {
+            Ok(stream) => front.serve(stream).await,
+            Err(error) => log::debug!("a connection was lost as it began: {error}"),
+        }
+    });
+}
+
+#[async_trait]
+impl ServiceWithDependents for Workers {
+    async fn start_service(
+        &mut self,
+        _table: Option<ListenFds>,
+        mut shutdown: ShutdownWatch,
+        _listeners_per_socket: usize,
+        ready: ServiceReadyNotifier,
+    ) {
+        let mut loops = JoinSet::new();
+        for bound in self.sockets.drain(..) {
+            let (workers, lifecycle) = (Arc::clone(&self.workers), Arc::clone(&self.lifecycle));
+            let Bound { place, listener } = bound;
+            loops.spawn(async move {
+                if let Err(error) = accept(listener, workers, lifecycle).await {
+                    log::error!("no connection can be accepted on {}: {error}", place.listen);
+                }
+            });
+        }
+        ready.notify_ready();
+        // Its sender lives as long as Pingora's server does.
+        let _ = shutdown.wait_for(|is_shutdown| *is_shutdown).await;
+        loops.shutdown().await;
+        self.accepts = None;
+        self.lifecycle.parted().await;
+        for worker in self.workers.iter() {
+            worker.front.part().await;
+        }
+    }
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+}
