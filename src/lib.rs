@@ -27,7 +27,7 @@
 //! | [`auth`], [`limits`], [`routing`], [`pool`], [`ledger`] | who may pass, and how much; path to target; backends, balance, health, breakers and queue; who used what |
 //! | [`telemetry`], [`lifecycle`] | metrics, logs, traces and history of exchanges; starting to draining |
 //! | [`config`], [`refusal`] | files to snapshot; every "no" |
-//! | [`llm`], [`names`], [`networks`], [`secret`] | API families and what a body names; names and wildcards; who comes from where; a string that cannot be printed |
+//! | [`llm`], [`names`], [`networks`], [`secret`], [`hex`] | API families and what a body names; names and wildcards; who comes from where; a string that cannot be printed; digits |
 //!
 //! # Words
 //!
@@ -50,7 +50,8 @@
 //!
 //! # What can be relied on
 //!
-//! - An exchange sees one runtime, from its first step to its last.
+//! - An exchange sees one runtime, from its first step to its last, and stays on one thread; so does its connection, and
+//!   the backends' connections are that thread's own.
 //! - What is taken (a permit, a place in line, bytes held) is given back by `Drop`, so neither a panic nor an abort
 //!   leaks it.
 //! - File types never meet an exchange, and the snapshot has no "not written".
@@ -71,6 +72,7 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod hex;
 pub mod ledger;
 pub mod lifecycle;
 pub mod limits;

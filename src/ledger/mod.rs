@@ -267,11 +267,8 @@ fn write_spool(rows: &Receiver<Message>, spool: &Arc<Spool>, state: &State) {
             }
         }
         while !batch.is_empty() {
-            match writer.append(&batch) {
-                Ok(()) => {
-                    state.note(Part::Spool, None);
-                    batch.clear();
-                }
+            match writer.append(&mut batch) {
+                Ok(()) => state.note(Part::Spool, None),
                 Err(error) => {
                     state.note(Part::Spool, Some(error.to_string()));
                     if is_finished || state.is_ending.load(Ordering::SeqCst) {

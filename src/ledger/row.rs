@@ -7,6 +7,8 @@ use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::hex;
+
 /// One exchange. Names are as in the table `api_usage`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Row {
@@ -59,13 +61,17 @@ impl Row {
         let time = timestamp.cast_unsigned() & 0xffff_ffff_ffff;
         let (a, b) = (fastrand::u16(..) & 0x0fff, fastrand::u64(..) & 0x3fff_ffff_ffff_ffff);
         let b = b | 0x8000_0000_0000_0000;
-        format!(
-            "{:08x}-{:04x}-7{a:03x}-{:04x}-{:012x}",
-            time >> 16,
-            time & 0xffff,
-            b >> 48,
-            b & 0xffff_ffff_ffff
-        )
+        let mut id = String::with_capacity(36);
+        hex::push::<8>(&mut id, (time >> 16).into());
+        id.push('-');
+        hex::push::<4>(&mut id, time.into());
+        id.push_str("-7");
+        hex::push::<3>(&mut id, a.into());
+        id.push('-');
+        hex::push::<4>(&mut id, (b >> 48).into());
+        id.push('-');
+        hex::push::<12>(&mut id, b.into());
+        id
     }
 
     /// A text from outside, as a row may hold it: without control characters, which databases refuse or terminals obey,
@@ -91,8 +97,9 @@ impl Row {
         let start = out.len();
         out.extend_from_slice(&[b' '; CHECKSUM_BYTES + 1]);
         serde_json::to_writer(&mut *out, self).expect("a row is made of texts and numbers");
-        let checksum = format!("{:016x}", xxh3_64(&out[start + CHECKSUM_BYTES + 1..]));
-        out[start..start + CHECKSUM_BYTES].copy_from_slice(checksum.as_bytes());
+        let checksum = xxh3_64(&out[start + CHECKSUM_BYTES + 1..]);
+        out[start..start + CHECKSUM_BYTES]
+            .copy_from_slice(&hex::digits::<CHECKSUM_BYTES>(checksum.into()));
         out.push(b'\n');
     }
 
@@ -100,7 +107,7 @@ impl Row {
     pub(super) fn read_line(line: &[u8]) -> Option<Self> {
         let (checksum, json) = line.split_at_checked(CHECKSUM_BYTES)?;
         let json = json.strip_prefix(b" ")?;
-        let is_whole = format!("{:016x}", xxh3_64(json)).as_bytes() == checksum;
+        let is_whole = hex::digits::<CHECKSUM_BYTES>(xxh3_64(json).into()) == *checksum;
         serde_json::from_slice(json).ok().filter(|_| is_whole)
     }
 }

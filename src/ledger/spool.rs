@@ -4,6 +4,7 @@
 //! on it. What a process leaves behind that ended in whatever way is taken over by the next one. A file is removed
 //! when the database has all of it; the rows of one that was not removed in time come again, with the same ids.
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -16,8 +17,11 @@ use super::row::Row;
 /// A file that is longer is followed by another one: then it can be removed.
 const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// As much is read at once.
-const READ_BYTES: usize = 256 * 1024;
+/// As much is read at once, some thousand rows: what a database is given together costs it less.
+const READ_BYTES: usize = 1024 * 1024;
+
+/// Rows that are kept in memory too, until the database has them, so that they need not be read again.
+const RECENT_ROWS_MAX: usize = 4096;
 
 /// What a file's name ends with, and what it ends with until its process has the lock.
 const EXTENSION: &str = "rows";
@@ -41,7 +45,43 @@ struct Files {
     /// Files that were written to and may not be on the disk yet, and rows in them since the start.
     unsynced: Vec<Arc<File>>,
     rows: u64,
+    /// What was written last, as far as it is kept.
+    recent: VecDeque<Recent>,
     is_finished: bool,
+}
+
+/// Rows of a part of a file.
+struct Recent {
+    file: Arc<File>,
+    begin: u64,
+    end: u64,
+    rows: Vec<Row>,
+}
+
+impl Files {
+    fn keep(&mut self, recent: Recent) {
+        let kept: usize = self.recent.iter().map(|recent| recent.rows.len()).sum();
+        if kept + recent.rows.len() <= RECENT_ROWS_MAX {
+            self.recent.push_back(recent);
+        }
+    }
+
+    /// The rows of a file from there on, as far as they are kept, and where they end. What comes before them is kept
+    /// no longer.
+    fn take_recent(&mut self, file: &Arc<File>, begin: u64) -> Option<(Vec<Row>, u64)> {
+        let (mut end, mut rows) = (begin, Vec::new());
+        while let Some(next) = self.recent.front()
+            && Arc::ptr_eq(&next.file, file)
+            && next.begin <= end
+        {
+            let next = self.recent.pop_front()?;
+            if next.begin == end {
+                end = next.end;
+                rows.extend(next.rows);
+            }
+        }
+        (end > begin).then_some((rows, end))
+    }
 }
 
 struct Entry {
@@ -201,13 +241,13 @@ impl SpoolWriter {
     }
 
     /// Writes rows down, so that they outlive the process; [`Spool::sync`] sees to it that they outlive the machine. All
-    /// of them or none.
+    /// of them or none: those that are written are taken.
     ///
     /// # Errors
     /// When the disk does not take them, or there are as many already as there may be.
-    pub(super) fn append(&mut self, rows: &[Row]) -> io::Result<()> {
+    pub(super) fn append(&mut self, rows: &mut Vec<Row>) -> io::Result<()> {
         self.text.clear();
-        for row in rows {
+        for row in rows.iter() {
             row.write_line(&mut self.text);
         }
         if self.spool.bytes() + self.text.len() as u64 > self.spool.bytes_max {
@@ -221,6 +261,7 @@ impl SpoolWriter {
             let _ = file.set_len(self.written);
             return Err(error);
         }
+        let begin = self.written;
         self.written += self.text.len() as u64;
         let is_open = self.written < FILE_BYTES_MAX;
         let mut files = self.spool.files();
@@ -230,6 +271,8 @@ impl SpoolWriter {
         }
         files.changes += 1;
         files.rows += rows.len() as u64;
+        let rows = std::mem::take(rows);
+        files.keep(Recent { file: Arc::clone(&file), begin, end: self.written, rows });
         if !files.unsynced.iter().any(|known| Arc::ptr_eq(known, &file)) {
             files.unsynced.push(Arc::clone(&file));
         }
@@ -312,6 +355,7 @@ impl SpoolReader {
             let Entry { written, done, .. } = files.list[at];
             if done >= written {
                 let entry = files.list.remove(at);
+                files.recent.retain(|recent| !Arc::ptr_eq(&recent.file, &entry.file));
                 let is_last_left = entry.is_left && !files.list.iter().any(|other| other.is_left);
                 drop(files);
                 remove(&entry.path)?;
@@ -322,6 +366,10 @@ impl SpoolReader {
                 continue;
             }
             let file = Arc::clone(&files.list[at].file);
+            if let Some((rows, end)) = files.take_recent(&file, done) {
+                self.read = Some((file, end));
+                return Ok(Some(Batch { rows, broken: 0 }));
+            }
             drop(files);
             let mut bytes =
                 vec![0; usize::try_from(written - done).unwrap_or(usize::MAX).min(READ_BYTES)];
@@ -352,6 +400,7 @@ impl SpoolReader {
         if let Some(entry) = files.list.iter_mut().find(|entry| Arc::ptr_eq(&entry.file, &file)) {
             entry.done = done;
         }
+        files.recent.retain(|recent| !Arc::ptr_eq(&recent.file, &file) || recent.end > done);
     }
 }
 
@@ -378,17 +427,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let spool = Spool::open(folder.path(), u64::MAX).unwrap();
         let mut writer = SpoolWriter::new(&spool);
-        writer.append(&[row("1"), row("2")]).unwrap();
+        writer.append(&mut vec![row("1"), row("2")]).unwrap();
         // While it lives, nobody else touches its file.
         let other = Spool::open(folder.path(), u64::MAX).unwrap();
         assert!(names(&mut SpoolReader::new(&other)).is_empty());
-        writer.append(&[row("3")]).unwrap();
+        writer.append(&mut vec![row("3")]).unwrap();
         let mut reader = SpoolReader::new(&spool);
         assert_eq!(reader.read().unwrap().unwrap().rows.len(), 3);
         drop((writer, reader, spool));
         // One that has started meanwhile may take it over later, too.
         let mut writer = SpoolWriter::new(&other);
-        writer.append(&[row("own")]).unwrap();
+        writer.append(&mut vec![row("own")]).unwrap();
         let mut reader = SpoolReader::new(&other);
         assert_eq!(names(&mut reader), ["own"]);
         other.take_over(false).unwrap();
@@ -399,7 +448,7 @@ mod tests {
         std::fs::write(folder.path().join("0-0.new"), "").unwrap();
         let spool = Spool::open(folder.path(), u64::MAX).unwrap();
         let mut writer = SpoolWriter::new(&spool);
-        writer.append(&[row("4")]).unwrap();
+        writer.append(&mut vec![row("4")]).unwrap();
         let mut reader = SpoolReader::new(&spool);
         let mut all = names(&mut reader);
         all.sort();
@@ -414,7 +463,7 @@ mod tests {
         for cut in [1, 40, 200] {
             let folder = tempfile::tempdir().unwrap();
             let spool = Spool::open(folder.path(), u64::MAX).unwrap();
-            SpoolWriter::new(&spool).append(&[row("1"), row("2")]).unwrap();
+            SpoolWriter::new(&spool).append(&mut vec![row("1"), row("2")]).unwrap();
             let path = spool.files().list[0].path.clone();
             drop(spool);
             let file = OpenOptions::new().write(true).open(&path).unwrap();
@@ -434,7 +483,7 @@ mod tests {
         let rows = vec![row("x"); 10_000];
         let mut written = 0;
         let error = loop {
-            match writer.append(&rows) {
+            match writer.append(&mut rows.clone()) {
                 Ok(()) => written += rows.len(),
                 Err(error) => break error,
             }
@@ -444,7 +493,33 @@ mod tests {
         let mut reader = SpoolReader::new(&spool);
         assert_eq!(names(&mut reader).len(), written);
         assert_eq!(files(folder.path()), 1);
-        writer.append(&rows).unwrap();
+        writer.append(&mut rows.clone()).unwrap();
         assert_eq!(names(&mut reader).len(), rows.len());
+    }
+
+    #[test]
+    fn rows_come_in_their_order_whether_they_are_still_in_memory_or_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path(), u64::MAX).unwrap();
+        let mut writer = SpoolWriter::new(&spool);
+        let mut reader = SpoolReader::new(&spool);
+        let mut written = Vec::new();
+        for round in 0..40 {
+            // Some are kept, some are too many at once, and some come while others wait.
+            for count in [round * 100, RECENT_ROWS_MAX / 2, 1] {
+                let rows: Vec<Row> = (0..count).map(|at| row(&format!("{round}-{at}"))).collect();
+                written.extend(rows.iter().map(|row| row.request_id.clone()));
+                writer.append(&mut rows.clone()).unwrap();
+            }
+            if round % 3 == 0 {
+                let read = names(&mut reader);
+                assert_eq!(read, written.split_off(0));
+            } else if let Some(batch) = reader.read().unwrap() {
+                // A batch that the database does not take comes again.
+                assert_eq!(batch.rows[0].request_id, written[0]);
+            }
+        }
+        assert!(names(&mut reader) == written);
+        assert!(spool.files().recent.is_empty());
     }
 }

@@ -93,10 +93,11 @@ pub enum Serves {
 
 #[async_trait]
 impl ProxyHttp for Proxy {
-    type CTX = Exchange;
+    /// Behind a pointer: Pingora's futures hold it by value, in several places, and are moved.
+    type CTX = Box<Exchange>;
 
-    fn new_ctx(&self) -> Exchange {
-        Exchange::new(self.current.load_full())
+    fn new_ctx(&self) -> Box<Exchange> {
+        Box::new(Exchange::new(self.current.load_full()))
     }
 
     /// None: Pingora's default would ask each response whether to compress it.
@@ -105,7 +106,7 @@ impl ProxyHttp for Proxy {
     async fn early_request_filter(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         body::bound_client(session, exchange);
         if !self.lifecycle.keeps_connections() {
@@ -114,14 +115,18 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
-    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        exchange: &mut Box<Exchange>,
+    ) -> Result<bool> {
         admit::admit(self, session, exchange).await
     }
 
     async fn upstream_peer(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<Box<HttpPeer>> {
         select::select(session, exchange).await
     }
@@ -133,7 +138,7 @@ impl ProxyHttp for Proxy {
         _peer: &HttpPeer,
         socket: RawFd,
         _digest: Option<&Digest>,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         exchange.turn(Phase::Own);
         send::connected(exchange, socket)
@@ -143,7 +148,7 @@ impl ProxyHttp for Proxy {
         &self,
         session: &mut Session,
         request: &mut RequestHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         send::send(session, request, exchange)?;
         exchange.turn(Phase::Backend);
@@ -155,7 +160,7 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         chunk: &mut Option<Bytes>,
         end_of_stream: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         body::send(exchange, chunk, end_of_stream, session.was_upgraded()).await
     }
@@ -164,7 +169,7 @@ impl ProxyHttp for Proxy {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         receive::check_switch(session, response)?;
         if response.status.is_informational() {
@@ -179,7 +184,7 @@ impl ProxyHttp for Proxy {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         receive::receive(self, session, response, exchange)?;
         if exchange.observed.has_head() {
@@ -193,7 +198,7 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         chunk: &mut Option<Bytes>,
         end_of_stream: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<Option<Duration>> {
         meter::pass(exchange, chunk, end_of_stream);
         receive::pass(session, exchange, chunk.as_ref(), end_of_stream).map(|()| None)
@@ -203,7 +208,7 @@ impl ProxyHttp for Proxy {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
         error: Box<Error>,
     ) -> Box<Error> {
         retry::after_connect_failure(exchange, error)
@@ -214,7 +219,7 @@ impl ProxyHttp for Proxy {
         _peer: &HttpPeer,
         session: &mut Session,
         error: Box<Error>,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
         client_reused: bool,
     ) -> Box<Error> {
         retry::after_broken_exchange(session, exchange, error, client_reused)
@@ -224,12 +229,17 @@ impl ProxyHttp for Proxy {
         &self,
         session: &mut Session,
         error: &Error,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> FailToProxy {
         settle::fail(session, exchange, error).await
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
+    async fn logging(
+        &self,
+        session: &mut Session,
+        error: Option<&Error>,
+        exchange: &mut Box<Exchange>,
+    ) {
         settle::judge(exchange, error);
         settle::log(session, exchange, error);
         let taken = meter::settle(self, session, exchange, error);
@@ -237,11 +247,11 @@ impl ProxyHttp for Proxy {
     }
 
     /// Ours says more, and says it without the query.
-    fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {
+    fn suppress_error_log(&self, _: &Session, _: &Box<Exchange>, _: &Error) -> bool {
         true
     }
 
-    fn request_summary(&self, _session: &Session, exchange: &Exchange) -> String {
+    fn request_summary(&self, _session: &Session, exchange: &Box<Exchange>) -> String {
         format!("request {}", exchange.request_id())
     }
 }

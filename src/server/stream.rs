@@ -158,9 +158,11 @@ impl Socket {
         context: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, pieces),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(context, pieces),
+        // The system takes one piece at less cost than a list of one.
+        match (self, pieces) {
+            (Self::Tcp(stream), [piece]) => Pin::new(stream).poll_write(context, piece),
+            (Self::Tcp(stream), _) => Pin::new(stream).poll_write_vectored(context, pieces),
+            (Self::Unix(stream), _) => Pin::new(stream).poll_write_vectored(context, pieces),
         }
     }
 

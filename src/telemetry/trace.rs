@@ -2,6 +2,8 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::hex;
+
 /// The header that carries it, in both directions.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
@@ -44,9 +46,11 @@ impl Trace {
     /// As a header that names `span` as who asks.
     #[must_use]
     pub fn header(&self, span: u64) -> HeaderValue {
-        let flags = u8::from(self.is_sampled);
-        HeaderValue::try_from(format!("00-{:032x}-{span:016x}-{flags:02x}", self.id))
-            .expect("hexadecimal digits can stand in a header")
+        let mut header = *b"00-................................-................-00";
+        header[3..35].copy_from_slice(&hex::digits::<32>(self.id));
+        header[36..52].copy_from_slice(&hex::digits::<16>(span.into()));
+        header[54] += u8::from(self.is_sampled);
+        HeaderValue::from_bytes(&header).expect("hexadecimal digits can stand in a header")
     }
 }
 

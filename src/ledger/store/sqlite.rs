@@ -132,6 +132,34 @@ fn time(millis: i64) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
 }
 
+/// The same for rows of which many are of one second.
+#[derive(Default)]
+struct Times {
+    second: Option<i64>,
+    text: String,
+}
+
+impl Times {
+    fn text(&mut self, millis: i64) -> &str {
+        const FRACTION: usize = ".000Z".len();
+        let second = millis.div_euclid(1000);
+        if self.second != Some(second) {
+            self.second = Some(second);
+            self.text = time(millis);
+        }
+        let rest = millis.rem_euclid(1000);
+        let before = self.text.len().saturating_sub(FRACTION);
+        self.text.truncate(before);
+        self.text.push('.');
+        for scale in [100, 10, 1] {
+            // One digit each.
+            self.text.push(char::from(b'0' + (rest / scale % 10) as u8));
+        }
+        self.text.push('Z');
+        &self.text
+    }
+}
+
 impl Store for Sqlite {
     fn insert(&mut self, rows: &[Row]) -> Result<()> {
         let transaction = self.connection.transaction()?;
@@ -144,6 +172,7 @@ impl Store for Sqlite {
                  ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
             )?;
             let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+            let mut times = Times::default();
             for row in rows {
                 insert.execute(params![
                     row.id,
@@ -152,7 +181,7 @@ impl Store for Sqlite {
                     number(row.tokens_input),
                     number(row.tokens_output),
                     row.cost.map(|cost| cost.to_string()),
-                    time(row.timestamp),
+                    times.text(row.timestamp),
                     row.request_id,
                     &*row.key_id,
                     row.service,

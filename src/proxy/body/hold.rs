@@ -1,7 +1,10 @@
 //! Reading a body before a backend is chosen: to send it again if need be, and to see which model it
 //! names.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -126,21 +129,15 @@ impl Reader {
                 self.kept_from = Some(self.length_read());
                 is_last_part = true;
             }
-            let patience = patience(self.began, bounds);
-            exchange.turn(Phase::Body);
-            let chunk = tokio::time::timeout(patience, session.as_mut().read_request_body());
-            let chunk = tokio::select! {
-                biased;
-                chunk = chunk => chunk,
-                stop = exchange.watch.ended() => return Err(ended(exchange, stop)),
-            };
-            exchange.turn(Phase::Own);
-            let chunk = match chunk {
-                Ok(chunk) => chunk.map_err(Error::into_down)?,
-                Err(_) => return Err(too_slow(exchange)),
-            };
-            let Some(chunk) = chunk else { return Ok(self.whole()) };
-            if is_slow(self.length_read() + chunk.len(), self.began, bounds) {
+            let mut reading = pin!(session.as_mut().read_request_body());
+            // Most bodies have come with their heads: no clock is asked for those.
+            let (chunk, has_waited) =
+                match poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await {
+                    Poll::Ready(chunk) => (chunk, false),
+                    Poll::Pending => (self.wait(reading, bounds, exchange).await?, true),
+                };
+            let Some(chunk) = chunk.map_err(Error::into_down)? else { return Ok(self.whole()) };
+            if has_waited && is_slow(self.length_read() + chunk.len(), self.began, bounds) {
                 return Err(too_slow(exchange));
             }
             let bytes_max = bounds.body_bytes_max;
@@ -160,6 +157,23 @@ impl Reader {
                 return Ok(end);
             }
         }
+    }
+
+    /// Waits for the next piece, as long as a client may take for it.
+    async fn wait<T>(
+        &self,
+        reading: impl Future<Output = T>,
+        bounds: &ClientBounds,
+        exchange: &mut Exchange,
+    ) -> Result<T> {
+        exchange.turn(Phase::Body);
+        let read = tokio::select! {
+            biased;
+            read = tokio::time::timeout(patience(self.began, bounds), reading) => read,
+            stop = exchange.watch.ended() => return Err(ended(exchange, stop)),
+        };
+        exchange.turn(Phase::Own);
+        read.map_err(|_| too_slow(exchange))
     }
 
     fn length_read(&self) -> usize {

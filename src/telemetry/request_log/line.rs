@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use super::super::millis;
 use super::super::phases::{Phase, Phases};
 use super::super::record::Record;
+use crate::hex;
 
 /// The longest text from outside, in bytes: a path may be 8 KiB long.
 const TEXT_BYTES_MAX: usize = 1024;
@@ -19,7 +20,7 @@ const TEXT_BYTES_MAX: usize = 1024;
 struct Line<'a> {
     time: String,
     request_id: &'a str,
-    trace_id: String,
+    trace_id: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     key: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,10 +70,11 @@ struct Line<'a> {
 pub(super) fn of(record: &Record<'_>) -> Vec<u8> {
     let taken = record.taken.as_ref();
     let time = Timestamp::try_from(record.began).unwrap_or_default();
+    let trace_id = hex::digits::<32>(record.trace.id);
     let line = Line {
         time: format!("{time:.6}"),
         request_id: record.request_id,
-        trace_id: format!("{:032x}", record.trace.id),
+        trace_id: std::str::from_utf8(&trace_id).expect("digits are text"),
         key: record.key_id(),
         address: record.address,
         method: record.method,
