@@ -10,6 +10,7 @@ FUZZ_SECONDS ?= 30
 # Pingora links zlib-ng and zstd, which are built with cmake and a C compiler.
 BUILD_PACKAGES = cmake gcc libc6-dev make
 TEST_PACKAGES = chromium curl logrotate nodejs npm openssl postgresql prometheus python3-venv redis-server
+BENCH_PACKAGES = binutils haproxy nginx-light wrk
 
 .PHONY: help demo build test unit lint clients bench chaos endurance fuzz install uninstall deps test-deps clean
 
@@ -50,11 +51,11 @@ clients: .venv/installed .node/installed
 	cd .node && npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	touch $@
 
-bench: deps ## compare CPU time with nginx and bare Pingora, and time scanner and keys
-	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || \
-	  { test "$$(id -u)" = 0 && apt-get install -y -qq nginx-light; } || \
-	  echo "nginx is not installed; it will be left out"
-	$(CARGO) bench --locked --bench compare
+bench: deps ## compare with nginx, HAProxy and bare Pingora, and time steps, start and reload (CASES and ROUNDS choose)
+	@sh .ci/packages $(BENCH_PACKAGES)
+	$(CARGO) bench --locked --bench compare -- $(CASES)
+	$(CARGO) bench --locked --bench operate
+	$(CARGO) bench --locked --bench steps
 	$(CARGO) bench --locked --bench scanner
 	$(CARGO) bench --locked --bench keys
 

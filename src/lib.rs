@@ -27,7 +27,7 @@
 //! | [`auth`], [`limits`], [`routing`], [`pool`], [`ledger`] | who may pass, and how much; path to target; backends, balance, health, breakers and queue; who used what |
 //! | [`telemetry`], [`lifecycle`] | metrics, logs, traces and history of exchanges; starting to draining |
 //! | [`config`], [`refusal`] | files to snapshot; every "no" |
-//! | [`llm`], [`names`], [`networks`], [`secret`], [`hex`] | API families and what a body names; names and wildcards; who comes from where; a string that cannot be printed; digits |
+//! | [`llm`], [`names`], [`networks`], [`secret`], [`digits`] | API families and what a body names; names and wildcards; who comes from where; a string that cannot be printed; digits |
 //!
 //! # Words
 //!
@@ -72,7 +72,7 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod demo;
-pub mod hex;
+pub mod digits;
 pub mod ledger;
 pub mod lifecycle;
 pub mod limits;

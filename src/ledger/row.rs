@@ -7,7 +7,7 @@ use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::hex;
+use crate::digits;
 
 /// One exchange. Names are as in the table `api_usage`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -62,15 +62,15 @@ impl Row {
         let (a, b) = (fastrand::u16(..) & 0x0fff, fastrand::u64(..) & 0x3fff_ffff_ffff_ffff);
         let b = b | 0x8000_0000_0000_0000;
         let mut id = String::with_capacity(36);
-        hex::push::<8>(&mut id, (time >> 16).into());
+        digits::push_hex::<8>(&mut id, (time >> 16).into());
         id.push('-');
-        hex::push::<4>(&mut id, time.into());
+        digits::push_hex::<4>(&mut id, time.into());
         id.push_str("-7");
-        hex::push::<3>(&mut id, a.into());
+        digits::push_hex::<3>(&mut id, a.into());
         id.push('-');
-        hex::push::<4>(&mut id, (b >> 48).into());
+        digits::push_hex::<4>(&mut id, (b >> 48).into());
         id.push('-');
-        hex::push::<12>(&mut id, b.into());
+        digits::push_hex::<12>(&mut id, b.into());
         id
     }
 
@@ -99,7 +99,7 @@ impl Row {
         serde_json::to_writer(&mut *out, self).expect("a row is made of texts and numbers");
         let checksum = xxh3_64(&out[start + CHECKSUM_BYTES + 1..]);
         out[start..start + CHECKSUM_BYTES]
-            .copy_from_slice(&hex::digits::<CHECKSUM_BYTES>(checksum.into()));
+            .copy_from_slice(&digits::hex::<CHECKSUM_BYTES>(checksum.into()));
         out.push(b'\n');
     }
 
@@ -107,7 +107,7 @@ impl Row {
     pub(super) fn read_line(line: &[u8]) -> Option<Self> {
         let (checksum, json) = line.split_at_checked(CHECKSUM_BYTES)?;
         let json = json.strip_prefix(b" ")?;
-        let is_whole = hex::digits::<CHECKSUM_BYTES>(xxh3_64(json).into()) == *checksum;
+        let is_whole = digits::hex::<CHECKSUM_BYTES>(xxh3_64(json).into()) == *checksum;
         serde_json::from_slice(json).ok().filter(|_| is_whole)
     }
 }

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use super::exchange::{Admitted, Exchange};
 use super::meter;
 use crate::config::KeySpec;
+use crate::digits::push_decimal;
 use crate::ledger::{self, Month, Months, Row};
 use crate::limits::{Ask, Shown, Tightest};
 use crate::llm::Usage;
@@ -99,23 +100,31 @@ pub(super) fn tell(head: &mut ResponseHeader, shown: &Shown) -> Result<()> {
 }
 
 /// A time as OpenAI's API writes it: `12ms`, `1s`, `6m0s`.
-fn duration(time: Duration) -> String {
+fn duration(time: Duration) -> HeaderValue {
     let millis = u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-    if millis < 1000 {
-        return format!("{millis}ms");
-    }
+    let mut text = SmallVec::<[u8; 32]>::new();
     let (minutes, rest) = (millis / 60_000, millis % 60_000);
     let (hours, minutes) = (minutes / 60, minutes % 60);
-    let seconds = if rest % 1000 == 0 {
-        format!("{}s", rest / 1000)
-    } else {
-        format!("{}.{:03}s", rest / 1000, rest % 1000)
-    };
-    match (hours, minutes) {
-        (0, 0) => seconds,
-        (0, minutes) => format!("{minutes}m{seconds}"),
-        (hours, minutes) => format!("{hours}h{minutes}m{seconds}"),
+    if hours > 0 {
+        push_decimal(&mut text, hours, 1);
+        text.push(b'h');
     }
+    if hours > 0 || minutes > 0 {
+        push_decimal(&mut text, minutes, 1);
+        text.push(b'm');
+    }
+    if millis < 1000 {
+        push_decimal(&mut text, millis, 1);
+        text.push(b'm');
+    } else {
+        push_decimal(&mut text, rest / 1000, 1);
+        if rest % 1000 > 0 {
+            text.push(b'.');
+            push_decimal(&mut text, rest % 1000, 3);
+        }
+    }
+    text.push(b's');
+    HeaderValue::from_bytes(&text).expect("digits and letters can stand in a header")
 }
 
 #[cfg(test)]

@@ -37,6 +37,9 @@ const PREFACE_STEPS: [&[u8]; 5] =
 /// What a TLS connection begins with: a record of the handshake (RFC 8446, section 5.1).
 const TLS_HANDSHAKE: u8 = 22;
 
+/// What Pingora waits for a first request, where our own bounds do not end it before.
+const KEPT_AT_FIRST: Duration = Duration::from_secs(60);
+
 /// Longest that a connection which is refused stays open.
 const REFUSAL_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -112,7 +115,8 @@ impl Front {
                 Some(open) => Some(open),
                 None => {
                     self.lifecycle.refused.fetch_add(1, Ordering::Relaxed);
-                    return refuse(stream, &client, &Refusal::TooManyConnections).await;
+                    let why = Refusal::TooManyConnections;
+                    return Box::pin(refuse(stream, &client, &why)).await;
                 }
             },
             None => None,
@@ -124,11 +128,14 @@ impl Front {
             look = look => look.ok().flatten(),
             () = self.lifecycle.parted() => None,
         };
+        // Boxed: a connection that idles does not hold room for what others need.
         match (is_secure, speaks) {
             (_, None) => {}
-            (true, Some(Speaks::Tls)) => self.serve_secured(stream, &client).await,
-            (true, Some(_)) => refuse(stream, &client, &Refusal::NeedsTls).await,
-            (false, Some(Speaks::Tls)) => refuse(stream, &client, &Refusal::NeedsPlain).await,
+            (true, Some(Speaks::Tls)) => Box::pin(self.serve_secured(stream, &client)).await,
+            (true, Some(_)) => Box::pin(refuse(stream, &client, &Refusal::NeedsTls)).await,
+            (false, Some(Speaks::Tls)) => {
+                Box::pin(refuse(stream, &client, &Refusal::NeedsPlain)).await;
+            }
             (false, Some(Speaks::Http2)) => {
                 self.http2.process_new(Box::new(stream), &self.closing).await;
             }
@@ -145,9 +152,21 @@ impl Front {
         }
     }
 
+    /// One exchange after the other. Pingora's own loop holds room for HTTP/2, too.
     async fn serve_http1(&self, stream: Stream) {
-        let http1 = self.http1.process_new(stream, &self.closing);
-        FIRST.scope(AtomicBool::new(true), http1).await;
+        let exchanges = async {
+            let mut session = ServerSession::new_http1(stream);
+            let keeps = !*self.closing.borrow();
+            session.set_keepalive(keeps.then_some(KEPT_AT_FIRST.as_secs()));
+            while let Some(reused) = self.http1.process_new_http(session, &self.closing).await {
+                let (stream, settings) = reused.consume();
+                session = ServerSession::new_http1(stream);
+                if let Some(settings) = settings {
+                    settings.apply_to_session(&mut session);
+                }
+            }
+        };
+        FIRST.scope(AtomicBool::new(true), exchanges).await;
     }
 
     /// From now on nobody waits for requests on open connections.

@@ -293,3 +293,111 @@ impl GetSocketDigest for ClientStream {
         Some(Arc::clone(&self.digest))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    fn pair() -> (ClientStream, UnixStream) {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        for end in [&ours, &theirs] {
+            end.set_nonblocking(true).unwrap();
+        }
+        let ours = ClientStream::new(Accepted::Unix(ours)).unwrap();
+        (ours, UnixStream::from_std(theirs).unwrap())
+    }
+
+    #[tokio::test]
+    async fn small_pieces_are_sent_together_when_they_are_flushed() {
+        let (mut ours, mut theirs) = pair();
+        ours.write_all(b"head ").await.unwrap();
+        ours.write_all(b"body").await.unwrap();
+        let mut seen = [0; 64];
+        let early = tokio::time::timeout(std::time::Duration::ZERO, theirs.read(&mut seen)).await;
+        assert!(early.is_err(), "nothing is sent before");
+        ours.flush().await.unwrap();
+        let read = theirs.read(&mut seen).await.unwrap();
+        assert_eq!(&seen[..read], b"head body");
+        assert_eq!(ours.gathered.capacity(), 0);
+        // What is not flushed is sent when the connection ends.
+        ours.write_all(b"end").await.unwrap();
+        drop(ours);
+        let read = theirs.read(&mut seen).await.unwrap();
+        assert_eq!(&seen[..read], b"end");
+    }
+
+    #[tokio::test]
+    async fn what_was_looked_at_is_read_again() {
+        let (mut ours, mut theirs) = pair();
+        theirs.write_all(b"PRI *").await.unwrap();
+        let (mut one, mut all) = ([0; 3], [0; 5]);
+        ours.look(&mut one).await.unwrap();
+        ours.look(&mut all).await.unwrap();
+        assert_eq!((&one, &all), (b"PRI", b"PRI *"));
+        theirs.write_all(b" HTTP").await.unwrap();
+        let mut read = [0; 10];
+        ours.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"PRI * HTTP");
+        drop(theirs);
+        assert!(ours.look(&mut one).await.is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Also where the other side takes little at a time.
+        #[test]
+        fn whatever_is_written_comes_in_its_order(
+            pieces in prop::collection::vec((0_usize..200_000, any::<bool>()), 1..20),
+        ) {
+            let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            executor.block_on(async {
+                let (mut ours, mut theirs) = pair();
+                let mut next = 0_u8;
+                let mut expected = Vec::new();
+                let pieces: Vec<(Vec<u8>, bool)> = pieces
+                    .into_iter()
+                    .map(|(length, is_flushed)| {
+                        let length = if is_flushed { length % 700 } else { length };
+                        let piece: Vec<u8> = (0..length)
+                            .map(|_| {
+                                next = next.wrapping_mul(31).wrapping_add(7);
+                                next
+                            })
+                            .collect();
+                        expected.extend_from_slice(&piece);
+                        (piece, is_flushed)
+                    })
+                    .collect();
+                let reading = async {
+                    let mut all = Vec::new();
+                    let mut buffer = [0; 5_000];
+                    loop {
+                        let read = theirs.read(&mut buffer).await.unwrap();
+                        if read == 0 {
+                            return all;
+                        }
+                        all.extend_from_slice(&buffer[..read]);
+                    }
+                };
+                let writing = async move {
+                    for (piece, is_flushed) in pieces {
+                        let (one, two) = piece.split_at(piece.len() / 3);
+                        let written =
+                            ours.write_vectored(&[IoSlice::new(one), IoSlice::new(two)]).await.unwrap();
+                        ours.write_all(&piece[written..]).await.unwrap();
+                        if is_flushed {
+                            ours.flush().await.unwrap();
+                        }
+                    }
+                    ours.flush().await.unwrap();
+                };
+                let ((), all) = tokio::join!(writing, reading);
+                assert!(all == expected);
+            });
+        }
+    }
+}

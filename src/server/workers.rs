@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
+use nix::sys::socket::{Backlog, listen};
 use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::{ServiceReadyNotifier, ServiceWithDependents};
 use tokio::runtime::{Builder, Handle};
@@ -37,8 +38,10 @@ pub(super) enum Listener {
 }
 
 impl Listener {
-    /// It, watched by the runtime that this is called on.
+    /// It, watched by the runtime that this is called on. As many connections wait for it as the system allows
+    /// (`net.core.somaxconn`): of a crowd that comes at once, those beyond would try again only after a second.
     fn watched(&self) -> io::Result<Watched> {
+        listen(self, Backlog::MAXALLOWABLE)?;
         Ok(match self {
             Self::Tcp(listener) => Watched::Tcp(listener.try_clone()?.try_into()?),
             Self::Unix(listener) => Watched::Unix(listener.try_clone()?.try_into()?),
@@ -84,6 +87,13 @@ pub(super) struct Load {
     /// Its exchanges in flight.
     pub(super) exchanges: Arc<Gauge>,
     connections: Arc<Gauge>,
+}
+
+impl Load {
+    /// What counts first: exchanges take time, connections may.
+    fn weight(&self) -> (usize, usize) {
+        (self.exchanges.count(), self.connections.count())
+    }
 }
 
 /// One of the threads.
@@ -163,8 +173,7 @@ async fn accept(
 
 /// Gives a connection to the worker that has least to do.
 fn give(accepted: Accepted, workers: &[Worker], lifecycle: &Lifecycle) {
-    let load = |worker: &&Worker| (worker.load.exchanges.count(), worker.load.connections.count());
-    let Some(worker) = workers.iter().min_by_key(load) else { return };
+    let Some(worker) = workers.iter().min_by_key(|worker| worker.load.weight()) else { return };
     let counted = (worker.load.connections.enter(), lifecycle.connections.enter());
     let front = Arc::clone(&worker.front);
     worker.executor.spawn(async move {
@@ -212,5 +221,27 @@ impl ServiceWithDependents for Workers {
 
     fn threads(&self) -> Option<usize> {
         Some(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_goes_where_fewest_exchanges_are_and_then_where_fewest_connections_are() {
+        let loads = [(); 3].map(|()| Load::default());
+        let lightest = || (0..3).min_by_key(|at| loads[*at].weight()).unwrap();
+        let mut held = Vec::new();
+        // A crowd that has not asked for anything yet is spread.
+        for expected in [0, 1, 2, 0, 1, 2] {
+            assert_eq!(lightest(), expected);
+            held.push(loads[expected].connections.enter());
+        }
+        let streams = [0, 1].map(|at| loads[at].exchanges.enter());
+        held.extend((0..100).map(|_| loads[2].connections.enter()));
+        assert_eq!(lightest(), 2, "idle connections weigh less than a stream");
+        drop(streams);
+        assert_eq!(lightest(), 0);
     }
 }

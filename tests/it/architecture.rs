@@ -12,7 +12,7 @@ const RANKS: [&[&str]; 9] = [
     &["auth", "limits", "routing", "pool", "ledger"],
     &["telemetry", "lifecycle"],
     &["config", "refusal"],
-    &["llm", "names", "networks", "secret"],
+    &["digits", "llm", "names", "networks", "secret"],
 ];
 
 fn rank(module: &str) -> usize {

@@ -8,10 +8,12 @@ use jiff::Timestamp;
 use rusqlite::functions::{Aggregate, Context as FunctionContext, FunctionFlags};
 use rusqlite::{Connection, OpenFlags, params};
 use rust_decimal::Decimal;
+use smallvec::SmallVec;
 
 use super::super::report::{Line, Query, Sql};
 use super::super::row::Row;
 use super::Store;
+use crate::digits::push_decimal;
 
 /// How long another process's write is waited for.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -133,7 +135,7 @@ fn time(millis: i64) -> String {
 }
 
 /// The same for rows of which many are of one second.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Times {
     second: Option<i64>,
     text: String,
@@ -147,14 +149,12 @@ impl Times {
             self.second = Some(second);
             self.text = time(millis);
         }
-        let rest = millis.rem_euclid(1000);
-        let before = self.text.len().saturating_sub(FRACTION);
-        self.text.truncate(before);
+        self.text.truncate(self.text.len().saturating_sub(FRACTION));
         self.text.push('.');
-        for scale in [100, 10, 1] {
-            // One digit each.
-            self.text.push(char::from(b'0' + (rest / scale % 10) as u8));
-        }
+        let fraction = millis.rem_euclid(1000).cast_unsigned();
+        let mut digits = SmallVec::<[u8; 3]>::new();
+        push_decimal(&mut digits, fraction, 3);
+        self.text.extend(digits.into_iter().map(char::from));
         self.text.push('Z');
         &self.text
     }
@@ -238,5 +238,18 @@ impl Store for Sqlite {
             },
         )?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_one_second_are_written_like_any() {
+        let mut times = Times::default();
+        for millis in [0, 7, 999, 1_700_000_000_000, 1_700_000_000_042, 1_699_999_999_999, -1] {
+            assert_eq!(times.text(millis), time(millis));
+        }
     }
 }

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use super::super::millis;
 use super::super::phases::{Phase, Phases};
 use super::super::record::Record;
-use crate::hex;
+use crate::digits;
 
 /// The longest text from outside, in bytes: a path may be 8 KiB long.
 const TEXT_BYTES_MAX: usize = 1024;
@@ -70,7 +70,7 @@ struct Line<'a> {
 pub(super) fn of(record: &Record<'_>) -> Vec<u8> {
     let taken = record.taken.as_ref();
     let time = Timestamp::try_from(record.began).unwrap_or_default();
-    let trace_id = hex::digits::<32>(record.trace.id);
+    let trace_id = digits::hex::<32>(record.trace.id);
     let line = Line {
         time: format!("{time:.6}"),
         request_id: record.request_id,

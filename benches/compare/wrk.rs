@@ -1,0 +1,85 @@
+//! Requests as fast as they are answered, by `wrk`.
+
+use std::fs;
+use std::process::Command;
+
+use super::contestant::Contestant;
+use super::measure::{Cpu, Figures, PER_SECOND};
+
+/// Tells what it has seen in numbers: wrk's own page rounds them.
+const SCRIPT: &str = r#"
+local file = io.open(BODY, "rb")
+wrk.method = "POST"
+wrk.body = file:read("*a")
+file:close()
+wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Accept"] = "application/json"
+wrk.headers["User-Agent"] = "OpenAI/Python 2.54.0"
+wrk.headers["Authorization"] = "Bearer sk-bench"
+function done(summary, latency, requests)
+  io.write(string.format("figures %d %d %d %d %d %d %d\n", summary.requests, summary.duration,
+    latency:percentile(50), latency:percentile(99), latency:percentile(99.9), summary.errors.status,
+    summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout))
+end
+"#;
+
+/// A body of about so many bytes: code behind a question, full of escapes, the model last, as SDKs for Python send it.
+pub(crate) fn body(bytes: usize) -> String {
+    const CODE: &str = r#"for line in text.split(\"\n\"):\n    print(line.strip())\n"#;
+    let code = CODE.repeat(bytes / CODE.len());
+    format!(
+        r#"{{"messages":[{{"role":"user","content":"What is the capital of France? {code}"}}],"max_tokens":16,"model":"m"}}"#
+    )
+}
+
+/// Sends requests over so many connections for so many seconds.
+#[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+pub(crate) fn run(
+    contestant: &Contestant,
+    path: &str,
+    body: &str,
+    connections: usize,
+    seconds: u64,
+) -> Figures {
+    let folder = contestant.folder();
+    let (script, file) = (folder.join("wrk.lua"), folder.join("body.json"));
+    fs::write(&file, body).expect("a file");
+    fs::write(&script, SCRIPT.replace("BODY", &format!("{:?}", file.display().to_string())))
+        .expect("a file");
+    let before = contestant.cpu();
+    let output = Command::new("wrk")
+        .args([
+            "-t1",
+            &format!("-c{connections}"),
+            &format!("-d{seconds}"),
+            "--timeout",
+            "30",
+            "-s",
+        ])
+        .arg(&script)
+        .arg(contestant.url(path))
+        .output()
+        .expect("wrk is installed (apt-get install wrk)");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix("figures "));
+    let numbers: Vec<u64> = line
+        .unwrap_or_else(|| panic!("wrk says {text} {}", String::from_utf8_lossy(&output.stderr)))
+        .split(' ')
+        .filter_map(|number| number.parse().ok())
+        .collect();
+    let [requests, micros, p50, p99, p999, refused, broken] = numbers[..] else {
+        panic!("wrk says {text}");
+    };
+    assert!(broken == 0, "{}: {broken} requests broke: {text}", contestant.name);
+    contestant.rest();
+    let mut figures = Figures::new();
+    if contestant.is_proxy() {
+        Cpu::since(contestant.cpu(), before, requests, &mut figures);
+    }
+    figures.insert(PER_SECOND, requests as f64 * 1e6 / micros.max(1) as f64);
+    for (name, value) in [("p50_us", p50), ("p99_us", p99), ("p999_us", p999)] {
+        figures.insert(name, value as f64);
+    }
+    figures.insert("failed_percent", refused as f64 * 100.0 / requests.max(1) as f64);
+    figures
+}
