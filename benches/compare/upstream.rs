@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 
 const ANSWER: &str = r#"{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"Hello"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":1,"total_tokens":10}}"#;
 
@@ -21,6 +21,9 @@ pub(crate) const STAMP: &[u8] = b"\"sent_at\":\"";
 /// Digits of the time, in nanoseconds since 1970.
 pub(crate) const STAMP_DIGITS: usize = 19;
 
+/// Connections that wait to be accepted.
+const WAITING_MAX: u32 = 4096;
+
 /// One request in so many to `/flaky/` fails.
 const FLAKY_EVERY: u64 = 100;
 
@@ -28,7 +31,10 @@ const FLAKY_EVERY: u64 = 100;
 pub(crate) fn serve(address: SocketAddr) {
     let executor = tokio::runtime::Runtime::new().expect("a runtime");
     executor.block_on(async {
-        let listener = TcpListener::bind(address).await.expect("the port is free");
+        // Proxies open hundreds of connections at once: none of them is to wait for another try.
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(address).expect("the port is free");
+        let listener = socket.listen(WAITING_MAX).expect("it listens");
         loop {
             let Ok((stream, _)) = listener.accept().await else { continue };
             let _ = stream.set_nodelay(true);

@@ -84,38 +84,30 @@ impl Admin {
     }
 
     /// The page at a path, if there is one.
-    fn page(
-        &self,
-        runtime: &Runtime,
-        request: &PageRequest<'_>,
-    ) -> Option<Result<Response<Bytes>, Refusal>> {
+    fn page(&self, runtime: &Runtime, request: &PageRequest<'_>) -> Option<Result<Page, Refusal>> {
         let page = match (request.path, self.scope) {
-            ("/health", _) => Ok(health()),
-            ("/ready", _) => Ok(self.ready()),
+            ("/health", _) => Ok(Page::Small(health())),
+            ("/ready", _) => Ok(Page::Small(self.ready())),
             (_, Scope::Probes) => return None,
             // Who has one upstream has clients that ask here whether it is well, whatever they accept.
             ("/", _) if wants(request, runtime.catalog.everything.is_some()) == Wants::Json => {
-                Ok(health())
+                Ok(Page::Small(health()))
             }
-            ("/", _) => Ok(self.dashboard.page()),
-            ("/metrics", _) if !runtime.snapshot.observed.metrics => Err(Refusal::MetricsOff),
-            ("/metrics", _) => metrics::page(runtime, &self.sources).map_err(|error| {
-                log::error!("the metrics cannot be shown: {error}");
-                Refusal::Internal
-            }),
-            ("/stats", _) if !runtime.snapshot.observed.metrics => Err(Refusal::MetricsOff),
-            ("/stats", _) => Ok(own_json(stats::all(runtime, &self.sources).to_string())),
-            (STATUS, Scope::Everything) => Ok(json_page(&status::all(runtime))),
-            (STATUS, Scope::Admin) => {
-                let mut page = status::all(runtime);
-                page["configuration"] = reload::state(&self.sources.reloads.state());
-                let ledger = self.sources.ledger.as_deref();
-                page["ledger"] = ledger.map_or(Value::Null, ledger_state);
-                page["redis"] = runtime.limits.shared().map_or(Value::Null, redis_state);
-                Ok(json_page(&page))
+            ("/", _) => Ok(Page::Small(self.dashboard.page())),
+            ("/metrics" | "/stats", _) if !runtime.snapshot.observed.metrics => {
+                Err(Refusal::MetricsOff)
             }
+            ("/metrics", _) => Ok(Page::Large(metrics_page)),
+            ("/stats", _) => Ok(Page::Large(|runtime, sources| {
+                own_json(stats::all(runtime, sources).to_string())
+            })),
+            (STATUS, Scope::Everything) => {
+                Ok(Page::Large(|runtime, _| json_page(&status::all(runtime))))
+            }
+            (STATUS, Scope::Admin) => Ok(Page::Large(admins_status)),
             (path, Scope::Everything | Scope::Admin) => {
                 service_status(runtime, request, path.strip_prefix(STATUS)?.strip_prefix('/')?)
+                    .map(Page::Small)
             }
         };
         Some(page)
@@ -160,13 +152,49 @@ impl Pages for Admin {
             return Some(self.reports.answer(runtime, request, sees_all));
         }
         let page = self.page(runtime, request)?;
-        let page = match *request.method {
-            Method::GET | Method::HEAD => page.unwrap_or_else(|refusal| refusal_page(&refusal)),
-            Method::OPTIONS => preflight(),
+        let page = match (request.method, page) {
+            (&Method::GET | &Method::HEAD, Ok(Page::Large(make))) => {
+                return Some(PageAnswer::Later(Box::pin(made(self.sources.clone(), make))));
+            }
+            (&Method::GET | &Method::HEAD, Ok(Page::Small(page))) => page,
+            (&Method::GET | &Method::HEAD, Err(refusal)) => refusal_page(&refusal),
+            (&Method::OPTIONS, _) => preflight(),
             _ => refusal_page(&Refusal::MethodNotAllowed { allow: METHODS }),
         };
         Some(PageAnswer::Now(page))
     }
+}
+
+/// One of the pages.
+enum Page {
+    Small(Response<Bytes>),
+    /// It grows with the configuration: making it would keep the traffic of a thread waiting.
+    Large(Make),
+}
+
+type Make = fn(&Runtime, &Sources) -> Response<Bytes>;
+
+/// Makes a page beside the traffic's threads.
+async fn made(sources: Sources, make: Make) -> Response<Bytes> {
+    let made = move || make(&sources.current.load_full(), &sources);
+    let made = tokio::task::spawn_blocking(made).await;
+    made.unwrap_or_else(|_| refusal_page(&Refusal::Internal))
+}
+
+fn metrics_page(runtime: &Runtime, sources: &Sources) -> Response<Bytes> {
+    metrics::page(runtime, sources).unwrap_or_else(|error| {
+        log::error!("the metrics cannot be shown: {error}");
+        refusal_page(&Refusal::Internal)
+    })
+}
+
+/// The status of everything, for who runs the gateway.
+fn admins_status(runtime: &Runtime, sources: &Sources) -> Response<Bytes> {
+    let mut page = status::all(runtime);
+    page["configuration"] = reload::state(&sources.reloads.state());
+    page["ledger"] = sources.ledger.as_deref().map_or(Value::Null, ledger_state);
+    page["redis"] = runtime.limits.shared().map_or(Value::Null, redis_state);
+    json_page(&page)
 }
 
 /// How the ledger does.

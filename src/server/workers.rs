@@ -30,6 +30,9 @@ use crate::lifecycle::{Counted, Gauge, Lifecycle};
 /// How long nobody is accepted after the system had no room for another connection.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Threads beside a worker for what would keep it waiting: its own pages and reports. More of them wait for one another.
+const BLOCKING_MAX: usize = 64;
+
 /// A socket that connections are accepted from.
 #[derive(Debug)]
 pub(super) enum Listener {
@@ -144,7 +147,8 @@ impl Workers {
 
 /// A thread that does what is spawned on it, to the end of the process.
 fn start_thread(name: String) -> io::Result<Handle> {
-    let executor = Builder::new_current_thread().enable_all().build()?;
+    let executor =
+        Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_MAX).build()?;
     let handle = executor.handle().clone();
     std::thread::Builder::new()
         .name(name)
