@@ -51,13 +51,10 @@ clients: .venv/installed .node/installed
 	cd .node && npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	touch $@
 
-bench: deps ## compare with nginx, HAProxy and bare Pingora, and time steps, start and reload (CASES and ROUNDS choose)
+bench: deps ## compare with nginx, HAProxy and bare Pingora; time steps, start, reload (CASES="small tls": some of it)
 	@sh .ci/packages $(BENCH_PACKAGES)
 	$(CARGO) bench --locked --bench compare -- $(CASES)
-	$(CARGO) bench --locked --bench operate
-	$(CARGO) bench --locked --bench steps
-	$(CARGO) bench --locked --bench scanner
-	$(CARGO) bench --locked --bench keys
+	$(if $(CASES),,$(CARGO) bench --locked --bench operate --bench steps --bench scanner --bench keys)
 
 chaos: deps ## load for two minutes while backends fail, configurations change and the program is upgraded
 	$(CARGO) test --locked --test stress -- chaos

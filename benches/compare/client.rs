@@ -48,7 +48,7 @@ pub(crate) fn streams(
     streams: usize,
     events: usize,
 ) -> Figures {
-    let body = wrk::body(0).replace("16,", "16,\"stream\":true,");
+    let body = wrk::question().replace("16,", "16,\"stream\":true,");
     let request: Bytes = request(&contestant.path(path), &body).into();
     let address = contestant.address;
     let seen = Arc::new(Mutex::new(Seen::default()));
@@ -140,7 +140,7 @@ pub(crate) fn paced(
     per_second: u32,
     seconds: u64,
 ) -> Figures {
-    let request: Bytes = request(&contestant.path(path), &wrk::body(0)).into();
+    let request: Bytes = request(&contestant.path(path), &wrk::question()).into();
     let address = contestant.address;
     let every = Duration::from_secs(1) * connections as u32 / per_second;
     let count = u64::from(per_second) * seconds / connections as u64;
@@ -189,7 +189,7 @@ pub(crate) fn http2(
     at_once: usize,
     seconds: u64,
 ) -> Figures {
-    let (address, body) = (contestant.address, Bytes::from(wrk::body(0)));
+    let (address, body) = (contestant.address, Bytes::from(wrk::question()));
     let url = format!("http://{address}{}", contestant.path(path));
     let before = contestant.cpu();
     let until = Instant::now() + Duration::from_secs(seconds);

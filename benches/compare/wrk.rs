@@ -23,13 +23,32 @@ function done(summary, latency, requests)
 end
 "#;
 
-/// A body of about so many bytes: code behind a question, full of escapes, the model last, as SDKs for Python send it.
-pub(crate) fn body(bytes: usize) -> String {
-    const CODE: &str = r#"for line in text.split(\"\n\"):\n    print(line.strip())\n"#;
-    let code = CODE.repeat(bytes / CODE.len());
+/// What a prompt is made of.
+#[derive(Clone, Copy)]
+pub(crate) enum Text {
+    /// Sentences and paragraphs, a quotation in each.
+    Prose,
+    /// Full of escapes: the worst case for who looks into it.
+    Code,
+}
+
+/// A body with a prompt of about so many bytes, the model last, as SDKs for Python send it.
+pub(crate) fn body(text: Text, bytes: usize) -> String {
+    let piece = match text {
+        Text::Prose => {
+            r#"A proxy stands between those who ask and those who answer, and what it adds should be small. Whoever runs one wants to know what it costs: in time, in memory and in money. \"Measure twice, cut once\", says the carpenter; who builds for machines that are shared measures oftener, and compares what ran within the same minute.\n\n"#
+        }
+        Text::Code => r#"for line in text.split(\"\n\"):\n    print(line.strip())\n"#,
+    };
+    let prompt = piece.repeat(bytes / piece.len());
     format!(
-        r#"{{"messages":[{{"role":"user","content":"What is the capital of France? {code}"}}],"max_tokens":16,"model":"m"}}"#
+        r#"{{"messages":[{{"role":"user","content":"What is the capital of France? {prompt}"}}],"max_tokens":16,"model":"m"}}"#
     )
+}
+
+/// The shortest one.
+pub(crate) fn question() -> String {
+    body(Text::Prose, 0)
 }
 
 /// Sends requests over so many connections for so many seconds.
