@@ -4,6 +4,10 @@
 //! configuration of 10,000 while requests come, and leaves it alone with 100 for ten seconds. All backends are one
 //! listener on loopback, which answers each health check.
 
+#[allow(dead_code, reason = "the other program needs more of it")]
+#[path = "compare/measure.rs"]
+mod measure;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,6 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use measure::{Cpu, median, pause, resident_kb};
 
 const ANSWER: &str =
     "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
@@ -28,8 +34,8 @@ fn main() {
     println!("| what | figure |");
     println!("|---|--:|");
     for count in [1, 1_000, 10_000] {
-        let mut times: Vec<f64> = (0..ROUNDS).map(|_| millis(start(backend, count).1)).collect();
-        println!("| start to ready, {count} backends | {:.0} ms |", median(&mut times));
+        let times: Vec<f64> = (0..ROUNDS).map(|_| millis(start(backend, count).1)).collect();
+        println!("| start to ready, {count} backends | {:.0} ms |", middle(&times));
     }
     for count in [1_000, 10_000] {
         let (mut reloads, mut quiet, mut during) = (Vec::new(), Vec::new(), Vec::new());
@@ -39,9 +45,9 @@ fn main() {
             quiet.push(millis(before));
             during.push(millis(meanwhile));
         }
-        println!("| reload, {count} backends | {:.0} ms |", median(&mut reloads));
-        println!("| longest request of 500 before it | {:.1} ms |", median(&mut quiet));
-        println!("| longest request during it | {:.1} ms |", median(&mut during));
+        println!("| reload, {count} backends | {:.0} ms |", middle(&reloads));
+        println!("| longest request of 500 before it | {:.1} ms |", middle(&quiet));
+        println!("| longest request during it | {:.1} ms |", middle(&during));
     }
     idle(backend);
     size();
@@ -190,24 +196,13 @@ fn longest(address: SocketAddr, count: usize, ended: &Arc<AtomicBool>) -> JoinHa
 fn idle(backend: SocketAddr) {
     let (gateway, _) = start(backend, 100);
     pause(Duration::from_secs(1));
-    let before = cpu_micros(gateway.child.id());
+    let processes = [gateway.child.id()];
+    let before = Cpu::of(&processes).all;
     pause(IDLE);
     #[allow(clippy::cast_precision_loss, reason = "some milliseconds")]
-    let share = (cpu_micros(gateway.child.id()) - before) as f64 / IDLE.as_secs_f64() / 1e4;
+    let share = (Cpu::of(&processes).all - before) as f64 / IDLE.as_secs_f64() / 1e4;
     println!("| idle, 100 backends | {share:.2} % of a core |");
-    let status = fs::read_to_string(format!("/proc/{}/status", gateway.child.id()));
-    let status = status.unwrap_or_default();
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("-");
-    println!("| memory then | {} |", resident.trim());
-}
-
-fn cpu_micros(process: u32) -> u64 {
-    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
-    let nanos: u64 = threads
-        .filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok())
-        .filter_map(|text| text.split(' ').next()?.parse::<u64>().ok())
-        .sum();
-    nanos / 1000
+    println!("| memory then | {} KB |", resident_kb(&processes));
 }
 
 /// The program as it is installed.
@@ -227,19 +222,10 @@ fn size() {
     }
 }
 
-#[allow(
-    clippy::disallowed_methods,
-    reason = "a pause that is measured over, on a thread of its own"
-)]
-fn pause(time: Duration) {
-    std::thread::sleep(time);
-}
-
 fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
+fn middle(values: &[f64]) -> f64 {
+    median(values).expect("there were rounds")
 }

@@ -171,11 +171,7 @@ pub(crate) fn paced(
                 seen
             });
         }
-        let mut all = Seen::default();
-        while let Some(own) = set.join_next().await {
-            all.add(own.expect("every client is served"));
-        }
-        all
+        gathered(set).await
     });
     contestant.rest();
     whole(contestant, before, &mut seen, Duration::from_secs(seconds))
@@ -212,14 +208,19 @@ pub(crate) fn http2(
                 });
             }
         }
-        let mut all = Seen::default();
-        while let Some(own) = set.join_next().await {
-            all.add(own.expect("every client is served"));
-        }
-        all
+        gathered(set).await
     });
     contestant.rest();
     whole(contestant, before, &mut seen, Duration::from_secs(seconds))
+}
+
+/// What all of them have seen.
+async fn gathered(mut set: JoinSet<Seen>) -> Seen {
+    let mut all = Seen::default();
+    while let Some(own) = set.join_next().await {
+        all.add(own.expect("every client is served"));
+    }
+    all
 }
 
 async fn ask(client: &h2::client::SendRequest<Bytes>, url: &str, body: &Bytes) {

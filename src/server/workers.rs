@@ -7,7 +7,7 @@
 //! end; it is given to the one with the fewest exchanges in flight, and of those to the one with the fewest
 //! connections, so that long streams spread over the cores as they come.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixListener;
@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
+use nix::errno::Errno;
 use nix::sys::socket::{Backlog, listen};
 use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::{ServiceReadyNotifier, ServiceWithDependents};
@@ -92,11 +93,9 @@ pub(super) struct Load {
     connections: Arc<Gauge>,
 }
 
-impl Load {
-    /// What counts first: exchanges take time, connections may.
-    fn weight(&self) -> (usize, usize) {
-        (self.exchanges.count(), self.connections.count())
-    }
+/// The one that has least to do: exchanges take time, connections may.
+fn lightest<T>(all: &[T], load: impl Fn(&T) -> &Load) -> Option<&T> {
+    all.iter().min_by_key(|one| (load(one).exchanges.count(), load(one).connections.count()))
 }
 
 /// One of the threads.
@@ -166,7 +165,7 @@ async fn accept(
     loop {
         match listener.accept().await {
             Ok(accepted) => give(accepted, &workers, &lifecycle),
-            Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+            Err(error) if is_of_client(&error) => log::debug!("a connection was lost: {error}"),
             Err(error) => {
                 log::error!("a connection cannot be accepted: {error}");
                 tokio::time::sleep(PAUSE).await;
@@ -175,9 +174,34 @@ async fn accept(
     }
 }
 
+/// Whether it is one connection that failed, and not the listening: Linux tells with the next `accept` what has become of one
+/// that waited (accept(2), "Error handling"). Nobody else waits for it.
+fn is_of_client(error: &io::Error) -> bool {
+    use Errno::{
+        ECONNABORTED, ECONNRESET, EHOSTDOWN, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENONET,
+        ENOPROTOOPT, EOPNOTSUPP, EPERM, EPROTO, ETIMEDOUT,
+    };
+    let of_client = [
+        ECONNABORTED,
+        ECONNRESET,
+        EHOSTDOWN,
+        EHOSTUNREACH,
+        EINTR,
+        ENETDOWN,
+        ENETUNREACH,
+        ENONET,
+        ENOPROTOOPT,
+        EOPNOTSUPP,
+        EPERM,
+        EPROTO,
+        ETIMEDOUT,
+    ];
+    error.raw_os_error().is_some_and(|number| of_client.contains(&Errno::from_raw(number)))
+}
+
 /// Gives a connection to the worker that has least to do.
 fn give(accepted: Accepted, workers: &[Worker], lifecycle: &Lifecycle) {
-    let Some(worker) = workers.iter().min_by_key(|worker| worker.load.weight()) else { return };
+    let Some(worker) = lightest(workers, |worker| &worker.load) else { return };
     let counted = (worker.load.connections.enter(), lifecycle.connections.enter());
     let front = Arc::clone(&worker.front);
     worker.executor.spawn(async move {
@@ -235,7 +259,10 @@ mod tests {
     #[test]
     fn a_connection_goes_where_fewest_exchanges_are_and_then_where_fewest_connections_are() {
         let loads = [(); 3].map(|()| Load::default());
-        let lightest = || (0..3).min_by_key(|at| loads[*at].weight()).unwrap();
+        let lightest = || {
+            let lightest = lightest(&loads, |load| load).unwrap();
+            loads.iter().position(|load| std::ptr::eq(load, lightest)).unwrap()
+        };
         let mut held = Vec::new();
         // A crowd that has not asked for anything yet is spread.
         for expected in [0, 1, 2, 0, 1, 2] {
@@ -247,5 +274,15 @@ mod tests {
         assert_eq!(lightest(), 2, "idle connections weigh less than a stream");
         drop(streams);
         assert_eq!(lightest(), 0);
+    }
+
+    #[test]
+    fn what_becomes_of_one_connection_keeps_nobody_else_waiting() {
+        for (number, is_of_one) in [(104, true), (71, true), (103, true), (24, false), (22, false)]
+        {
+            let error = io::Error::from_raw_os_error(number);
+            assert_eq!(is_of_client(&error), is_of_one, "{error}");
+        }
+        assert!(!is_of_client(&io::Error::other("?")));
     }
 }
