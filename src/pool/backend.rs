@@ -266,6 +266,7 @@ impl Backend {
             entry,
             entered: now,
             is_told: false,
+            is_inside: true,
         })
     }
 }
@@ -279,7 +280,7 @@ pub(super) enum Terms {
     LastResort,
 }
 
-/// An exchange's place at a backend, given back when dropped.
+/// An exchange's place at a backend, given back when dropped, or before.
 #[derive(Debug)]
 pub struct Permit {
     /// The backend.
@@ -289,6 +290,8 @@ pub struct Permit {
     pub(super) entered: Instant,
     /// Whether the breaker has heard how it went.
     pub(super) is_told: bool,
+    /// Whether the place is still taken.
+    is_inside: bool,
 }
 
 impl Permit {
@@ -297,15 +300,23 @@ impl Permit {
     pub fn is_probe(&self) -> bool {
         self.entry == Entry::Probe
     }
-}
 
-impl Drop for Permit {
-    fn drop(&mut self) {
+    /// The backend has no more to do: its place is another one's.
+    pub fn leave(&mut self) {
+        if !std::mem::take(&mut self.is_inside) {
+            return;
+        }
         self.backend.live.inflight.fetch_sub(1, Ordering::SeqCst);
         if self.is_probe() && !self.is_told {
             self.backend.live.breaker.abandon();
         }
         self.queue.call(self.backend.identity);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 

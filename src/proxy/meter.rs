@@ -1,4 +1,5 @@
-//! What an exchange takes: read from its answer as it passes, priced, and written to the ledger at its end.
+//! What an exchange takes: read from its answer as it passes, priced when it is over, and written to the ledger at
+//! the end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +10,13 @@ use http::{Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::{Error, ErrorSource, Result};
 use pingora_proxy::Session;
+use rust_decimal::Decimal;
 
 use super::exchange::{Admitted, Events, Exchange};
 use super::{Proxy, account, respond};
 use crate::config::Tariff;
 use crate::ledger::{self, Month, Months, Row, Taken};
-use crate::limits::shares;
+use crate::limits::{Reservation, shares};
 use crate::llm::{EndMarker, Facts, Kind, Meter, TOKENS_MAX, Trim, Usage};
 use crate::runtime::Runtime;
 use crate::telemetry;
@@ -79,6 +81,21 @@ pub(super) struct Metering {
     kind: Option<Kind>,
     /// Whether a backend was sent the request.
     pub(super) is_sent: bool,
+    /// What it comes to, once that is known.
+    bill: Option<Bill>,
+}
+
+/// What an exchange took and what that costs.
+struct Bill {
+    timestamp: i64,
+    usage: Usage,
+    /// Whether it was counted here.
+    is_estimated: bool,
+    /// How many of its tokens were paid for before.
+    reserved: u64,
+    /// None: nobody knows.
+    cost: Option<Decimal>,
+    is_priced: bool,
 }
 
 /// The request is known.
@@ -185,6 +202,66 @@ pub(super) fn pass(exchange: &mut Exchange, chunk: &mut Option<Bytes>, is_end: b
     }
 }
 
+/// The answer, of this status, is over: what it took counts from now on, and the rest of what was reserved is given
+/// back.
+pub(super) fn charge(
+    months: &Months,
+    session: &Session,
+    exchange: &mut Exchange,
+    status: u16,
+    error: Option<&Error>,
+) {
+    let metering = exchange.metering.take_if(|it| it.is_sent && it.bill.is_none());
+    if let (Some(mut metering), Some(admitted)) = (metering, &exchange.admitted) {
+        let is_cut = is_cut(session, exchange, error);
+        let usage = usage(&metering, exchange, error, (status, is_cut));
+        let bill = bill(months, exchange, admitted, usage);
+        let Usage { input, output, .. } = bill.usage;
+        exchange.reservation.settle(input, output, bill.cost.map_or(0, shares));
+        metering.bill = Some(bill);
+        exchange.metering = Some(metering);
+    }
+    exchange.held = None;
+    exchange.reservation = Reservation::default();
+}
+
+/// Prices what an exchange took.
+fn bill(
+    months: &Months,
+    exchange: &Exchange,
+    admitted: &Admitted,
+    (usage, is_estimated): (Usage, bool),
+) -> Bill {
+    let timestamp = Row::now();
+    let (_, model) = model(admitted);
+    let grant = &admitted.rights.grant;
+    let backend = exchange.attempts.current.as_ref().map(|attempt| &attempt.backend().spec);
+    let runtime = &exchange.arrived.runtime;
+    let tariff = backend.and_then(|spec| spec.tariff.as_deref());
+    let tariff = tariff.or_else(|| runtime.tariff(admitted.pool().name(), model));
+    let has_tiers = tariff.is_some_and(|tariff| tariff.tiers.len() > 1);
+    // Of a model that clients may call anything, only where it matters.
+    let counted = (admitted.to().names().1 == model || has_tiers).then_some(model);
+    let is_month_of_interest = runtime.snapshot.charges || grant.reserved_tokens > 0 || has_tiers;
+    let Taken { before, reserved } = if is_month_of_interest {
+        let month = Month::of(timestamp);
+        months.take(month, &grant.key_id, counted, usage.total(), grant.reserved_tokens)
+    } else {
+        Taken::default()
+    };
+    let rest = ledger::without_reserved(usage, reserved);
+    let price = |tariff: &Tariff| ledger::cost(&ledger::price_after(tariff, before), rest);
+    let is_free = rest.total() == 0;
+    let cost = tariff.map(price).or_else(|| is_free.then(Default::default));
+    Bill { timestamp, usage, is_estimated, reserved, cost, is_priced: tariff.is_some() }
+}
+
+/// Whether an answer did not come to its end.
+fn is_cut(session: &Session, exchange: &Exchange, error: Option<&Error>) -> bool {
+    error.is_some() && !account::is_complete(exchange) && !session.was_upgraded()
+        || exchange.observed.events.as_ref().is_some_and(Events::is_cut)
+}
+
 /// The exchange is over: writes its row. What it took, where that was counted.
 pub(super) fn settle(
     proxy: &Proxy,
@@ -192,47 +269,24 @@ pub(super) fn settle(
     exchange: &mut Exchange,
     error: Option<&Error>,
 ) -> Option<telemetry::Taken> {
-    let metering = exchange.metering.take().filter(|metering| metering.is_sent)?;
-    let admitted = exchange.admitted.as_ref()?;
     let status = respond::status(session);
-    let is_cut = error.is_some() && !account::is_complete(exchange) && !session.was_upgraded()
-        || exchange.observed.events.as_ref().is_some_and(Events::is_cut);
-    let (usage, estimated) = usage(&metering, exchange, error, (status, is_cut));
-    let timestamp = Row::now();
+    charge(&proxy.months, session, exchange, status, error);
+    let metering = exchange.metering.take()?;
+    let (bill, admitted) = (metering.bill?, exchange.admitted.as_ref()?);
+    let is_cut = is_cut(session, exchange, error);
+    let Bill { timestamp, usage, is_estimated, reserved, cost, is_priced } = bill;
     let (service, model) = model(admitted);
     let grant = &admitted.rights.grant;
-    let month = Month::of(timestamp);
-    let key = &grant.key_id;
     let backend = exchange.attempts.current.as_ref().map(|attempt| &attempt.backend().spec);
-    let runtime = &exchange.arrived.runtime;
-    let tariff = backend.and_then(|spec| spec.tariff.as_deref());
-    let tariff = tariff.or_else(|| runtime.tariff(admitted.pool().name(), model));
-    // Of a model that clients may call anything, only where it matters.
-    let is_counted =
-        admitted.to().names().1 == model || tariff.is_some_and(|it| it.tiers.len() > 1);
-    let counted = is_counted.then_some(model);
-    let is_month_of_interest = runtime.snapshot.charges
-        || grant.reserved_tokens > 0
-        || tariff.is_some_and(|tariff| tariff.tiers.len() > 1);
-    let Taken { before, reserved } = if is_month_of_interest {
-        proxy.months.take(month, key, counted, usage.total(), grant.reserved_tokens)
-    } else {
-        Taken::default()
-    };
-    exchange.held = None;
-    let rest = ledger::without_reserved(usage, reserved);
-    let price = |tariff: &Tariff| ledger::cost(&ledger::price_after(tariff, before), rest);
-    let is_free = rest.total() == 0;
-    let cost = tariff.map(price).or_else(|| is_free.then(Default::default));
-    exchange.reservation.settle(usage.input, usage.output, cost.map_or(0, shares));
+    let currency = &exchange.arrived.runtime.snapshot.prices.currency;
     let is_read = metering.charges || metering.kind.is_some();
     let told = (metering.takes && is_read).then(|| telemetry::Taken {
         input: usage.input,
         output: usage.output,
         cached: usage.cached,
-        is_estimated: estimated,
-        cost: cost.filter(|_| tariff.is_some()),
-        currency: Arc::clone(&runtime.snapshot.prices.currency),
+        is_estimated,
+        cost: cost.filter(|_| is_priced),
+        currency: Arc::clone(currency),
         wasted_by: is_cut.then(|| account::ended_by(exchange, error)),
     });
     let Some(ledger) = &proxy.ledger else { return told };
@@ -252,10 +306,10 @@ pub(super) fn settle(
         tokens_reasoning: usage.reasoning,
         tokens_reserved: reserved,
         cost,
-        currency: runtime.snapshot.prices.currency.clone(),
+        currency: Arc::clone(currency),
         status,
         aborted: is_cut,
-        estimated,
+        estimated: is_estimated,
         latency_ms: millis(exchange.arrived.at.elapsed()),
         ttft_ms: exchange.observed.first_piece.map(millis),
     });

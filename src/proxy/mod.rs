@@ -11,9 +11,9 @@
 //!    [`receive`] rewrites it. The body passes as it is, each chunk at once.
 //! 5. When an attempt fails, [`retry`] says whether there is another one: back to 2, and there, when the
 //!    pool cannot serve, to the next one.
-//! 6. [`settle`]: a failure becomes a refusal, the log gets its line, [`meter`] writes what was taken to the
-//!    ledger, [`account`] tells metrics, request log and traces, and dropping the [`Exchange`] gives back all that
-//!    was taken.
+//! 6. [`settle`]: before the client hears the end of its answer, what was taken of limits and backends is given back; a
+//!    failure becomes a refusal. After it the log gets its line, [`meter`] writes what was taken to the ledger, and
+//!    [`account`] tells metrics, request log and traces. Dropping the [`Exchange`] gives back whatever is left.
 //!
 //! An exchange takes the runtime once, at 1, and uses it to its end. Its [`watch`] ends it when a
 //! deadline is over. A client that goes away ends the work at the backend: Pingora sees it while it
@@ -190,6 +190,9 @@ impl ProxyHttp for Proxy {
         if exchange.observed.has_head() {
             exchange.turn(Phase::Answer);
         }
+        if exchange.watch.is_answered() {
+            settle::answered(self, session, exchange);
+        }
         Ok(())
     }
 
@@ -201,7 +204,11 @@ impl ProxyHttp for Proxy {
         exchange: &mut Box<Exchange>,
     ) -> Result<Option<Duration>> {
         meter::pass(exchange, chunk, end_of_stream);
-        receive::pass(session, exchange, chunk.as_ref(), end_of_stream).map(|()| None)
+        receive::pass(session, exchange, chunk.as_ref(), end_of_stream)?;
+        if end_of_stream {
+            settle::answered(self, session, exchange);
+        }
+        Ok(None)
     }
 
     fn fail_to_connect(
@@ -231,7 +238,7 @@ impl ProxyHttp for Proxy {
         error: &Error,
         exchange: &mut Box<Exchange>,
     ) -> FailToProxy {
-        settle::fail(session, exchange, error).await
+        settle::fail(self, session, exchange, error).await
     }
 
     async fn logging(
@@ -240,6 +247,7 @@ impl ProxyHttp for Proxy {
         error: Option<&Error>,
         exchange: &mut Box<Exchange>,
     ) {
+        exchange.watch.attempt_over();
         settle::judge(exchange, error);
         settle::log(session, exchange, error);
         let taken = meter::settle(self, session, exchange, error);

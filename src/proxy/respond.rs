@@ -17,6 +17,7 @@ use super::exchange::Exchange;
 use super::limit;
 use super::watch::Stop;
 use crate::config::CorsOrigins;
+use crate::limits::Reservation;
 use crate::llm::Dialect;
 use crate::refusal::Refusal;
 use crate::telemetry::{self, Phase, REQUEST_ID};
@@ -47,6 +48,9 @@ pub(super) async fn refuse(
     }
     exchange.observed.refusal = Some(refusal);
     exchange.observed.status = status.as_u16();
+    // What was reserved and not charged is free before the client hears of it.
+    exchange.held = None;
+    exchange.reservation = Reservation::default();
     exchange.turn(Phase::Answer);
     send(session, exchange, status, &headers, body.into()).await
 }

@@ -7,13 +7,14 @@ use pingora_proxy::{FailToProxy, Session};
 
 use super::exchange::{Events, Exchange};
 use super::watch::Stop;
-use super::{account, respond, retry};
+use super::{Proxy, account, meter, respond, retry};
 use crate::pool::Outcome;
 use crate::refusal::Refusal;
 use crate::telemetry::{Phase, brief};
 
 /// Tells the client why there is no answer, if one can still be told.
 pub(super) async fn fail(
+    proxy: &Proxy,
     session: &mut Session,
     exchange: &mut Exchange,
     error: &Error,
@@ -28,12 +29,16 @@ pub(super) async fn fail(
         log::debug!("request {}: the client is gone: {error}", exchange.request_id());
         return FailToProxy { error_code, can_reuse_downstream: false };
     }
-    if respond::is_answered(session) {
+    let status = respond::status(session);
+    if status != 0 {
+        meter::charge(&proxy.months, session, exchange, status, Some(error));
         if error.esource == ErrorSource::Upstream && !session.was_upgraded() {
             respond::interrupt(session, exchange).await;
         }
     } else if let Some(refusal) = refusal(exchange, error) {
         error_code = refusal.status().as_u16();
+        meter::charge(&proxy.months, session, exchange, error_code, Some(error));
+        leave(exchange);
         if let Err(error) = respond::refuse(session, exchange, refusal).await {
             log::debug!("request {}: the refusal was not sent: {error}", exchange.request_id());
         }
@@ -57,13 +62,31 @@ fn refusal(exchange: &mut Exchange, error: &Error) -> Option<Refusal> {
     Some(exchange.attempts.failure.take().unwrap_or(Refusal::Internal))
 }
 
+/// The whole answer has come from its backend. What the exchange has taken of limits and of the backend's room is given
+/// back before the client hears of the end: its next request finds it so.
+pub(super) fn answered(proxy: &Proxy, session: &Session, exchange: &mut Exchange) {
+    meter::charge(&proxy.months, session, exchange, exchange.observed.status, None);
+    // Of a request that is still sent, the backend has not seen the end.
+    if exchange.watch.is_over() {
+        judge(exchange, None);
+        leave(exchange);
+    }
+}
+
+/// The backend has no more to do.
+fn leave(exchange: &mut Exchange) {
+    if let Some(attempt) = &mut exchange.attempts.current {
+        attempt.permit.leave();
+    }
+}
+
 /// What a whole answer says about its backend. A broken one, or one that never came, has been told
 /// already.
 pub(super) fn judge(exchange: &mut Exchange, error: Option<&Error>) {
-    exchange.watch.attempt_over();
     if error.is_some() || exchange.observed.is_judged || exchange.attempts.current.is_none() {
         return;
     }
+    exchange.observed.is_judged = true;
     let is_cut = exchange.observed.events.as_ref().is_some_and(Events::is_cut);
     if is_cut && let Some(attempt) = &exchange.attempts.current {
         log::warn!(

@@ -167,8 +167,10 @@ fn an_early_answer_passes_though_the_upload_goes_on() {
 #[test]
 fn who_leaves_takes_the_request_back_from_the_backend() {
     let upstream = Http2Upstream::start();
-    // A health check makes a connection of its own where none is idle: it has to be over before they are counted.
-    let gateway = Gateway::start(&config("health_check: {interval: 1h}", &upstream.url(), ""));
+    // A health check makes a connection of its own where none is idle, and so does each thread: the first has to be
+    // over before they are counted, and of the others there is one.
+    let settings = "threads: 1\nhealth_check: {interval: 1h}";
+    let gateway = Gateway::start(&config(settings, &upstream.url(), ""));
     gateway.wait_backend("svc/mdl", "a", "healthy");
     let mut connection = Connection::open(gateway.address());
     connection.write(b"GET /svc/mdl/hang HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
@@ -201,7 +203,9 @@ fn who_leaves_takes_the_request_back_from_the_backend() {
 #[test]
 fn many_exchanges_share_one_connection() {
     let upstream = Http2Upstream::start();
-    let gateway = Gateway::start(&config("health_check: {interval: 1h}", &upstream.url(), ""));
+    // Each thread has connections of its own.
+    let settings = "threads: 1\nhealth_check: {interval: 1h}";
+    let gateway = Gateway::start(&config(settings, &upstream.url(), ""));
     gateway.wait_backend("svc/mdl", "a", "healthy");
     assert_eq!(get(gateway.address(), "/svc/mdl/echo", &[]).status, 200);
     let before = upstream.connections();

@@ -285,6 +285,42 @@ fn no_more_exchanges_go_on_at_a_time_than_allowed() {
     }
 }
 
+#[test]
+fn what_an_exchange_held_is_free_when_its_client_has_the_answer() {
+    let upstream = Upstream::start(|seen, reply: &mut Reply| match seen.target().as_str() {
+        "/cut" => reply.cut(),
+        "/stream" => {
+            reply.begin("text/event-stream");
+            reply.chunk(b"data: one\n\n");
+            reply.chunk(b"data: [DONE]\n\n");
+            reply.end();
+        }
+        _ => reply.text("fine"),
+    });
+    let top = format!(
+        "threads: 4\nlimits: [{{per: key, concurrent: 1}}]\nupstream: {{inflight_max: 1}}\n\
+         queue: {{length_max: 0}}\nretry: {{retries_max: 0}}\nbreaker: {{enabled: false}}\n{}",
+        keys(["", ""])
+    );
+    let gateway = Gateway::start(&config(&top, &[&upstream]));
+    let key = as_key("tg-a");
+    for at in 0..100 {
+        // Each on a connection of its own, which another thread may serve.
+        for (method, path, status) in [
+            ("GET", "json", 200),
+            ("GET", "stream", 200),
+            ("HEAD", "json", 200),
+            ("GET", "cut", 502),
+        ] {
+            let head = format!("{method} /svc/mdl/{path} HTTP/1.1\r\nHost: g\r\n{key}\r\n\r\n");
+            let mut client = Connection::open(gateway.address());
+            client.write(head.as_bytes()).unwrap();
+            let answer = client.read(method == "HEAD").unwrap();
+            assert_eq!(answer.status, status, "{path}, the {at}th time: {}", answer.text());
+        }
+    }
+}
+
 const PRICES: &str = "prices: {per: 1, models: {mdl: {input: 0.01, output: 0.02}}}";
 
 #[test]

@@ -209,7 +209,9 @@ fn who_is_sent_again_on_a_new_connection_keeps_its_place() {
         }
         reply.text(&seen.target());
     });
-    let gateway = Gateway::start(&config("upstream: {inflight_max: 1}", &[&upstream]));
+    // Each thread keeps connections of its own.
+    let settings = "threads: 1\nupstream: {inflight_max: 1}";
+    let gateway = Gateway::start(&config(settings, &[&upstream]));
     assert_eq!(get(gateway.address(), "/svc/mdl/warm", &[]).text(), "/warm");
     let first = request(&gateway, 1, "first");
     eventually("the first is at work", || upstream.seen().len() == 2);

@@ -246,6 +246,11 @@ impl Watch {
         matches!(self.phase(), Phase::Rest | Phase::Over)
     }
 
+    /// Whether, besides, the backend has been sent all of the request.
+    pub(super) fn is_over(&self) -> bool {
+        self.phase() == Phase::Over
+    }
+
     /// The attempt is over; there may be another one.
     pub(super) fn attempt_over(&self) {
         self.upstream.store(NO_CONNECTION, Ordering::Relaxed);

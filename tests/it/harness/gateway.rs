@@ -2,9 +2,8 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::{Signal, kill};
@@ -258,27 +257,11 @@ pub(crate) fn run_program(folder: &Path, variables: &[(&str, &str)], arguments: 
     program(folder, variables, arguments).output().expect("the program runs")
 }
 
-/// The program, on one core and so with one worker thread: what it does after an answer it has done before it looks at the
-/// next request. With more of them a client may ask again before that is known everywhere; the stress runs have all cores.
 fn program(folder: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Command {
-    let mut command = Command::new("/usr/bin/taskset");
-    command.args(["-c", &core()]).arg(PathBuf::from(env!("CARGO_BIN_EXE_tollgate")));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     command.current_dir(folder).env_clear().args(arguments).stdin(Stdio::null());
     command.envs(variables.iter().copied());
     command
-}
-
-/// The number of a core that we may use, another one each time.
-fn core() -> String {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux tells");
-    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-    let range = |text: &str| -> Vec<usize> {
-        let (first, last) = text.split_once('-').unwrap_or((text, text));
-        (first.parse().expect("a number")..=last.parse().expect("a number")).collect()
-    };
-    let cores: Vec<usize> = line.expect("a list").trim().split(',').flat_map(range).collect();
-    cores[NEXT.fetch_add(1, Ordering::Relaxed) % cores.len()].to_string()
 }
 
 /// The hash of a key as a configuration holds it.
