@@ -27,7 +27,7 @@
 //! | [`auth`], [`limits`], [`routing`], [`pool`], [`ledger`] | who may pass, and how much; path to target; backends, balance, health, breakers and queue; who used what |
 //! | [`telemetry`], [`lifecycle`] | metrics, logs, traces and history of exchanges; starting to draining |
 //! | [`config`], [`refusal`] | files to snapshot; every "no" |
-//! | [`llm`], [`names`], [`networks`], [`secret`], [`digits`] | API families and what a body names; names and wildcards; who comes from where; a string that cannot be printed; digits |
+//! | [`llm`], [`names`], [`networks`], [`secret`], [`writing`] | API families and what a body names; names and wildcards; who comes from where; a string that cannot be printed; numbers, times and JSON as text |
 //!
 //! # Words
 //!
@@ -72,7 +72,6 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod demo;
-pub mod digits;
 pub mod ledger;
 pub mod lifecycle;
 pub mod limits;
@@ -87,3 +86,4 @@ pub mod runtime;
 pub mod secret;
 pub mod server;
 pub mod telemetry;
+pub mod writing;

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use super::{own_json, refusal_page};
 use crate::auth::Grant;
 use crate::config::{Calendar, ClientKeys, LedgerSpec, MONEY_UNITS};
-use crate::ledger::{self, Dimension, Ledger, Line, Query, Row};
+use crate::ledger::{self, Dimension, Ledger, Line, Query};
 use crate::refusal::Refusal;
 use crate::runtime::{PageAnswer, PageRequest, Runtime};
 
@@ -45,7 +45,7 @@ impl Reports {
             Err(refusal) => return refused(&refusal),
         };
         let Some(ledger) = &self.ledger else { return refused(&Refusal::NoLedger) };
-        let now = Row::now();
+        let now = ledger::now();
         let currency = &runtime.snapshot.prices.currency;
         let query = match query(request.query, now, &grant, currency, sees_all) {
             Ok(query) => query,

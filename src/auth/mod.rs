@@ -140,15 +140,17 @@ fn presented<'a>(headers: &'a HeaderMap) -> Result<Option<&'a [u8]>, Refusal> {
         }
         Ok(())
     };
-    for name in &CREDENTIAL_HEADERS {
-        for value in headers.get_all(name) {
-            let bytes = value.as_bytes();
-            take(if *name == AUTHORIZATION { bearer(bytes) } else { bytes.trim_ascii() })?;
-        }
-    }
-    for value in headers.get_all(SEC_WEBSOCKET_PROTOCOL) {
-        for entry in value.as_bytes().split(|byte| *byte == b',') {
-            take(entry.trim_ascii().strip_prefix(SUBPROTOCOL).unwrap_or_default())?;
+    // Once through all of them: that is less than to look each name up.
+    for (name, value) in headers {
+        let bytes = value.as_bytes();
+        if *name == AUTHORIZATION {
+            take(bearer(bytes))?;
+        } else if *name == SEC_WEBSOCKET_PROTOCOL {
+            for entry in bytes.split(|byte| *byte == b',') {
+                take(entry.trim_ascii().strip_prefix(SUBPROTOCOL).unwrap_or_default())?;
+            }
+        } else if CREDENTIAL_HEADERS.contains(name) {
+            take(bytes.trim_ascii())?;
         }
     }
     Ok(found)

@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 
 use crate::config::ClientKeys;
-use crate::ledger::{self, Dimension, Line, Query, Row};
+use crate::ledger::{self, Dimension, Line, Query};
 
 #[derive(Args)]
 pub(super) struct UsageArgs {
@@ -46,7 +46,7 @@ pub(super) fn run(args: &UsageArgs, given: Option<&Path>) -> Result<()> {
     if !ledger::exists(spec) {
         bail!("there is no ledger yet: it begins with the first exchange (see state_directory)");
     }
-    let now = Row::now();
+    let now = ledger::now();
     let moment = |option: &str, text: &str| {
         ledger::moment(text, now).ok_or_else(|| {
             anyhow!("{option}: expected 7d, 24h, today, month, 2026-01-31 or 2026-01-31T12:00:00Z")

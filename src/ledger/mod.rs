@@ -11,10 +11,10 @@ mod row;
 mod spool;
 mod store;
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,14 +23,14 @@ use anyhow::{Context, Result};
 pub use month::{Held, Month, Months, Taken};
 pub use price::{cost, price_after, without_reserved};
 pub use report::{Dimension, Line, Query, as_json, moment};
-pub use row::Row;
+pub use row::{Row, new_id, now};
 
 use crate::config::{Calendar, LedgerSpec};
 use spool::{Spool, SpoolReader, SpoolWriter};
 use store::{Refused, Store};
 
-/// Rows that are written to the spool with one wait for the disk.
-const ROWS_AT_ONCE: usize = 4096;
+/// As much memory is kept for the next rows.
+const SPARE_BYTES_MAX: usize = 256 * 1024;
 
 /// How long each part waits for more rows before it takes what is there: few wake-ups and waits for the disk carry
 /// many rows. What is only in the queue is lost with a process that is killed; so that wait is short.
@@ -62,15 +62,47 @@ const MILLIS_A_DAY: i64 = 86_400_000;
 /// The ledger of this process.
 pub struct Ledger {
     spec: LedgerSpec,
-    queue: SyncSender<Message>,
+    queue: Arc<Queue>,
     state: Arc<State>,
     spool: Arc<Spool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-enum Message {
-    Row(Box<Row>),
-    Finish,
+/// Rows that wait for the disk, each as its line in the spool.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    lines: Vec<u8>,
+    rows: usize,
+    is_finished: bool,
+}
+
+impl Queue {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for rows and some more, or the end, and takes what there is.
+    fn take(&self, empty: Vec<u8>) -> Waiting {
+        let is_idle = |waiting: &mut Waiting| waiting.rows == 0 && !waiting.is_finished;
+        let waiting = self.more.wait_while(self.waiting(), is_idle);
+        let waiting = waiting.unwrap_or_else(PoisonError::into_inner);
+        let goes_on = |waiting: &mut Waiting| !waiting.is_finished;
+        let gathered = self.more.wait_timeout_while(waiting, GATHER_IN_QUEUE, goes_on);
+        let mut waiting = gathered.unwrap_or_else(PoisonError::into_inner).0;
+        let is_finished = waiting.is_finished;
+        std::mem::replace(&mut waiting, Waiting { lines: empty, rows: 0, is_finished })
+    }
+}
+
+thread_local! {
+    /// A row's line, before it is in the queue.
+    static LINE: RefCell<Vec<u8>> = RefCell::default();
 }
 
 /// How the ledger does.
@@ -149,11 +181,12 @@ impl Ledger {
         let folder = spec.spool.display();
         let spool = Spool::open(&spec.spool, spec.spool_bytes_max)
             .with_context(|| format!("cannot use {folder} for the ledger (state_directory)"))?;
-        let (queue, rows) = sync_channel(spec.queue_rows_max);
+        let queue = Arc::new(Queue::default());
         let state = Arc::new(State::default());
         let writer = std::thread::Builder::new().name("ledger-spool".to_owned()).spawn({
-            let (state, spool) = (Arc::clone(&state), Arc::clone(&spool));
-            move || write_spool(&rows, &spool, &state)
+            let (queue, state, spool) =
+                (Arc::clone(&queue), Arc::clone(&state), Arc::clone(&spool));
+            move || write_spool(&queue, &spool, &state)
         })?;
         let reader = std::thread::Builder::new().name("ledger-store".to_owned()).spawn({
             let (state, spool, spec) = (Arc::clone(&state), Arc::clone(&spool), spec.clone());
@@ -176,16 +209,27 @@ impl Ledger {
     }
 
     /// Keeps a row. Returns at once, whatever the disk does.
-    pub fn write(&self, row: Row) {
+    pub fn write(&self, row: &Row<'_>) {
         if row.cost.is_none() {
             self.state.unpriced.fetch_add(1, Ordering::SeqCst);
         }
-        match self.queue.try_send(Message::Row(Box::new(row))) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+        LINE.with_borrow_mut(|line| {
+            line.clear();
+            row.write_line(line);
+            let mut waiting = self.queue.waiting();
+            if waiting.rows >= self.spec.queue_rows_max || waiting.is_finished {
+                drop(waiting);
                 self.state.dropped.fetch_add(1, Ordering::SeqCst);
+                return;
             }
-        }
+            waiting.lines.extend_from_slice(line);
+            waiting.rows += 1;
+            let is_first = waiting.rows == 1;
+            drop(waiting);
+            if is_first {
+                self.queue.more.notify_one();
+            }
+        });
     }
 
     /// Where it is.
@@ -210,13 +254,8 @@ impl Ledger {
     /// in the spool for the next process.
     pub fn finish(&self, longest: Duration) {
         let until = Instant::now() + longest;
-        // There may be no room in the queue for a moment.
-        while let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Finish) {
-            if Instant::now() >= until {
-                return;
-            }
-            std::thread::park_timeout(Duration::from_millis(5));
-        }
+        self.queue.waiting().is_finished = true;
+        self.queue.more.notify_one();
         self.state.is_ending.store(true, Ordering::SeqCst);
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
@@ -246,41 +285,36 @@ pub fn exists(spec: &LedgerSpec) -> bool {
 }
 
 /// From the queue to the disk.
-fn write_spool(rows: &Receiver<Message>, spool: &Arc<Spool>, state: &State) {
+fn write_spool(queue: &Queue, spool: &Arc<Spool>, state: &State) {
     let mut writer = SpoolWriter::new(spool);
-    let mut batch: Vec<Row> = Vec::new();
+    let mut spare = Vec::new();
     let mut told = (0, Instant::now());
     let mut is_finished = false;
     while !is_finished {
-        let first = rows.recv();
-        if matches!(first, Ok(Message::Row(_))) {
-            std::thread::park_timeout(GATHER_IN_QUEUE);
-        }
-        let more = std::iter::from_fn(|| rows.try_recv().ok());
-        for message in first.into_iter().chain(more) {
-            match message {
-                Message::Row(row) => batch.push(*row),
-                Message::Finish => is_finished = true,
-            }
-            if is_finished || batch.len() >= ROWS_AT_ONCE {
-                break;
-            }
-        }
-        while !batch.is_empty() {
-            match writer.append(&mut batch) {
-                Ok(()) => state.note(Part::Spool, None),
+        let mut taken = queue.take(spare);
+        is_finished = taken.is_finished;
+        while taken.rows > 0 {
+            match writer.append(&taken.lines, taken.rows as u64) {
+                Ok(()) => {
+                    state.note(Part::Spool, None);
+                    taken.rows = 0;
+                }
                 Err(error) => {
                     state.note(Part::Spool, Some(error.to_string()));
                     if is_finished || state.is_ending.load(Ordering::SeqCst) {
-                        state.dropped.fetch_add(batch.len() as u64, Ordering::SeqCst);
-                        log::error!("rows of the ledger lost: {}", batch.len());
-                        batch.clear();
+                        state.dropped.fetch_add(taken.rows as u64, Ordering::SeqCst);
+                        log::error!("rows of the ledger lost: {}", taken.rows);
+                        taken.rows = 0;
                     } else {
                         std::thread::park_timeout(RETRY);
                     }
                 }
             }
         }
+        spare = taken.lines;
+        spare.clear();
+        // What a burst has taken is given back.
+        spare.shrink_to(SPARE_BYTES_MAX);
         told = tell_dropped(state, told);
     }
     spool.finish();
@@ -389,8 +423,8 @@ impl Filler {
             && self.pruned.is_none_or(|at| at.elapsed() >= PRUNE_EVERY)
         {
             // Budgets and tiers count by what there is of this month.
-            let month = Calendar::Month.begin(Row::now());
-            let before = month.min(Row::now() - i64::from(keep) * MILLIS_A_DAY);
+            let month = Calendar::Month.begin(now());
+            let before = month.min(now() - i64::from(keep) * MILLIS_A_DAY);
             if store.prune(before, PRUNE_ROWS)? == PRUNE_ROWS {
                 return Ok(true);
             }
@@ -406,17 +440,18 @@ impl Filler {
         let Some(batch) = self.reader.read()? else {
             return Ok(self.known.is_some() && self.reader.is_past_left());
         };
-        if batch.broken > 0 {
-            log::error!("rows of the ledger that cannot be read in its spool: {}", batch.broken);
+        let (rows, broken) = batch.rows();
+        if broken > 0 {
+            log::error!("rows of the ledger that cannot be read in its spool: {broken}");
         }
-        put(store.as_mut(), &batch.rows, &self.spec.spool, state)?;
+        put(store.as_mut(), &rows, &self.spec.spool, state)?;
         self.reader.done();
         Ok(true)
     }
 }
 
 /// Puts rows into the database. Those that it refuses for what is in them are put aside, so that the others pass.
-fn put(store: &mut dyn Store, rows: &[Row], folder: &Path, state: &State) -> Result<()> {
+fn put(store: &mut dyn Store, rows: &[Row<'_>], folder: &Path, state: &State) -> Result<()> {
     if rows.is_empty() {
         return Ok(());
     }
@@ -443,7 +478,7 @@ fn put(store: &mut dyn Store, rows: &[Row], folder: &Path, state: &State) -> Res
 }
 
 fn known(store: &mut dyn Store, currency: &Arc<str>) -> Result<Known> {
-    let at = Row::now();
+    let at = now();
     let mut since = |since| {
         let by = vec![Dimension::Key, Dimension::Service, Dimension::Model];
         let (until, currency) = (at + MILLIS_A_DAY, Arc::clone(currency));

@@ -4,7 +4,6 @@
 //! on it. What a process leaves behind that ended in whatever way is taken over by the next one. A file is removed
 //! when the database has all of it; the rows of one that was not removed in time come again, with the same ids.
 
-use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -12,16 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::row::Row;
+use super::row::{Row, now};
 
 /// A file that is longer is followed by another one: then it can be removed.
 const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// As much is read at once, some thousand rows: what a database is given together costs it less.
 const READ_BYTES: usize = 1024 * 1024;
-
-/// Rows that are kept in memory too, until the database has them, so that they need not be read again.
-const RECENT_ROWS_MAX: usize = 4096;
 
 /// What a file's name ends with, and what it ends with until its process has the lock.
 const EXTENSION: &str = "rows";
@@ -45,43 +41,7 @@ struct Files {
     /// Files that were written to and may not be on the disk yet, and rows in them since the start.
     unsynced: Vec<Arc<File>>,
     rows: u64,
-    /// What was written last, as far as it is kept.
-    recent: VecDeque<Recent>,
     is_finished: bool,
-}
-
-/// Rows of a part of a file.
-struct Recent {
-    file: Arc<File>,
-    begin: u64,
-    end: u64,
-    rows: Vec<Row>,
-}
-
-impl Files {
-    fn keep(&mut self, recent: Recent) {
-        let kept: usize = self.recent.iter().map(|recent| recent.rows.len()).sum();
-        if kept + recent.rows.len() <= RECENT_ROWS_MAX {
-            self.recent.push_back(recent);
-        }
-    }
-
-    /// The rows of a file from there on, as far as they are kept, and where they end. What comes before them is kept
-    /// no longer.
-    fn take_recent(&mut self, file: &Arc<File>, begin: u64) -> Option<(Vec<Row>, u64)> {
-        let (mut end, mut rows) = (begin, Vec::new());
-        while let Some(next) = self.recent.front()
-            && Arc::ptr_eq(&next.file, file)
-            && next.begin <= end
-        {
-            let next = self.recent.pop_front()?;
-            if next.begin == end {
-                end = next.end;
-                rows.extend(next.rows);
-            }
-        }
-        (end > begin).then_some((rows, end))
-    }
 }
 
 struct Entry {
@@ -219,8 +179,9 @@ fn remove(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// When the disk does not take it.
-pub(super) fn put_aside(path: &Path, row: &Row) -> io::Result<()> {
-    let mut line = serde_json::to_vec(row)?;
+pub(super) fn put_aside(path: &Path, row: &Row<'_>) -> io::Result<()> {
+    let mut line = Vec::new();
+    row.write_json(&mut line);
     line.push(b'\n');
     let mut file = OpenOptions::new().append(true).create(true).open(path)?;
     file.write_all(&line)?;
@@ -232,37 +193,31 @@ pub(super) struct SpoolWriter {
     spool: Arc<Spool>,
     current: Option<Arc<File>>,
     written: u64,
-    text: Vec<u8>,
 }
 
 impl SpoolWriter {
     pub(super) fn new(spool: &Arc<Spool>) -> Self {
-        Self { spool: Arc::clone(spool), current: None, written: 0, text: Vec::new() }
+        Self { spool: Arc::clone(spool), current: None, written: 0 }
     }
 
-    /// Writes rows down, so that they outlive the process; [`Spool::sync`] sees to it that they outlive the machine. All
-    /// of them or none: those that are written are taken.
+    /// Writes down so many rows, a line each, so that they outlive the process; [`Spool::sync`] sees to it that they
+    /// outlive the machine. All of them or none.
     ///
     /// # Errors
     /// When the disk does not take them, or there are as many already as there may be.
-    pub(super) fn append(&mut self, rows: &mut Vec<Row>) -> io::Result<()> {
-        self.text.clear();
-        for row in rows.iter() {
-            row.write_line(&mut self.text);
-        }
-        if self.spool.bytes() + self.text.len() as u64 > self.spool.bytes_max {
+    pub(super) fn append(&mut self, lines: &[u8], rows: u64) -> io::Result<()> {
+        if self.spool.bytes() + lines.len() as u64 > self.spool.bytes_max {
             let message =
                 format!("it has {} bytes already (ledger.spool_bytes_max)", self.spool.bytes_max);
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, message));
         }
         let file = self.file()?;
         // Not behind what a write left that failed half-way, but over it.
-        if let Err(error) = file.write_all_at(&self.text, self.written) {
+        if let Err(error) = file.write_all_at(lines, self.written) {
             let _ = file.set_len(self.written);
             return Err(error);
         }
-        let begin = self.written;
-        self.written += self.text.len() as u64;
+        self.written += lines.len() as u64;
         let is_open = self.written < FILE_BYTES_MAX;
         let mut files = self.spool.files();
         if let Some(entry) = files.list.iter_mut().find(|entry| Arc::ptr_eq(&entry.file, &file)) {
@@ -270,9 +225,7 @@ impl SpoolWriter {
             entry.is_open = is_open;
         }
         files.changes += 1;
-        files.rows += rows.len() as u64;
-        let rows = std::mem::take(rows);
-        files.keep(Recent { file: Arc::clone(&file), begin, end: self.written, rows });
+        files.rows += rows;
         if !files.unsynced.iter().any(|known| Arc::ptr_eq(known, &file)) {
             files.unsynced.push(Arc::clone(&file));
         }
@@ -290,7 +243,7 @@ impl SpoolWriter {
             return Ok(Arc::clone(file));
         }
         let (path, file) = loop {
-            let name = format!("{:013}-{:016x}", Row::now(), fastrand::u64(..));
+            let name = format!("{:013}-{:016x}", now(), fastrand::u64(..));
             let path = self.spool.folder.join(name);
             let (before, path) =
                 (path.with_extension(EXTENSION_BEFORE), path.with_extension(EXTENSION));
@@ -324,11 +277,26 @@ pub(super) struct SpoolReader {
     pub(super) changes: u64,
 }
 
-/// What was read.
+/// What was read: lines, each a row or broken.
+#[derive(Default)]
 pub(super) struct Batch {
-    pub(super) rows: Vec<Row>,
-    /// Lines that are none.
-    pub(super) broken: usize,
+    text: Vec<u8>,
+}
+
+impl Batch {
+    /// Its rows, and how many lines are none.
+    pub(super) fn rows(&self) -> (Vec<Row<'_>>, usize) {
+        let (mut rows, mut broken) = (Vec::new(), 0);
+        let text = self.text.strip_suffix(b"\n").unwrap_or(&self.text);
+        let lines = text.split(|byte| *byte == b'\n').filter(|_| !self.text.is_empty());
+        for line in lines {
+            match Row::read_line(line) {
+                Some(row) => rows.push(row),
+                None => broken += 1,
+            }
+        }
+        (rows, broken)
+    }
 }
 
 impl SpoolReader {
@@ -355,41 +323,25 @@ impl SpoolReader {
             let Entry { written, done, .. } = files.list[at];
             if done >= written {
                 let entry = files.list.remove(at);
-                files.recent.retain(|recent| !Arc::ptr_eq(&recent.file, &entry.file));
                 let is_last_left = entry.is_left && !files.list.iter().any(|other| other.is_left);
                 drop(files);
                 remove(&entry.path)?;
                 if is_last_left {
                     // What is known of earlier processes is looked up before rows of this one follow.
-                    return Ok(Some(Batch { rows: Vec::new(), broken: 0 }));
+                    return Ok(Some(Batch::default()));
                 }
                 continue;
             }
             let file = Arc::clone(&files.list[at].file);
-            if let Some((rows, end)) = files.take_recent(&file, done) {
-                self.read = Some((file, end));
-                return Ok(Some(Batch { rows, broken: 0 }));
-            }
             drop(files);
-            let mut bytes =
-                vec![0; usize::try_from(written - done).unwrap_or(usize::MAX).min(READ_BYTES)];
-            file.read_exact_at(&mut bytes, done)?;
-            let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-            if whole == 0 {
-                // A row has some hundred bytes: this is the end of a file whose writer was killed.
-                self.read = Some((file, written));
-                return Ok(Some(Batch { rows: Vec::new(), broken: 1 }));
-            }
-            self.read = Some((file, done + whole as u64));
-            let lines = bytes[..whole - 1].split(|byte| *byte == b'\n');
-            let (mut rows, mut broken) = (Vec::new(), 0);
-            for line in lines {
-                match Row::read_line(line) {
-                    Some(row) => rows.push(row),
-                    None => broken += 1,
-                }
-            }
-            return Ok(Some(Batch { rows, broken }));
+            let length = usize::try_from(written - done).unwrap_or(usize::MAX).min(READ_BYTES);
+            let mut text = vec![0; length];
+            file.read_exact_at(&mut text, done)?;
+            // A row has some hundred bytes: what has no end is the end of a file whose writer was killed.
+            let end = text.iter().rposition(|byte| *byte == b'\n').map_or(length, |at| at + 1);
+            text.truncate(end);
+            self.read = Some((file, done + end as u64));
+            return Ok(Some(Batch { text }));
         }
     }
 
@@ -400,7 +352,6 @@ impl SpoolReader {
         if let Some(entry) = files.list.iter_mut().find(|entry| Arc::ptr_eq(&entry.file, &file)) {
             entry.done = done;
         }
-        files.recent.retain(|recent| !Arc::ptr_eq(&recent.file, &file) || recent.end > done);
     }
 }
 
@@ -409,10 +360,23 @@ mod tests {
     use super::super::row::tests::row;
     use super::*;
 
+    /// Writes rows of these names.
+    fn append(writer: &mut SpoolWriter, names: &[&str]) -> io::Result<()> {
+        let mut lines = Vec::new();
+        for name in names {
+            row("id", name).write_line(&mut lines);
+        }
+        writer.append(&lines, names.len() as u64)
+    }
+
+    fn names_of(batch: &Batch) -> Vec<String> {
+        batch.rows().0.into_iter().map(|row| row.request_id.to_owned()).collect()
+    }
+
     fn names(reader: &mut SpoolReader) -> Vec<String> {
         let mut names = Vec::new();
         while let Some(batch) = reader.read().unwrap() {
-            names.extend(batch.rows.into_iter().map(|row| row.request_id));
+            names.extend(names_of(&batch));
             reader.done();
         }
         names
@@ -427,28 +391,28 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let spool = Spool::open(folder.path(), u64::MAX).unwrap();
         let mut writer = SpoolWriter::new(&spool);
-        writer.append(&mut vec![row("1"), row("2")]).unwrap();
+        append(&mut writer, &["1", "2"]).unwrap();
         // While it lives, nobody else touches its file.
         let other = Spool::open(folder.path(), u64::MAX).unwrap();
         assert!(names(&mut SpoolReader::new(&other)).is_empty());
-        writer.append(&mut vec![row("3")]).unwrap();
+        append(&mut writer, &["3"]).unwrap();
         let mut reader = SpoolReader::new(&spool);
-        assert_eq!(reader.read().unwrap().unwrap().rows.len(), 3);
+        assert_eq!(names_of(&reader.read().unwrap().unwrap()).len(), 3);
         drop((writer, reader, spool));
         // One that has started meanwhile may take it over later, too.
         let mut writer = SpoolWriter::new(&other);
-        writer.append(&mut vec![row("own")]).unwrap();
+        append(&mut writer, &["own"]).unwrap();
         let mut reader = SpoolReader::new(&other);
         assert_eq!(names(&mut reader), ["own"]);
         other.take_over(false).unwrap();
         assert!(other.bytes() > 0);
-        assert_eq!(reader.read().unwrap().unwrap().rows.len(), 3);
+        assert_eq!(names_of(&reader.read().unwrap().unwrap()).len(), 3);
         drop((writer, reader, other));
         // What nobody has given its name yet has nothing in it.
         std::fs::write(folder.path().join("0-0.new"), "").unwrap();
         let spool = Spool::open(folder.path(), u64::MAX).unwrap();
         let mut writer = SpoolWriter::new(&spool);
-        writer.append(&mut vec![row("4")]).unwrap();
+        append(&mut writer, &["4"]).unwrap();
         let mut reader = SpoolReader::new(&spool);
         let mut all = names(&mut reader);
         all.sort();
@@ -460,17 +424,18 @@ mod tests {
 
     #[test]
     fn a_row_that_was_cut_off_is_passed_over() {
-        for cut in [1, 40, 200] {
+        // What has all but its end is whole.
+        for (cut, whole) in [(1, &["1", "2"][..]), (2, &["1"]), (40, &["1"]), (90, &["1"])] {
             let folder = tempfile::tempdir().unwrap();
             let spool = Spool::open(folder.path(), u64::MAX).unwrap();
-            SpoolWriter::new(&spool).append(&mut vec![row("1"), row("2")]).unwrap();
+            append(&mut SpoolWriter::new(&spool), &["1", "2"]).unwrap();
             let path = spool.files().list[0].path.clone();
             drop(spool);
             let file = OpenOptions::new().write(true).open(&path).unwrap();
             file.set_len(file.metadata().unwrap().len() - cut).unwrap();
             drop(file);
             let spool = Spool::open(folder.path(), u64::MAX).unwrap();
-            assert_eq!(names(&mut SpoolReader::new(&spool)), ["1"], "{cut}");
+            assert_eq!(names(&mut SpoolReader::new(&spool)), whole, "{cut}");
             assert_eq!(files(folder.path()), 0);
         }
     }
@@ -478,12 +443,12 @@ mod tests {
     #[test]
     fn long_files_are_followed_by_others_and_there_is_a_bound_on_all() {
         let folder = tempfile::tempdir().unwrap();
-        let spool = Spool::open(folder.path(), 18 * 1024 * 1024).unwrap();
+        let spool = Spool::open(folder.path(), 12 * 1024 * 1024).unwrap();
         let mut writer = SpoolWriter::new(&spool);
-        let rows = vec![row("x"); 10_000];
+        let rows = ["x"; 10_000];
         let mut written = 0;
         let error = loop {
-            match writer.append(&mut rows.clone()) {
+            match append(&mut writer, &rows) {
                 Ok(()) => written += rows.len(),
                 Err(error) => break error,
             }
@@ -493,33 +458,32 @@ mod tests {
         let mut reader = SpoolReader::new(&spool);
         assert_eq!(names(&mut reader).len(), written);
         assert_eq!(files(folder.path()), 1);
-        writer.append(&mut rows.clone()).unwrap();
+        append(&mut writer, &rows).unwrap();
         assert_eq!(names(&mut reader).len(), rows.len());
     }
 
     #[test]
-    fn rows_come_in_their_order_whether_they_are_still_in_memory_or_not() {
+    fn rows_come_in_their_order_and_again_when_the_database_did_not_take_them() {
         let folder = tempfile::tempdir().unwrap();
         let spool = Spool::open(folder.path(), u64::MAX).unwrap();
         let mut writer = SpoolWriter::new(&spool);
         let mut reader = SpoolReader::new(&spool);
         let mut written = Vec::new();
         for round in 0..40 {
-            // Some are kept, some are too many at once, and some come while others wait.
-            for count in [round * 100, RECENT_ROWS_MAX / 2, 1] {
-                let rows: Vec<Row> = (0..count).map(|at| row(&format!("{round}-{at}"))).collect();
-                written.extend(rows.iter().map(|row| row.request_id.clone()));
-                writer.append(&mut rows.clone()).unwrap();
+            // More than is read at once, too.
+            for count in [round * 300, 1] {
+                let new: Vec<String> = (0..count).map(|at| format!("{round}-{at}")).collect();
+                let new: Vec<&str> = new.iter().map(String::as_str).collect();
+                append(&mut writer, &new).unwrap();
+                written.extend(new.into_iter().map(str::to_owned));
             }
             if round % 3 == 0 {
-                let read = names(&mut reader);
-                assert_eq!(read, written.split_off(0));
+                assert!(names(&mut reader) == written);
+                written.clear();
             } else if let Some(batch) = reader.read().unwrap() {
-                // A batch that the database does not take comes again.
-                assert_eq!(batch.rows[0].request_id, written[0]);
+                assert_eq!(names_of(&batch)[0], written[0]);
             }
         }
         assert!(names(&mut reader) == written);
-        assert!(spool.files().recent.is_empty());
     }
 }

@@ -11,12 +11,12 @@ use smallvec::SmallVec;
 use super::exchange::{Admitted, Exchange};
 use super::meter;
 use crate::config::KeySpec;
-use crate::digits::push_decimal;
-use crate::ledger::{self, Month, Months, Row};
+use crate::ledger::{self, Month, Months};
 use crate::limits::{Ask, Shown, Tightest};
 use crate::llm::Usage;
 use crate::refusal::Refusal;
 use crate::telemetry::Phase;
+use crate::writing::push_decimal;
 
 /// What clients are told in, in OpenAI's words.
 const PREFIX: &str = "x-ratelimit-";
@@ -49,7 +49,7 @@ pub(super) async fn reserve(
         Some(metering) => metering.estimate(runtime.snapshot.output_tokens_assumed),
         None => (0, 0),
     };
-    let month = || Month::of(Row::now());
+    let month = || Month::of(ledger::now());
     let paid = grant.reserved_tokens;
     let held = (paid > 0).then(|| months.hold(month(), &grant.key_id, input + output, paid));
     let usage = Usage { input, output, ..Usage::default() };

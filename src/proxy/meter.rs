@@ -232,7 +232,7 @@ fn bill(
     admitted: &Admitted,
     (usage, is_estimated): (Usage, bool),
 ) -> Bill {
-    let timestamp = Row::now();
+    let timestamp = ledger::now();
     let (_, model) = model(admitted);
     let grant = &admitted.rights.grant;
     let backend = exchange.attempts.current.as_ref().map(|attempt| &attempt.backend().spec);
@@ -289,24 +289,26 @@ pub(super) fn settle(
         currency: Arc::clone(currency),
         wasted_by: is_cut.then(|| account::ended_by(exchange, error)),
     });
-    let Some(ledger) = &proxy.ledger else { return told };
+    let Some(book) = &proxy.ledger else { return told };
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    ledger.write(Row {
-        id: Row::new_id(timestamp),
+    let timestamp = timestamp.max(0).cast_unsigned();
+    let cost = cost.map(|cost| cost.to_string());
+    book.write(&Row {
+        id: &ledger::new_id(timestamp),
         timestamp,
-        request_id: Row::text(exchange.request_id()),
-        user_id: grant.name.clone(),
-        key_id: grant.key_id.clone(),
-        service: service.to_owned(),
-        model: Row::text(model),
-        backend: backend.map(|spec| spec.id.clone()).unwrap_or_default(),
+        request_id: exchange.request_id(),
+        user_id: &grant.name,
+        key_id: &grant.key_id,
+        service,
+        model,
+        backend: backend.map_or("", |spec| spec.id.as_str()),
         tokens_input: usage.input,
         tokens_output: usage.output,
         tokens_cached: usage.cached,
         tokens_reasoning: usage.reasoning,
         tokens_reserved: reserved,
-        cost,
-        currency: Arc::clone(currency),
+        cost: cost.as_deref(),
+        currency,
         status,
         aborted: is_cut,
         estimated: is_estimated,

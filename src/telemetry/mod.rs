@@ -33,7 +33,7 @@ pub use takers::Taker;
 pub use trace::{TRACEPARENT, TRACESTATE, Trace};
 
 use crate::config::Observed;
-use crate::digits;
+use crate::writing;
 
 /// What this process tells of itself, and to whom.
 pub struct Telemetry {
@@ -107,7 +107,7 @@ pub fn request_id(headers: &HeaderMap) -> HeaderValue {
     if let Some(own) = headers.get(REQUEST_ID).filter(|value| is_sane(value)) {
         return own.clone();
     }
-    HeaderValue::from_bytes(&digits::hex::<32>(fastrand::u128(..)))
+    HeaderValue::from_bytes(&writing::hex::<32>(fastrand::u128(..)))
         .expect("hexadecimal digits can stand in a header")
 }
 

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::digits;
+use crate::writing;
 
 /// The header that carries it, in both directions.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -47,8 +47,8 @@ impl Trace {
     #[must_use]
     pub fn header(&self, span: u64) -> HeaderValue {
         let mut header = *b"00-................................-................-00";
-        header[3..35].copy_from_slice(&digits::hex::<32>(self.id));
-        header[36..52].copy_from_slice(&digits::hex::<16>(span.into()));
+        header[3..35].copy_from_slice(&writing::hex::<32>(self.id));
+        header[36..52].copy_from_slice(&writing::hex::<16>(span.into()));
         header[54] += u8::from(self.is_sampled);
         HeaderValue::from_bytes(&header).expect("hexadecimal digits can stand in a header")
     }

@@ -12,7 +12,7 @@ const RANKS: [&[&str]; 9] = [
     &["auth", "limits", "routing", "pool", "ledger"],
     &["telemetry", "lifecycle"],
     &["config", "refusal"],
-    &["digits", "llm", "names", "networks", "secret"],
+    &["llm", "names", "networks", "secret", "writing"],
 ];
 
 fn rank(module: &str) -> usize {

@@ -27,7 +27,7 @@ pub(super) trait Store {
     ///
     /// # Errors
     /// [`Refused`], or that the database cannot be asked.
-    fn insert(&mut self, rows: &[Row]) -> Result<()>;
+    fn insert(&mut self, rows: &[Row<'_>]) -> Result<()>;
 
     /// Removes some of the rows that are older; how many.
     fn prune(&mut self, before: i64, rows_max: usize) -> Result<usize>;

@@ -48,7 +48,6 @@ CREATE TABLE IF NOT EXISTS api_usage (
     ttft_ms bigint
 );
 CREATE INDEX IF NOT EXISTS api_usage_timestamp ON api_usage (timestamp);
-CREATE INDEX IF NOT EXISTS api_usage_key ON api_usage (key_id, timestamp);
 "];
 
 const INSERT: &str = "
@@ -178,31 +177,30 @@ fn tls() -> Result<MakeRustlsConnect> {
 }
 
 impl Store for Postgres {
-    fn insert(&mut self, rows: &[Row]) -> Result<()> {
-        fn all<'r, T>(rows: &'r [Row], of: impl Fn(&'r Row) -> T) -> Vec<T> {
+    fn insert(&mut self, rows: &[Row<'_>]) -> Result<()> {
+        fn all<'r, T>(rows: &[Row<'r>], of: impl Fn(&Row<'r>) -> T) -> Vec<T> {
             rows.iter().map(of).collect()
         }
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        let costs = all(rows, |row| row.cost.map(|cost| cost.to_string()));
         #[allow(clippy::cast_precision_loss, reason = "milliseconds are below 2^52")]
         let times = all(rows, |row| row.timestamp as f64);
         // A column each: one statement however many rows there are.
         let columns: [&(dyn ToSql + Sync); 20] = [
-            &all(rows, |row| row.id.as_str()),
-            &all(rows, |row| &*row.user_id),
-            &all(rows, |row| row.model.as_str()),
+            &all(rows, |row| row.id),
+            &all(rows, |row| row.user_id),
+            &all(rows, |row| row.model),
             &all(rows, |row| number(row.tokens_input)),
             &all(rows, |row| number(row.tokens_output)),
-            &costs,
+            &all(rows, |row| row.cost),
             &times,
-            &all(rows, |row| row.request_id.as_str()),
-            &all(rows, |row| &*row.key_id),
-            &all(rows, |row| row.service.as_str()),
-            &all(rows, |row| row.backend.as_str()),
+            &all(rows, |row| row.request_id),
+            &all(rows, |row| row.key_id),
+            &all(rows, |row| row.service),
+            &all(rows, |row| row.backend),
             &all(rows, |row| number(row.tokens_cached)),
             &all(rows, |row| number(row.tokens_reasoning)),
             &all(rows, |row| number(row.tokens_reserved)),
-            &all(rows, |row| &*row.currency),
+            &all(rows, |row| row.currency),
             &all(rows, |row| i32::from(row.status)),
             &all(rows, |row| row.aborted),
             &all(rows, |row| row.estimated),

@@ -4,16 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use jiff::Timestamp;
 use rusqlite::functions::{Aggregate, Context as FunctionContext, FunctionFlags};
 use rusqlite::{Connection, OpenFlags, params};
 use rust_decimal::Decimal;
-use smallvec::SmallVec;
 
 use super::super::report::{Line, Query, Sql};
 use super::super::row::Row;
 use super::Store;
-use crate::digits::push_decimal;
+use crate::writing::Times;
 
 /// How long another process's write is waited for.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,7 +41,6 @@ CREATE TABLE api_usage (
     ttft_ms INTEGER
 ) WITHOUT ROWID;
 CREATE INDEX api_usage_timestamp ON api_usage (timestamp);
-CREATE INDEX api_usage_key ON api_usage (key_id, timestamp);
 "];
 
 /// An open file.
@@ -129,39 +126,14 @@ impl Aggregate<Decimal, String> for DecimalSum {
 }
 
 /// As it is written: of equal length, so that texts are in the order of time.
-fn time(millis: i64) -> String {
-    let time = Timestamp::from_millisecond(millis).unwrap_or_default();
-    time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
-}
-
-/// The same for rows of which many are of one second.
-#[derive(Debug, Default)]
-struct Times {
-    second: Option<i64>,
-    text: String,
-}
-
-impl Times {
-    fn text(&mut self, millis: i64) -> &str {
-        const FRACTION: usize = ".000Z".len();
-        let second = millis.div_euclid(1000);
-        if self.second != Some(second) {
-            self.second = Some(second);
-            self.text = time(millis);
-        }
-        self.text.truncate(self.text.len().saturating_sub(FRACTION));
-        self.text.push('.');
-        let fraction = millis.rem_euclid(1000).cast_unsigned();
-        let mut digits = SmallVec::<[u8; 3]>::new();
-        push_decimal(&mut digits, fraction, 3);
-        self.text.extend(digits.into_iter().map(char::from));
-        self.text.push('Z');
-        &self.text
-    }
+fn time(times: &mut Times, millis: i64) -> String {
+    let mut text = Vec::with_capacity("2026-01-01T00:00:00.000Z".len());
+    times.push_millis(&mut text, millis);
+    String::from_utf8(text).expect("a time is digits and letters")
 }
 
 impl Store for Sqlite {
-    fn insert(&mut self, rows: &[Row]) -> Result<()> {
+    fn insert(&mut self, rows: &[Row<'_>]) -> Result<()> {
         let transaction = self.connection.transaction()?;
         {
             let mut insert = transaction.prepare(
@@ -176,20 +148,20 @@ impl Store for Sqlite {
             for row in rows {
                 insert.execute(params![
                     row.id,
-                    &*row.user_id,
+                    row.user_id,
                     row.model,
                     number(row.tokens_input),
                     number(row.tokens_output),
-                    row.cost.map(|cost| cost.to_string()),
-                    times.text(row.timestamp),
+                    row.cost,
+                    time(&mut times, number(row.timestamp)),
                     row.request_id,
-                    &*row.key_id,
+                    row.key_id,
                     row.service,
                     row.backend,
                     number(row.tokens_cached),
                     number(row.tokens_reasoning),
                     number(row.tokens_reserved),
-                    &*row.currency,
+                    row.currency,
                     row.status,
                     row.aborted,
                     row.estimated,
@@ -206,7 +178,7 @@ impl Store for Sqlite {
         let removed = self.connection.execute(
             "DELETE FROM api_usage WHERE id IN \
              (SELECT id FROM api_usage WHERE timestamp < ?1 LIMIT ?2)",
-            params![time(before), i64::try_from(rows_max)?],
+            params![time(&mut Times::default(), before), i64::try_from(rows_max)?],
         )?;
         Ok(removed)
     }
@@ -216,6 +188,7 @@ impl Store for Sqlite {
         let mut statement = self.connection.prepare(&sql)?;
         let columns = query.columns().len();
         let key = query.key_id.as_deref();
+        let time = |millis| time(&mut Times::default(), millis);
         let rows = statement.query_map(
             params![time(query.since), time(query.until), key, &*query.currency],
             |row| {
@@ -238,18 +211,5 @@ impl Store for Sqlite {
             },
         )?;
         Ok(rows.collect::<Result<_, _>>()?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_of_one_second_are_written_like_any() {
-        let mut times = Times::default();
-        for millis in [0, 7, 999, 1_700_000_000_000, 1_700_000_000_042, 1_699_999_999_999, -1] {
-            assert_eq!(times.text(millis), time(millis));
-        }
     }
 }

@@ -1,111 +1,78 @@
-//! A line of the request log.
+//! A line of the request log. The names of all fields are for programs: they stay.
 
-use std::borrow::Cow;
-use std::net::IpAddr;
+use std::cell::RefCell;
+use std::time::{Duration, UNIX_EPOCH};
 
-use jiff::Timestamp;
-use rust_decimal::Decimal;
-use serde::{Serialize, Serializer};
-
-use super::super::millis;
-use super::super::phases::{Phase, Phases};
+use super::super::phases::Phase;
 use super::super::record::Record;
-use crate::digits;
+use crate::writing::{self, Object, Times};
 
 /// The longest text from outside, in bytes: a path may be 8 KiB long.
 const TEXT_BYTES_MAX: usize = 1024;
 
-/// The names of all fields are for programs: they stay.
-#[derive(Serialize)]
-struct Line<'a> {
-    time: String,
-    request_id: &'a str,
-    trace_id: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    key: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    address: Option<IpAddr>,
-    method: &'a str,
-    path: Cow<'a, str>,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    service: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    model: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    backend: &'a str,
-    attempts: u32,
-    status: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    refusal: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    limit: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    why: Option<&'a str>,
-    bytes_in: u64,
-    bytes_out: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tokens_input: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tokens_output: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tokens_cached: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    estimated: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cost: Option<Decimal>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    currency: Option<&'a str>,
-    duration_ms: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ttfb_ms: Option<f64>,
-    #[serde(serialize_with = "phases")]
-    phases_ms: &'a Phases,
-    stream: bool,
-    aborted: bool,
+/// What most lines are shorter than.
+const LINE_BYTES: usize = 1024;
+
+thread_local! {
+    static TIMES: RefCell<Times> = RefCell::default();
 }
 
 /// The line of an exchange, with its end.
 pub(super) fn of(record: &Record<'_>) -> Vec<u8> {
-    let taken = record.taken.as_ref();
-    let time = Timestamp::try_from(record.began).unwrap_or_default();
-    let trace_id = digits::hex::<32>(record.trace.id);
-    let line = Line {
-        time: format!("{time:.6}"),
-        request_id: record.request_id,
-        trace_id: std::str::from_utf8(&trace_id).expect("digits are text"),
-        key: record.key_id(),
-        address: record.address,
-        method: record.method,
-        path: String::from_utf8_lossy(&record.path[..record.path.len().min(TEXT_BYTES_MAX)]),
-        service: record.service,
-        model: shortened(record.model),
-        backend: record.backend,
-        attempts: record.attempts,
-        status: record.status,
-        refusal: record.refusal,
-        limit: record.limit,
-        error: record.fault,
-        why: record.why.as_deref(),
-        bytes_in: record.bytes_in,
-        bytes_out: record.bytes_out,
-        tokens_input: taken.map(|taken| taken.input),
-        tokens_output: taken.map(|taken| taken.output),
-        tokens_cached: taken.map(|taken| taken.cached),
-        estimated: taken.map(|taken| taken.is_estimated),
-        cost: taken.and_then(|taken| taken.cost),
-        currency: taken.filter(|taken| taken.cost.is_some()).map(|taken| &*taken.currency),
-        duration_ms: millis(record.duration()),
-        ttfb_ms: record.first_byte.map(millis),
-        phases_ms: record.phases,
-        stream: record.is_stream,
-        aborted: record.is_aborted,
-    };
-    let mut bytes = Vec::with_capacity(768);
-    serde_json::to_writer(&mut bytes, &line).expect("a line is made of texts and numbers");
+    let since_1970 = record.began.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let began = i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX);
+    let trace_id = writing::hex::<32>(record.trace.id);
+    let path = String::from_utf8_lossy(&record.path[..record.path.len().min(TEXT_BYTES_MAX)]);
+    let mut bytes = Vec::with_capacity(LINE_BYTES);
+    let mut line = Object::begin(&mut bytes);
+    TIMES.with_borrow_mut(|times| {
+        line.time("time", began, times);
+    });
+    line.text("request_id", record.request_id);
+    line.text("trace_id", std::str::from_utf8(&trace_id).expect("digits are text"));
+    text_if_any(&mut line, "key", record.key_id());
+    if let Some(address) = record.address {
+        line.shown("address", address);
+    }
+    line.text("method", record.method).text("path", &path);
+    text_if_any(&mut line, "service", record.service);
+    text_if_any(&mut line, "model", shortened(record.model));
+    text_if_any(&mut line, "backend", record.backend);
+    line.number("attempts", record.attempts.into()).number("status", record.status.into());
+    let why = record.why.as_deref();
+    for (name, value) in [
+        ("refusal", record.refusal),
+        ("limit", record.limit),
+        ("error", record.fault),
+        ("why", why),
+    ] {
+        if let Some(value) = value {
+            line.text(name, value);
+        }
+    }
+    line.number("bytes_in", record.bytes_in).number("bytes_out", record.bytes_out);
+    if let Some(taken) = &record.taken {
+        line.number("tokens_input", taken.input).number("tokens_output", taken.output);
+        line.number("tokens_cached", taken.cached).truth("estimated", taken.is_estimated);
+        if let Some(cost) = taken.cost {
+            line.shown("cost", cost).text("currency", &taken.currency);
+        }
+    }
+    line.thousandths("duration_ms", micros(record.duration()));
+    if let Some(first_byte) = record.first_byte {
+        line.thousandths("ttfb_ms", micros(first_byte));
+    }
+    phases(&mut line, record);
+    line.truth("stream", record.is_stream).truth("aborted", record.is_aborted);
+    line.end();
     bytes.push(b'\n');
     bytes
+}
+
+fn text_if_any(line: &mut Object<'_>, name: &str, value: &str) {
+    if !value.is_empty() {
+        line.text(name, value);
+    }
 }
 
 fn shortened(text: &str) -> &str {
@@ -115,7 +82,17 @@ fn shortened(text: &str) -> &str {
 }
 
 /// Those in which any time was spent.
-fn phases<S: Serializer>(phases: &Phases, serializer: S) -> Result<S::Ok, S::Error> {
-    let spent = Phase::ALL.into_iter().filter(|phase| !phases.spent(*phase).is_zero());
-    serializer.collect_map(spent.map(|phase| (phase.as_str(), millis(phases.spent(phase)))))
+fn phases(line: &mut Object<'_>, record: &Record<'_>) {
+    let mut phases = line.object("phases_ms");
+    for phase in Phase::ALL {
+        let spent = record.phases.spent(phase);
+        if !spent.is_zero() {
+            phases.thousandths(phase.as_str(), micros(spent));
+        }
+    }
+    phases.end();
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
