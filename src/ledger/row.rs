@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use memchr::memchr;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::writing::{self, Object};
@@ -142,17 +143,24 @@ impl<'r> Row<'r> {
         if writing::hex::<CHECKSUM_BYTES>(xxh3_64(fields).into()) != *checksum {
             return None;
         }
-        let mut fields = std::str::from_utf8(fields).ok()?.split('\t').skip(1);
+        let mut rest = std::str::from_utf8(fields).ok()?;
+        let mut field = || {
+            rest = rest.strip_prefix('\t')?;
+            let (field, behind) =
+                rest.split_at(memchr(b'\t', rest.as_bytes()).unwrap_or(rest.len()));
+            rest = behind;
+            Some(field)
+        };
         let mut texts = [""; 9];
         for text in &mut texts {
-            *text = fields.next()?;
+            *text = field()?;
         }
         let mut numbers = [0; 10];
         for number in &mut numbers {
-            *number = fields.next()?.parse().ok()?;
+            *number = field()?.parse().ok()?;
         }
         let [id, request_id, user_id, key_id, service, model, backend, currency, cost] = texts;
-        let ttft = fields.next()?;
+        let ttft = field()?;
         Some(Self {
             id,
             timestamp: numbers[0],

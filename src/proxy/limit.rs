@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue};
-use pingora::http::ResponseHeader;
-use pingora_core::Result;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use super::exchange::{Admitted, Exchange};
@@ -80,23 +78,22 @@ pub(super) async fn reserve(
 }
 
 /// Tells the client how its tightest limits stand. What a backend says of its own is not the client's business then.
-pub(super) fn tell(head: &mut ResponseHeader, shown: &Shown) -> Result<()> {
+pub(super) fn tell(headers: &mut HeaderMap, shown: &Shown) {
     if *shown == Shown::default() {
-        return Ok(());
+        return;
     }
     let is_own = |name: &&HeaderName| name.as_str().starts_with(PREFIX);
-    let own: SmallVec<[HeaderName; 8]> = head.headers.keys().filter(is_own).cloned().collect();
+    let own: SmallVec<[HeaderName; 8]> = headers.keys().filter(is_own).cloned().collect();
     for name in &own {
-        head.remove_header(name);
+        headers.remove(name);
     }
     for (names, tightest) in [(REQUESTS, shown.requests), (TOKENS, shown.tokens)] {
         let Some(Tightest { limit, remaining, reset }) = tightest else { continue };
         let [of_limit, of_remaining, of_reset] = names;
-        head.insert_header(of_limit, HeaderValue::from(limit))?;
-        head.insert_header(of_remaining, HeaderValue::from(remaining))?;
-        head.insert_header(of_reset, duration(reset))?;
+        headers.insert(of_limit, HeaderValue::from(limit));
+        headers.insert(of_remaining, HeaderValue::from(remaining));
+        headers.insert(of_reset, duration(reset));
     }
-    Ok(())
 }
 
 /// A time as OpenAI's API writes it: `12ms`, `1s`, `6m0s`.

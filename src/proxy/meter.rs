@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
-use http::{Method, StatusCode};
-use pingora::http::{RequestHeader, ResponseHeader};
-use pingora_core::{Error, ErrorSource, Result};
+use http::response::Parts;
+use http::{HeaderValue, Method, StatusCode};
+use pingora::http::RequestHeader;
+use pingora_core::{Error, ErrorSource};
 use pingora_proxy::Session;
 use rust_decimal::Decimal;
 
@@ -157,26 +158,22 @@ fn generates(path: &[u8]) -> bool {
 }
 
 /// The head of the answer has come.
-///
-/// # Errors
-/// When the head cannot be changed.
-pub(super) fn answers(exchange: &mut Exchange, response: &mut ResponseHeader) -> Result<()> {
+pub(super) fn answers(exchange: &mut Exchange, answer: &mut Parts) {
     let is_asked = exchange.body.asks_for_usage();
-    let Some(metering) = exchange.metering.as_mut().filter(|metering| metering.takes) else {
-        return Ok(());
-    };
-    let kind = response.headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
+    let metering = exchange.metering.as_mut().filter(|metering| metering.takes);
+    let Some(metering) = metering else { return };
+    let headers = &mut answer.headers;
+    let kind = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
     let kind = Kind::of(kind.unwrap_or_default());
-    let is_plain = !response.headers.contains_key(CONTENT_ENCODING);
-    metering.kind = kind.filter(|_| is_plain && response.status.is_success());
+    let is_plain = !headers.contains_key(CONTENT_ENCODING);
+    metering.kind = kind.filter(|_| is_plain && answer.status.is_success());
     metering.meter = metering.kind.map(|kind| Box::new(Meter::new(kind)));
     if is_asked && metering.kind == Some(Kind::Events) {
         metering.trim = Some(Trim::default());
-        if response.remove_header(&CONTENT_LENGTH).is_some() {
-            response.insert_header(TRANSFER_ENCODING, "chunked")?;
+        if headers.remove(CONTENT_LENGTH).is_some() {
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
     }
-    Ok(())
 }
 
 /// A piece of the answer passes; what the client is not to see is taken out of it.

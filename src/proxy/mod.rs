@@ -109,7 +109,7 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
-        heads::of_request(session.req_header_mut())?;
+        heads::forget_case(session.req_header_mut())?;
         body::bound_client(session, exchange);
         if !self.lifecycle.keeps_connections() {
             session.set_keepalive(None);
@@ -178,7 +178,6 @@ impl ProxyHttp for Proxy {
             return Ok(());
         }
         exchange.turn(Phase::Own);
-        heads::of_answer(response)?;
         receive::note_framing(response, exchange);
         retry::judge(session, response, exchange)
     }

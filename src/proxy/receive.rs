@@ -5,7 +5,8 @@ use http::header::{
     CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_TYPE, LOCATION,
     TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderName, Method, StatusCode, Version};
+use http::response::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
@@ -14,7 +15,7 @@ use smallvec::SmallVec;
 use super::course::X_TOLLGATE_MODEL;
 use super::exchange::{Events, Exchange, Unwritten};
 use super::send::repeated;
-use super::{Proxy, body, limit, meter, respond, retry};
+use super::{Proxy, body, heads, limit, meter, respond, retry};
 use crate::config::{BackendUrl, CorsOrigins, Deadlines};
 use crate::llm::{EndMarker, Kind, Tail};
 use crate::pool::Outcome;
@@ -40,27 +41,8 @@ pub(super) fn receive(
     }
     exchange.observed.first_byte.get_or_insert_with(|| exchange.arrived.at.elapsed());
     exchange.observed.status = response.status.as_u16();
-    meter::answers(exchange, response)?;
     exchange.body.let_go();
-    expect_body(session, response, exchange);
-    hop_by_hop(response);
-    response.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;
-    limit::tell(response, &exchange.shown)?;
-    cors(response, exchange)?;
-    location(response, exchange)?;
-    if let Some(admitted) = exchange.admitted.as_ref().filter(|admitted| admitted.tells_model()) {
-        response.insert_header(X_TOLLGATE_MODEL, admitted.to().shown.clone())?;
-    }
-    if exchange.arrived.is_http_10 {
-        // HTTP/1.0 knows no chunks: the body ends with the connection.
-        if response.remove_header(&TRANSFER_ENCODING).is_some() {
-            session.set_keepalive(None);
-        }
-        response.set_version(Version::HTTP_10);
-    } else {
-        // The backend's own version is the business of its connection.
-        response.set_version(Version::HTTP_11);
-    }
+    heads::change_answer(response, |answer| rewrite(session, answer, exchange))?;
     if !proxy.lifecycle.keeps_connections() {
         session.set_keepalive(None);
     }
@@ -72,8 +54,31 @@ pub(super) fn receive(
     Ok(())
 }
 
+fn rewrite(session: &mut Session, answer: &mut Parts, exchange: &mut Exchange) {
+    meter::answers(exchange, answer);
+    expect_body(session, answer, exchange);
+    hop_by_hop(answer);
+    let headers = &mut answer.headers;
+    headers.insert(REQUEST_ID, exchange.arrived.request_id.clone());
+    limit::tell(headers, &exchange.shown);
+    cors(headers, exchange);
+    location(headers, exchange);
+    if let Some(admitted) = exchange.admitted.as_ref().filter(|admitted| admitted.tells_model()) {
+        headers.insert(X_TOLLGATE_MODEL, admitted.to().shown.clone());
+    }
+    // The backend's own version is the business of its connection.
+    answer.version = Version::HTTP_11;
+    if exchange.arrived.is_http_10 {
+        // HTTP/1.0 knows no chunks: the body ends with the connection.
+        if headers.remove(TRANSFER_ENCODING).is_some() {
+            session.set_keepalive(None);
+        }
+        answer.version = Version::HTTP_10;
+    }
+}
+
 /// From here on the backend's silence is bounded, and the end of an event stream looked at.
-fn expect_body(session: &Session, response: &ResponseHeader, exchange: &mut Exchange) {
+fn expect_body(session: &Session, response: &Parts, exchange: &mut Exchange) {
     if response.status == StatusCode::SWITCHING_PROTOCOLS {
         if let Some(Deadlines { websocket_idle, websocket_total, .. }) = exchange.deadlines() {
             exchange.watch.tunnels(exchange.arrived.at, websocket_idle, websocket_total);
@@ -170,26 +175,26 @@ pub(super) fn check_switch(session: &Session, response: &ResponseHeader) -> Resu
 }
 
 /// Where the gateway answers for CORS, a backend's own answer would overrule it.
-fn cors(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
+fn cors(headers: &mut HeaderMap, exchange: &Exchange) {
     if exchange.arrived.runtime.snapshot.cors == CorsOrigins::Off {
-        return Ok(());
+        return;
     }
     let is_cors = |name: &&HeaderName| name.as_str().starts_with("access-control-");
-    let own: SmallVec<[HeaderName; 4]> = response.headers.keys().filter(is_cors).cloned().collect();
+    let own: SmallVec<[HeaderName; 4]> = headers.keys().filter(is_cors).cloned().collect();
     for header in &own {
-        response.remove_header(header);
+        headers.remove(header);
     }
-    respond::allow_origin(response, exchange)
+    respond::allow_origin(headers, exchange);
 }
 
 /// A redirect to the backend itself is turned into one to its pool: clients may not be able to
 /// reach the backend, and need not know its address.
-fn location(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
+fn location(headers: &mut HeaderMap, exchange: &Exchange) {
     let (Some(admitted), Some(attempt)) = (&exchange.admitted, &exchange.attempts.current) else {
-        return Ok(());
+        return;
     };
     for header in [LOCATION, CONTENT_LOCATION] {
-        let Some(value) = response.headers.get(&header) else { continue };
+        let Some(value) = headers.get(&header) else { continue };
         let url = &attempt.backend().spec.url;
         if let Some(path) = path_at_backend(value.as_bytes(), url) {
             let repeated = if admitted.is_front {
@@ -198,10 +203,10 @@ fn location(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
                 0
             };
             let moved = [&admitted.prefix, &admitted.target[..repeated], path].concat();
-            response.insert_header(header, moved)?;
+            let moved = HeaderValue::from_bytes(&moved);
+            headers.insert(header, moved.expect("it was in the heads that it is made of"));
         }
     }
-    Ok(())
 }
 
 /// The path below the base path, if a location names the backend or is a path of it.
@@ -218,7 +223,7 @@ fn path_at_backend<'l>(location: &'l [u8], url: &BackendUrl) -> Option<&'l [u8]>
     (below.is_empty() || matches!(below[0], b'/' | b'?' | b'#')).then_some(below)
 }
 
-fn hop_by_hop(response: &mut ResponseHeader) {
+fn hop_by_hop(response: &mut Parts) {
     let nominated: Vec<HeaderName> = response
         .headers
         .get_all(CONNECTION)
@@ -230,10 +235,10 @@ fn hop_by_hop(response: &mut ResponseHeader) {
         .filter(|name| *name != CONTENT_LENGTH)
         .collect();
     for name in nominated.iter().chain(&HOP_BY_HOP) {
-        response.remove_header(name);
+        response.headers.remove(name);
     }
     if response.status != StatusCode::SWITCHING_PROTOCOLS {
-        response.remove_header(&UPGRADE);
+        response.headers.remove(UPGRADE);
     }
 }
 
@@ -249,7 +254,7 @@ mod tests {
             host: Host::Name("h".into()),
             port: 5000,
             base_path: "/base".into(),
-            authority: http::HeaderValue::from_static("h:5000"),
+            authority: HeaderValue::from_static("h:5000"),
             shown: String::new(),
         };
         let below = |location: &'static str| {

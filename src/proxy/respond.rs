@@ -30,6 +30,9 @@ pub(super) const LINGER: Duration = Duration::from_secs(2);
 /// it has not sent by then, and does not tell when it has.
 const RESET_DELAY: Duration = Duration::from_millis(50);
 
+/// So many headers are added to a page's own at most; or little more.
+const HEADERS_ADDED: usize = 12;
+
 /// How much of a refused request's body is read and thrown away, in bytes.
 const LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -104,20 +107,21 @@ async fn send(
     if unread {
         session.set_keepalive(None);
     }
-    let mut head = ResponseHeader::build(status, Some(headers.len() + 6))?;
-    for (name, value) in headers {
-        head.append_header(name.clone(), value.clone())?;
-    }
-    head.insert_header(CACHE_CONTROL, "no-store")?;
-    head.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;
-    limit::tell(&mut head, &exchange.shown)?;
+    let (mut head, ()) = Response::new(()).into_parts();
+    head.status = status;
+    head.headers.reserve(headers.len() + HEADERS_ADDED);
+    head.headers.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+    head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    head.headers.insert(REQUEST_ID, exchange.arrived.request_id.clone());
+    limit::tell(&mut head.headers, &exchange.shown);
     if !headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
-        allow_origin(&mut head, exchange)?;
+        allow_origin(&mut head.headers, exchange);
     }
     let is_head = session.req_header().method == Method::HEAD;
     if status != StatusCode::NO_CONTENT {
-        head.insert_header(CONTENT_LENGTH, body.len())?;
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
+    let head = ResponseHeader::from(head);
     let no_body = is_head || body.is_empty();
     let write = async {
         session.write_response_header(Box::new(head), no_body).await?;
@@ -212,15 +216,14 @@ pub(super) fn status(session: &Session) -> u16 {
 }
 
 /// Lets a browser on an allowed origin read the answer, and caches know what it depends on.
-pub(super) fn allow_origin(head: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
+pub(super) fn allow_origin(headers: &mut HeaderMap, exchange: &Exchange) {
     if let CorsOrigins::Listed(_) = exchange.arrived.runtime.snapshot.cors {
-        head.append_header(VARY, "Origin")?;
+        headers.append(VARY, HeaderValue::from_static("Origin"));
     }
     if let Some(origin) = &exchange.arrived.cors_origin {
-        head.insert_header(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone())?;
-        head.insert_header(ACCESS_CONTROL_EXPOSE_HEADERS, "*")?;
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("*"));
     }
-    Ok(())
 }
 
 /// Reads on, bounded in time and bytes, so that the client gets to read its answer.

@@ -1,12 +1,13 @@
 //! The request as a backend gets it: target, `Host`, credential, forwarded headers.
 
+use std::io::Write;
 use std::os::fd::RawFd;
 
 use http::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST,
     SEC_WEBSOCKET_PROTOCOL,
 };
-use http::{HeaderName, HeaderValue, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use pingora::http::RequestHeader;
 use pingora_core::{Error, ErrorType, Result};
@@ -16,7 +17,7 @@ use smallvec::SmallVec;
 use super::body::{self, Resized};
 use super::course::X_TOLLGATE_MODEL;
 use super::exchange::{Admitted, Exchange};
-use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
+use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, heads};
 use crate::auth::{CREDENTIAL_HEADERS, is_key_subprotocol};
 use crate::config::{BackendSpec, BackendUrl, ClientKeys};
 use crate::telemetry::{REQUEST_ID, TRACEPARENT, TRACESTATE};
@@ -65,51 +66,64 @@ pub(super) fn send(
         attempt.backend().check_version(request.version == Version::HTTP_2)?;
     }
     let model = exchange.upstream_model().map(str::to_owned);
-    rewrite_body(session, request, exchange, model.as_deref())?;
+    heads::change_request(request, |headers| {
+        rewrite_body(session, headers, exchange, model.as_deref())?;
+        rewrite_head(session, headers, exchange);
+        Ok::<(), Box<Error>>(())
+    })??;
+    let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
+    let attempt = exchange.attempts.current.as_ref().expect("an attempt has a backend");
+    target(request, admitted, &attempt.backend().spec.url, model.as_deref())
+}
+
+fn rewrite_head(session: &Session, headers: &mut HeaderMap, exchange: &mut Exchange) {
     if let Some(metering) = &mut exchange.metering {
         metering.is_sent = true;
         if metering.reads() && exchange.arrived.runtime.snapshot.charges {
             // What is compressed cannot be read as it passes.
-            request.insert_header(ACCEPT_ENCODING, "identity")?;
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
     }
     let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
     let attempt = exchange.attempts.current.as_ref().expect("an attempt has a backend");
     let spec = &attempt.backend().spec;
-    forward_headers(session, request, admitted)?;
-    target(request, admitted, &spec.url, model.as_deref())?;
-    request.insert_header(HOST, spec.url.authority.clone())?;
-    request.insert_header(REQUEST_ID, exchange.arrived.request_id.clone())?;
-    trace(request, exchange)?;
-    request.remove_header(&X_TOLLGATE_MODEL);
+    forward_headers(session, headers, admitted);
+    headers.insert(HOST, spec.url.authority.clone());
+    headers.insert(REQUEST_ID, exchange.arrived.request_id.clone());
+    trace(headers, exchange);
+    headers.remove(X_TOLLGATE_MODEL);
     // Answered already, see `admit`.
-    request.remove_header(&EXPECT);
-    join_pieces(request)?;
-    credential(request, &exchange.arrived.runtime.snapshot.clients, spec)
+    headers.remove(EXPECT);
+    join_pieces(headers);
+    credential(headers, &exchange.arrived.runtime.snapshot.clients, spec);
 }
 
 /// A client's trace goes on; where it sent none, one is begun. Who keeps spans here stands between the two.
-fn trace(request: &mut RequestHeader, exchange: &Exchange) -> Result<()> {
+fn trace(headers: &mut HeaderMap, exchange: &Exchange) {
     let trace = &exchange.arrived.trace;
     if trace.parent.is_none() {
-        request.remove_header(&TRACESTATE);
+        headers.remove(TRACESTATE);
     } else if !exchange.arrived.is_traced() {
-        return Ok(());
+        return;
     }
     let span = exchange.tries.last().map_or(trace.span, |attempt| attempt.span);
-    request.insert_header(TRACEPARENT, trace.header(span))
+    headers.insert(TRACEPARENT, trace.header(span));
 }
 
 /// Puts the name that the model has at this backend in the place of the one that came, has usage told where it
 /// is needed, and corrects what the head says about the body. Nothing else changes.
 fn rewrite_body(
     session: &Session,
-    request: &mut RequestHeader,
+    headers: &mut HeaderMap,
     exchange: &mut Exchange,
     model: Option<&str>,
 ) -> Result<()> {
-    let headers = &session.req_header().headers;
-    let coding = headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes).unwrap_or_default();
+    let coding = session
+        .req_header()
+        .headers
+        .get(CONTENT_ENCODING)
+        .map(HeaderValue::as_bytes)
+        .unwrap_or_default();
     let replay = exchange.arrived.runtime.snapshot.replay;
     let asks = exchange.metering.as_ref().is_some_and(|metering| metering.asks);
     let resized = exchange.body.rewrite(model, asks, coding, &replay).map_err(|refusal| {
@@ -119,13 +133,13 @@ fn rewrite_body(
     match resized {
         Resized::No => {}
         Resized::To(length) => {
-            request.remove_header(&CONTENT_ENCODING);
-            request.insert_header(CONTENT_LENGTH, length)?;
+            headers.remove(CONTENT_ENCODING);
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
         Resized::By(longer, shorter) => {
             if let Some(length) = body::length(session) {
                 let length = (length + longer).saturating_sub(shorter);
-                request.insert_header(CONTENT_LENGTH, length)?;
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
             }
         }
     }
@@ -177,71 +191,68 @@ pub(super) fn repeated(target: &[u8], base: &[u8]) -> usize {
 }
 
 /// The client's credential goes no further once the gateway has keys; the backend's own is set.
-fn credential(request: &mut RequestHeader, keys: &ClientKeys, spec: &BackendSpec) -> Result<()> {
+fn credential(headers: &mut HeaderMap, keys: &ClientKeys, spec: &BackendSpec) {
     if *keys != ClientKeys::Untouched {
-        remove_where(request, |name| CREDENTIAL_HEADERS.iter().any(|known| is_same(name, known)));
-        subprotocols(request)?;
+        remove_where(headers, |name| CREDENTIAL_HEADERS.iter().any(|known| is_same(name, known)));
+        subprotocols(headers);
     }
     if let Some(credential) = &spec.credential {
-        request.insert_header(credential.header.clone(), credential.value.clone())?;
+        headers.insert(credential.header.clone(), credential.value.clone());
     }
-    Ok(())
 }
 
 /// Takes a key out of the subprotocols that a WebSocket's client offers.
-fn subprotocols(request: &mut RequestHeader) -> Result<()> {
-    let values = request.headers.get_all(SEC_WEBSOCKET_PROTOCOL);
+fn subprotocols(headers: &mut HeaderMap) {
+    let values = headers.get_all(SEC_WEBSOCKET_PROTOCOL);
     let entries: SmallVec<[&[u8]; 4]> = values
         .iter()
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
         .map(<[u8]>::trim_ascii)
         .collect();
     if !entries.iter().any(|entry| is_key_subprotocol(entry)) {
-        return Ok(());
+        return;
     }
     let others: SmallVec<[&[u8]; 4]> =
         entries.into_iter().filter(|entry| !is_key_subprotocol(entry)).collect();
     let all = others.join(&b", "[..]);
     drop(others);
-    request.remove_header(&SEC_WEBSOCKET_PROTOCOL);
-    if all.is_empty() {
-        return Ok(());
+    headers.remove(SEC_WEBSOCKET_PROTOCOL);
+    if !all.is_empty() {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, value(&all));
     }
-    request.insert_header(SEC_WEBSOCKET_PROTOCOL, all)
+}
+
+/// A value that is made of parts of others.
+fn value(bytes: &[u8]) -> HeaderValue {
+    HeaderValue::from_bytes(bytes).expect("what was in headers can be in one")
 }
 
 /// Tells the backend who asked and how. What the client says itself is believed only from a trusted
 /// proxy.
-fn forward_headers(
-    session: &Session,
-    request: &mut RequestHeader,
-    admitted: &Admitted,
-) -> Result<()> {
+fn forward_headers(session: &Session, headers: &mut HeaderMap, admitted: &Admitted) {
     let client = &admitted.client;
     if !client.peer_is_trusted {
-        remove_where(request, is_claim);
+        remove_where(headers, is_claim);
     }
     if let Some(peer) = client.peer {
-        let seen: Vec<&str> = request
-            .headers
-            .get_all(X_FORWARDED_FOR)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .collect();
-        let chain =
-            if seen.is_empty() { peer.to_string() } else { format!("{}, {peer}", seen.join(", ")) };
-        request.insert_header(X_FORWARDED_FOR, chain)?;
+        let mut chain = Vec::with_capacity(64);
+        for seen in headers.get_all(X_FORWARDED_FOR).iter().filter(|it| it.to_str().is_ok()) {
+            chain.extend_from_slice(seen.as_bytes());
+            chain.extend_from_slice(b", ");
+        }
+        write!(chain, "{peer}").expect("memory takes it");
+        headers.insert(X_FORWARDED_FOR, value(&chain));
     }
-    if !request.headers.contains_key(X_FORWARDED_HOST)
+    if !headers.contains_key(X_FORWARDED_HOST)
         && let Some(host) = host(session.req_header())
     {
-        request.insert_header(X_FORWARDED_HOST, host)?;
+        headers.insert(X_FORWARDED_HOST, value(host));
     }
-    if !request.headers.contains_key(X_FORWARDED_PROTO) {
+    if !headers.contains_key(X_FORWARDED_PROTO) {
         let is_tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
-        request.insert_header(X_FORWARDED_PROTO, if is_tls { "https" } else { "http" })?;
+        let scheme = if is_tls { "https" } else { "http" };
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
-    Ok(())
 }
 
 /// Whether a header says where a request came from.
@@ -261,31 +272,30 @@ fn begins_like(name: &HeaderName, beginning: &str) -> bool {
     name.len() >= beginning.len() && name.bytes().zip(beginning.bytes()).all(same)
 }
 
-fn remove_where(request: &mut RequestHeader, is_it: impl Fn(&HeaderName) -> bool) {
+fn remove_where(headers: &mut HeaderMap, is_it: impl Fn(&HeaderName) -> bool) {
     let names: SmallVec<[HeaderName; 4]> =
-        request.headers.keys().filter(|name| is_it(name)).cloned().collect();
+        headers.keys().filter(|name| is_it(name)).cloned().collect();
     for name in &names {
-        request.remove_header(name);
+        headers.remove(name);
     }
 }
 
 /// Puts headers that came in several pieces together, as HTTP/1.1 has them: one length (equal ones
 /// were checked by Pingora; RFC 9110, section 8.6), one line of cookies (RFC 9113, section 8.2.3).
-fn join_pieces(request: &mut RequestHeader) -> Result<()> {
-    let mut lengths = request.headers.get_all(CONTENT_LENGTH).iter();
+fn join_pieces(headers: &mut HeaderMap) {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let first = lengths.next().map(HeaderValue::as_bytes).unwrap_or_default();
     if lengths.next().is_some() || first.contains(&b',') {
         let length = first.split(|byte| *byte == b',').next().unwrap_or_default();
-        let length = length.trim_ascii().to_vec();
-        request.insert_header(CONTENT_LENGTH, length)?;
+        let length = value(length.trim_ascii());
+        headers.insert(CONTENT_LENGTH, length);
     }
-    let mut cookies = request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
+    let mut cookies = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
     if let (Some(first), Some(second)) = (cookies.next(), cookies.next()) {
         let all: Vec<&[u8]> = [first, second].into_iter().chain(cookies).collect();
-        let joined = all.join(&b"; "[..]);
-        request.insert_header(COOKIE, joined)?;
+        let joined = value(&all.join(&b"; "[..]));
+        headers.insert(COOKIE, joined);
     }
-    Ok(())
 }
 
 /// The host that the client asked: the authority of HTTP/2, else the `Host` header.
