@@ -12,7 +12,7 @@ BUILD_PACKAGES = cmake gcc libc6-dev make
 TEST_PACKAGES = chromium curl logrotate nodejs npm openssl postgresql prometheus python3-venv redis-server
 BENCH_PACKAGES = binutils haproxy nginx-light wrk
 
-.PHONY: help demo build test unit lint clients bench chaos endurance fuzz install uninstall deps test-deps clean
+.PHONY: help demo build test unit lint clients bench chaos endurance soak fuzz install uninstall deps test-deps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ chaos: deps ## load for two minutes while backends fail, configurations change a
 
 endurance: deps ## streams through reload and upgrade, hostile crowds, memory after a million requests
 	$(CARGO) test --locked --release --test stress -- endurance
+
+soak: deps ## half an hour of everyday load: memory and descriptors stay where they are (SOAK_SECONDS)
+	$(CARGO) test --locked --release --test stress -- soak
 
 fuzz: deps ## give every parser garbage, FUZZ_SECONDS each (30)
 	@rustup toolchain list | grep -q nightly || rustup toolchain install nightly --profile minimal

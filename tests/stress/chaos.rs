@@ -35,6 +35,11 @@ impl Tally {
     pub(crate) fn fail(&self, what: &str, why: &str) {
         *self.failures.lock().unwrap().entry(format!("{what}: {why}")).or_default() += 1;
     }
+
+    /// What failed, and how often.
+    pub(crate) fn failures(&self) -> BTreeMap<String, usize> {
+        self.failures.lock().unwrap().clone()
+    }
 }
 
 /// Whether nothing failed that may not.
@@ -151,7 +156,7 @@ fn config(backends: &[Arc<Backend>], weight: u32) -> String {
 
 fn report(tally: &Tally, reloads: u32, upgrades: u32, ended: bool) -> bool {
     let count = |count: &AtomicUsize| count.load(Ordering::SeqCst);
-    let failures = tally.failures.lock().unwrap();
+    let failures = tally.failures();
     println!("requests: {}", count(&tally.requests));
     println!("streams: {}", count(&tally.streams));
     println!("streams whose backend died after their first byte: {}", count(&tally.excused));
@@ -161,7 +166,7 @@ fn report(tally: &Tally, reloads: u32, upgrades: u32, ended: bool) -> bool {
         count(&tally.reconnects)
     );
     println!("failures: {}", failures.values().sum::<usize>());
-    for (what, count) in failures.iter() {
+    for (what, count) in &failures {
         println!("  {count} x {what}");
     }
     if !ended {

@@ -17,6 +17,7 @@ use super::gateway::Gateway;
 const STREAMS: usize = 1000;
 const REQUESTS: usize = 1_000_000;
 const ABORTED: usize = 10_000;
+const ABORTED_AT_ONCE: usize = 100;
 
 /// Growth that is no leak: what the allocator keeps goes up and down by 20 MiB. A leak of one small
 /// object a request, or of one buffer a stream, is several times as much.
@@ -127,12 +128,12 @@ async fn crowds(gateway: &Gateway) -> bool {
 async fn memory(gateway: &Gateway) -> bool {
     let to = gateway.address();
     requests(to, REQUESTS / 10).await;
-    aborted(to, ABORTED / 2).await;
+    aborted(to, ABORTED / 2, ABORTED_AT_ONCE).await;
     let before = settled(gateway).await;
     let began = Instant::now();
     requests(to, REQUESTS).await;
     let after_requests = settled(gateway).await;
-    aborted(to, ABORTED).await;
+    aborted(to, ABORTED, ABORTED_AT_ONCE).await;
     let after_aborted = settled(gateway).await;
     println!(
         "memory: {before} KiB, {after_requests} KiB after {REQUESTS} requests, {after_aborted} KiB after \
@@ -158,14 +159,13 @@ async fn requests(to: SocketAddr, count: usize) {
     }
 }
 
-/// Streams whose clients leave after the first event.
-async fn aborted(to: SocketAddr, count: usize) {
-    const AT_ONCE: usize = 100;
+/// Streams whose clients leave after the first event, so many at once.
+pub(crate) async fn aborted(to: SocketAddr, count: usize, at_once: usize) {
     const REQUEST: &[u8] =
         b"POST /svc/mdl/v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\n\r\n{}";
-    for _ in 0..count / AT_ONCE {
+    for _ in 0..count / at_once {
         let mut clients = JoinSet::new();
-        for _ in 0..AT_ONCE {
+        for _ in 0..at_once {
             clients.spawn(async move {
                 let mut stream = TcpStream::connect(to).await.unwrap();
                 stream.write_all(REQUEST).await.unwrap();

@@ -1,6 +1,6 @@
 //! The program under stress, for minutes: `chaos`, where everything fails that can, and `endurance`,
 //! where there is more of everything than usual (`streams` is its first part);
-//! `limits`, where clients ask for more than they may have. Each prints what it saw, and ends with 1 if that is
+//! `limits`, where clients ask for more than they may have; `soak`, which is half an hour of everyday load. Each prints what it saw, and ends with 1 if that is
 //! not as it should be. `STRESS_LOG` names a file for the program's log.
 
 #![allow(clippy::unwrap_used, reason = "a run that cannot go on has failed")]
@@ -12,6 +12,7 @@ mod crowd;
 mod endurance;
 mod gateway;
 mod limits;
+mod soak;
 
 use std::process::ExitCode;
 
@@ -26,8 +27,9 @@ async fn main() -> ExitCode {
         Some("endurance") => endurance::run(true).await,
         Some("streams") => endurance::run(false).await,
         Some("limits") => limits::run().await,
+        Some("soak") => soak::run().await,
         _ => {
-            println!("usage: stress chaos|endurance|streams|limits");
+            println!("usage: stress chaos|endurance|streams|limits|soak");
             false
         }
     };
