@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::Write;
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 
@@ -35,6 +36,21 @@ pub fn push_decimal(text: &mut impl Extend<u8>, number: u64, least: usize) {
         rest /= 10;
     }
     text.extend(digits[begin.min(digits.len() - least)..].iter().copied());
+}
+
+/// An address behind a text.
+pub fn push_address(text: &mut Vec<u8>, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => {
+            for (at, octet) in address.octets().into_iter().enumerate() {
+                if at > 0 {
+                    text.push(b'.');
+                }
+                push_decimal(text, octet.into(), 1);
+            }
+        }
+        IpAddr::V6(address) => write!(text, "{address}").expect("memory takes it"),
+    }
 }
 
 /// Times in UTC as RFC 3339 has them. Most are of the same second as the one before.
@@ -102,6 +118,15 @@ impl<'t> Object<'t> {
     pub fn shown(&mut self, name: &str, value: impl Display) -> &mut Self {
         self.name(name);
         write!(self.text, "\"{value}\"").expect("memory takes it");
+        self
+    }
+
+    /// An address.
+    pub fn address(&mut self, name: &str, value: IpAddr) -> &mut Self {
+        self.name(name);
+        self.text.push(b'"');
+        push_address(self.text, value);
+        self.text.push(b'"');
         self
     }
 
@@ -189,6 +214,17 @@ mod tests {
     }
 
     #[test]
+    fn addresses_are_those_of_the_standard_library() {
+        for address in
+            ["0.0.0.0", "127.0.0.1", "255.10.100.9", "::1", "2001:db8::a:1", "::ffff:1.2.3.4"]
+        {
+            let mut text = Vec::new();
+            push_address(&mut text, address.parse().unwrap());
+            assert_eq!(text, address.as_bytes());
+        }
+    }
+
+    #[test]
     fn times_are_written_like_any_other_program_writes_them() {
         let mut times = Times::default();
         for millis in [0, 7, 999, 1_700_000_000_000, 1_700_000_000_042, 1_699_999_999_999, -1] {
@@ -209,7 +245,11 @@ mod tests {
         let mut text = b"x".to_vec();
         let mut object = Object::begin(&mut text);
         object.text("plain", "a b").text("", hard).number("n", u64::MAX).null("none");
-        object.truth("yes", true).truth("no", false).shown("address", "::1");
+        object
+            .truth("yes", true)
+            .truth("no", false)
+            .shown("shown", 0.5)
+            .address("address", [10, 0, 0, 1].into());
         for (name, value) in [("a", 0), ("b", 7), ("c", 120), ("d", 1000), ("e", 12_345)] {
             object.thousandths(name, value);
         }
@@ -220,7 +260,7 @@ mod tests {
         object.end();
         let read: serde_json::Value = serde_json::from_slice(&text[1..]).unwrap();
         let expected = serde_json::json!({
-            "plain": "a b", "": hard, "n": u64::MAX, "none": null, "yes": true, "no": false, "address": "::1",
+            "plain": "a b", "": hard, "n": u64::MAX, "none": null, "yes": true, "no": false, "shown": "0.5", "address": "10.0.0.1",
             "a": 0.0, "b": 0.007, "c": 0.12, "d": 1.0, "e": 12.345, "empty": {},
             "inner": {"at": "2023-11-14T22:13:20.000001Z", "n": 1},
         });

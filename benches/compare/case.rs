@@ -32,8 +32,16 @@ impl Size {
     }
 }
 
-const ALL: &[Who] =
-    &[Who::Direct, Who::Nginx, Who::Haproxy, Who::Bare, Who::Default, Who::FrontDoor, Who::Full];
+const ALL: &[Who] = &[
+    Who::Direct,
+    Who::Nginx,
+    Who::Haproxy,
+    Who::Bare,
+    Who::Default,
+    Who::FrontDoor,
+    Who::Metered,
+    Who::Full,
+];
 const PROXIES: &[Who] = &[Who::Nginx, Who::Haproxy, Who::Bare, Who::Default, Who::Full];
 const POOLS: &[Who] = &[Who::Bare, Who::Default, Who::Pools(100), Who::Pools(10_000)];
 const KEYS: &[Who] = &[Who::Bare, Who::Full, Who::Keys(100_000)];

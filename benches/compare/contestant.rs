@@ -30,7 +30,9 @@ pub(crate) enum Who {
     Default,
     /// The same, asked at the front door: it looks for the model in the body.
     FrontDoor,
-    /// With a key, limits, a ledger and a request log.
+    /// With a key, limits, prices and a request log.
+    Metered,
+    /// The same, and a ledger: everything.
     Full,
     /// As the default, with so many pools.
     Pools(usize),
@@ -182,6 +184,7 @@ fn tollgate(
     let path = folder.path();
     let name = match who {
         Who::FrontDoor => "Tollgate, front door".to_owned(),
+        Who::Metered => "Tollgate, all but the ledger".to_owned(),
         Who::Full => "Tollgate, everything on".to_owned(),
         Who::Pools(count) => format!("Tollgate, {count} pools"),
         Who::Keys(count) => format!("Tollgate, {count} keys"),
@@ -204,12 +207,16 @@ fn tollgate(
     let models: String = (0..models).map(backends).collect();
     let keys = if let Who::Keys(count) = who { count } else { 1 };
     let more = match who {
-        Who::Full | Who::Keys(_) => {
+        Who::Metered | Who::Full | Who::Keys(_) => {
             fs::write(path.join("keys.yaml"), keys_file(keys)).expect("a file");
-            "keys_file: keys.yaml\nledger: {}\nprices: {models: {m: {input: 1, output: 2}}}\nrequest_log: {file: requests.log}\n\
-             limits: [{per: key, requests: 1000000000, tokens: 1000000000000}]\n"
+            let ledger = if who == Who::Metered { "" } else { "ledger: {}\n" };
+            format!(
+                "keys_file: keys.yaml\n{ledger}prices: {{models: {{m: {{input: 1, output: 2}}}}}}\n\
+                 request_log: {{file: requests.log}}\n\
+                 limits: [{{per: key, requests: 1000000000, tokens: 1000000000000}}]\n"
+            )
         }
-        _ => "",
+        _ => String::new(),
     };
     // Checks of ten thousand backends are another question.
     let checks = if matches!(who, Who::Pools(_)) { "health_check: {enabled: false}\n" } else { "" };

@@ -147,9 +147,10 @@ pub(super) fn takes(head: &RequestHeader) -> bool {
         return false;
     }
     let path = super::admit::split_target(head).0;
+    let last = last(path);
     // What is kept of an answer is asked for by its id, and has been paid.
-    let is_kept = memchr::memmem::find(path, b"/chat/completions/").is_some();
-    !TAKES_NOTHING.contains(&last(path)) && !is_kept
+    let is_kept = || memchr::memmem::find(path, b"/chat/completions/").is_some();
+    last == b"completions" || !TAKES_NOTHING.contains(&last) && !is_kept()
 }
 
 /// Whether the answer is a model's text: then what a backend does not tell of it can be counted.

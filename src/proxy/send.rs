@@ -1,6 +1,5 @@
 //! The request as a backend gets it: target, `Host`, credential, forwarded headers.
 
-use std::io::Write;
 use std::os::fd::RawFd;
 
 use http::header::{
@@ -21,6 +20,7 @@ use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, heads};
 use crate::auth::{CREDENTIAL_HEADERS, is_key_subprotocol};
 use crate::config::{BackendSpec, BackendUrl, ClientKeys};
 use crate::telemetry::{REQUEST_ID, TRACEPARENT, TRACESTATE};
+use crate::writing::push_address;
 
 /// What is escaped in a path's segment: all but what RFC 3986 leaves unreserved, and the colons of
 /// model names.
@@ -240,7 +240,7 @@ fn forward_headers(session: &Session, headers: &mut HeaderMap, admitted: &Admitt
             chain.extend_from_slice(seen.as_bytes());
             chain.extend_from_slice(b", ");
         }
-        write!(chain, "{peer}").expect("memory takes it");
+        push_address(&mut chain, peer);
         headers.insert(X_FORWARDED_FOR, value(&chain));
     }
     if !headers.contains_key(X_FORWARDED_HOST)

@@ -32,7 +32,7 @@ pub(super) fn of(record: &Record<'_>) -> Vec<u8> {
     line.text("trace_id", std::str::from_utf8(&trace_id).expect("digits are text"));
     text_if_any(&mut line, "key", record.key_id());
     if let Some(address) = record.address {
-        line.shown("address", address);
+        line.address("address", address);
     }
     line.text("method", record.method).text("path", &path);
     text_if_any(&mut line, "service", record.service);
