@@ -1,5 +1,5 @@
 //! What does each step of an exchange cost by itself: to find its way, to know its key, to reserve its limits, to choose a
-//! backend, to look at an event that passes, and to tell of it at the end?
+//! backend, to put another name into a body, to look at an event that passes, and to tell of it at the end?
 //!
 //! `cargo bench --bench steps`: nanoseconds each, with 1 and with 10,000 pools, 1 and 100,000 keys where those could
 //! matter. The step that finds the model in a body has a benchmark of its own (`scanner`).
@@ -11,9 +11,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use criterion::Criterion;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use rust_decimal::Decimal;
 use tollgate::config::{Environment, Source, load};
+use tollgate::ledger::{self, Row};
 use tollgate::limits::{Ask, Shown};
-use tollgate::llm::{EndMarker, Kind, Meter, Tail};
+use tollgate::llm::{EndMarker, Kind, Meter, Tail, spliced};
 use tollgate::pool::{Choice, Outcome};
 use tollgate::runtime::Runtime;
 use tollgate::secret::KeyHash;
@@ -72,8 +74,10 @@ fn steps(criterion: &mut Criterion) {
         group.finish();
     }
     let mut group = criterion.benchmark_group("any configuration");
+    splice(&mut group);
     pass(&mut group);
     tell(&mut group);
+    settle(&mut group);
     group.finish();
 }
 
@@ -116,6 +120,16 @@ fn choose(runtime: &Runtime, group: &mut Group<'_>) {
             pool.tell(&mut permit, Outcome::Success);
         });
     });
+}
+
+fn splice(group: &mut Group<'_>) {
+    for (name, bytes) in [("100 bytes", 100), ("300 KB", 300_000)] {
+        let body = format!(r#"{{"prompt":"{}","model":"m"}}"#, "x".repeat(bytes));
+        let at = body.len() - 4..body.len() - 1;
+        group.bench_function(format!("put another name into {name}"), |bench| {
+            bench.iter(|| spliced(black_box(body.as_bytes()), at.clone(), b"\"other\""));
+        });
+    }
 }
 
 fn pass(group: &mut Group<'_>) {
@@ -175,6 +189,43 @@ fn tell(group: &mut Group<'_>) {
     };
     group.bench_function("count an exchange", |bench| {
         bench.iter(|| counters.count(&series, black_box(&record)));
+    });
+}
+
+/// What the thread of the exchange does for the ledger.
+fn settle(group: &mut Group<'_>) {
+    let price: Decimal = "0.0000025".parse().expect("a price");
+    let mut line = Vec::new();
+    group.bench_function("price an exchange and write its row", |bench| {
+        bench.iter(|| {
+            line.clear();
+            let cost = (price * Decimal::from(black_box(120))).to_string();
+            let timestamp = ledger::now().cast_unsigned();
+            let row = Row {
+                id: &ledger::new_id(timestamp),
+                timestamp,
+                request_id: "0123456789abcdef0123456789abcdef",
+                user_id: "team",
+                key_id: "key-1",
+                service: "s",
+                model: "m",
+                backend: "a",
+                tokens_input: 100,
+                tokens_output: 20,
+                tokens_cached: 0,
+                tokens_reasoning: 0,
+                tokens_reserved: 0,
+                cost: Some(&cost),
+                currency: "USD",
+                status: 200,
+                aborted: false,
+                estimated: false,
+                latency_ms: 812,
+                ttft_ms: Some(95),
+            };
+            row.write_line(&mut line);
+            line.len()
+        });
     });
 }
 

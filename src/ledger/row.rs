@@ -93,7 +93,7 @@ fn clean(text: &str) -> Cow<'_, str> {
 
 impl<'r> Row<'r> {
     /// As a line of the spool: a checksum and all fields, with tabs between them. Texts are cleaned.
-    pub(super) fn write_line(&self, out: &mut Vec<u8>) {
+    pub fn write_line(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&[b' '; CHECKSUM_BYTES]);
         let texts = [
