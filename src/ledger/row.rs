@@ -81,7 +81,9 @@ pub fn now() -> i64 {
 
 /// A text as a row has it: without control characters, which databases refuse or terminals obey, and of bounded length.
 fn clean(text: &str) -> Cow<'_, str> {
-    if text.len() <= TEXT_BYTES_MAX && !text.chars().any(char::is_control) {
+    // Without a way out, so that many bytes are looked at together.
+    let is_plain = text.bytes().fold(true, |all, byte| all & matches!(byte, b' '..=b'~'));
+    if text.len() <= TEXT_BYTES_MAX && (is_plain || !text.chars().any(char::is_control)) {
         return Cow::Borrowed(text);
     }
     let fits = |(at, letter): &(usize, char)| at + letter.len_utf8() <= TEXT_BYTES_MAX;
