@@ -104,15 +104,18 @@ async fn read_stream(address: SocketAddr, request: &[u8], events: usize) -> Seen
     let mut seen = Seen::default();
     let asked = Instant::now();
     stream.write_all(request).await.expect("it takes requests");
-    let mut buffer: Vec<u8> = Vec::with_capacity(8 * 1024);
+    let (mut raw, mut text) = (Vec::with_capacity(8 * 1024), Vec::with_capacity(8 * 1024));
+    let mut chunks = Chunks::Head;
     loop {
-        let read = stream.read_buf(&mut buffer).await.expect("it can be read");
-        assert!(read > 0, "a stream was cut: {}", String::from_utf8_lossy(&buffer));
+        raw.clear();
+        let read = stream.read_buf(&mut raw).await.expect("it can be read");
+        assert!(read > 0, "a stream was cut: {}", String::from_utf8_lossy(&text));
         let came = now();
+        chunks = chunks.feed(&raw, &mut text);
         let mut looked = 0;
-        while let Some(at) = memchr::memmem::find(&buffer[looked..], STAMP) {
+        while let Some(at) = memchr::memmem::find(&text[looked..], STAMP) {
             let begin = looked + at + STAMP.len();
-            let Some(digits) = buffer.get(begin..begin + STAMP_DIGITS) else { break };
+            let Some(digits) = text.get(begin..begin + STAMP_DIGITS) else { break };
             let sent: u64 =
                 std::str::from_utf8(digits).ok().and_then(|it| it.parse().ok()).expect("a time");
             if seen.first.0.is_empty() {
@@ -121,12 +124,59 @@ async fn read_stream(address: SocketAddr, request: &[u8], events: usize) -> Seen
             seen.delays.0.push(u32::try_from(came.saturating_sub(sent) / 1000).unwrap_or(u32::MAX));
             looked = begin + STAMP_DIGITS;
         }
-        if buffer.ends_with(b"0\r\n\r\n") {
+        if chunks == Chunks::End {
             assert!(seen.delays.0.len() == events, "events were lost");
             return seen;
         }
-        // A mark that was cut in two is kept; so is the end.
-        buffer.drain(..looked.max(buffer.len().saturating_sub(STAMP.len() + STAMP_DIGITS)));
+        // A mark that was cut in two is kept.
+        text.drain(..looked.max(text.len().saturating_sub(STAMP.len() + STAMP_DIGITS)));
+    }
+}
+
+/// Where the reading of an answer in chunks is: proxies cut them anew, also within a mark.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Chunks {
+    /// In the head of the answer.
+    Head,
+    /// In a line with the size of a chunk, so far.
+    Size(usize),
+    /// So many bytes before the next such line, with the end of this one's.
+    Data(usize),
+    End,
+}
+
+impl Chunks {
+    /// Reads on; what is in chunks goes behind the text.
+    fn feed(mut self, mut raw: &[u8], text: &mut Vec<u8>) -> Self {
+        const LINE_END: usize = b"\r\n".len();
+        if self == Self::Head {
+            // Heads are short, and come at once.
+            let Some(end) = memchr::memmem::find(raw, b"\r\n\r\n") else { return self };
+            raw = &raw[end + 2 * LINE_END..];
+            self = Self::Size(0);
+        }
+        while let Some((first, rest)) = raw.split_first() {
+            match self {
+                Self::Size(size) => {
+                    raw = rest;
+                    self = match char::from(*first).to_digit(16) {
+                        Some(digit) => Self::Size(size * 16 + digit as usize),
+                        None if *first == b'\n' && size == 0 => return Self::End,
+                        None if *first == b'\n' => Self::Data(size + LINE_END),
+                        None => self,
+                    };
+                }
+                Self::Data(left) => {
+                    let taken = left.min(raw.len());
+                    let inside = left.saturating_sub(LINE_END).min(taken);
+                    text.extend_from_slice(&raw[..inside]);
+                    raw = &raw[taken..];
+                    self = if taken == left { Self::Size(0) } else { Self::Data(left - taken) };
+                }
+                Self::Head | Self::End => return self,
+            }
+        }
+        self
     }
 }
 
