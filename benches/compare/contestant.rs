@@ -192,7 +192,7 @@ fn tollgate(
     };
     let listen = match speaks {
         Speaks::Tls => format!(
-            "https://{address}\ntls: {{cert_file: {0}/cert.pem, key_file: {0}/key.pem}}",
+            "https://{address}\ntls: {{certificates: [{{cert_file: {0}/cert.pem, key_file: {0}/key.pem}}]}}",
             path.display()
         ),
         _ => address.to_string(),
@@ -346,9 +346,11 @@ fn launch(
         Contestant { name, address, speaks, prefix, resident_kb_at_start: 0, child, folder };
     let begun = Instant::now();
     while TcpStream::connect(address).is_err() {
+        let has_ended =
+            contestant.child.as_mut().is_some_and(|it| !matches!(it.try_wait(), Ok(None)));
         let output = || fs::read_to_string(contestant.folder().join("output")).unwrap_or_default();
         assert!(
-            begun.elapsed() < START_TIMEOUT,
+            !has_ended && begun.elapsed() < START_TIMEOUT,
             "{} does not listen: {}",
             contestant.name,
             output()
