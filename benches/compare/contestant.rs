@@ -219,7 +219,7 @@ fn tollgate(
         _ => String::new(),
     };
     // Checks of ten thousand backends are another question.
-    let checks = if matches!(who, Who::Pools(_)) { "health_check: {enabled: false}\n" } else { "" };
+    let checks = if matches!(who, Who::Pools(_)) { "health_check: {interval: 1h}\n" } else { "" };
     let config = format!(
         "listen: {listen}\n{checks}{more}services:\n  bench: {{models: {{\n{models}  }}}}\n"
     );
