@@ -78,6 +78,7 @@ struct Queue {
 #[derive(Default)]
 struct Waiting {
     lines: Vec<u8>,
+    /// Rows in them, and those that were taken and are not on the disk yet.
     rows: usize,
     is_finished: bool,
 }
@@ -87,16 +88,22 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for rows and some more, or the end, and takes what there is.
-    fn take(&self, empty: Vec<u8>) -> Waiting {
-        let is_idle = |waiting: &mut Waiting| waiting.rows == 0 && !waiting.is_finished;
+    /// Waits for rows and some more, or the end. The lines that there are then, and whether it is the end.
+    fn take(&self, empty: Vec<u8>) -> (Vec<u8>, bool) {
+        let is_idle = |waiting: &mut Waiting| waiting.lines.is_empty() && !waiting.is_finished;
         let waiting = self.more.wait_while(self.waiting(), is_idle);
         let waiting = waiting.unwrap_or_else(PoisonError::into_inner);
         let goes_on = |waiting: &mut Waiting| !waiting.is_finished;
         let gathered = self.more.wait_timeout_while(waiting, GATHER_IN_QUEUE, goes_on);
         let mut waiting = gathered.unwrap_or_else(PoisonError::into_inner).0;
-        let is_finished = waiting.is_finished;
-        std::mem::replace(&mut waiting, Waiting { lines: empty, rows: 0, is_finished })
+        (std::mem::replace(&mut waiting.lines, empty), waiting.is_finished)
+    }
+
+    /// The rows of lines that were taken are gone, one way or the other; how many those were.
+    fn let_go(&self, lines: &[u8]) -> usize {
+        let rows = memchr::memchr_iter(b'\n', lines).count();
+        self.waiting().rows -= rows;
+        rows
     }
 }
 
@@ -222,9 +229,9 @@ impl Ledger {
                 self.state.dropped.fetch_add(1, Ordering::SeqCst);
                 return;
             }
+            let is_first = waiting.lines.is_empty();
             waiting.lines.extend_from_slice(line);
             waiting.rows += 1;
-            let is_first = waiting.rows == 1;
             drop(waiting);
             if is_first {
                 self.queue.more.notify_one();
@@ -291,27 +298,30 @@ fn write_spool(queue: &Queue, spool: &Arc<Spool>, state: &State) {
     let mut told = (0, Instant::now());
     let mut is_finished = false;
     while !is_finished {
-        let mut taken = queue.take(spare);
-        is_finished = taken.is_finished;
-        while taken.rows > 0 {
-            match writer.append(&taken.lines, taken.rows as u64) {
-                Ok(()) => {
+        let lines;
+        (lines, is_finished) = queue.take(spare);
+        let mut written = 0;
+        while written < lines.len() {
+            let rest = &lines[written..];
+            match writer.append(rest) {
+                Ok(bytes) => {
                     state.note(Part::Spool, None);
-                    taken.rows = 0;
+                    queue.let_go(&rest[..bytes]);
+                    written += bytes;
                 }
                 Err(error) => {
                     state.note(Part::Spool, Some(error.to_string()));
                     if is_finished || state.is_ending.load(Ordering::SeqCst) {
-                        state.dropped.fetch_add(taken.rows as u64, Ordering::SeqCst);
-                        log::error!("rows of the ledger lost: {}", taken.rows);
-                        taken.rows = 0;
-                    } else {
-                        std::thread::park_timeout(RETRY);
+                        let lost = queue.let_go(rest);
+                        state.dropped.fetch_add(lost as u64, Ordering::SeqCst);
+                        log::error!("rows of the ledger lost: {lost}");
+                        break;
                     }
+                    std::thread::park_timeout(RETRY);
                 }
             }
         }
-        spare = taken.lines;
+        spare = lines;
         spare.clear();
         // What a burst has taken is given back.
         spare.shrink_to(SPARE_BYTES_MAX);

@@ -19,6 +19,9 @@ const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// As much is read at once, some thousand rows: what a database is given together costs it less.
 const READ_BYTES: usize = 1024 * 1024;
 
+/// As much is written at once: of many rows, those that fit are not kept back by the others.
+const WRITE_BYTES: usize = 1024 * 1024;
+
 /// What a file's name ends with, and what it ends with until its process has the lock.
 const EXTENSION: &str = "rows";
 const EXTENSION_BEFORE: &str = "new";
@@ -200,12 +203,14 @@ impl SpoolWriter {
         Self { spool: Arc::clone(spool), current: None, written: 0 }
     }
 
-    /// Writes down so many rows, a line each, so that they outlive the process; [`Spool::sync`] sees to it that they
-    /// outlive the machine. All of them or none.
+    /// Writes down the first of some rows, a line each, so that they outlive the process; [`Spool::sync`] sees to it that
+    /// they outlive the machine. How many bytes of lines those are: about [`WRITE_BYTES`], or all.
     ///
     /// # Errors
-    /// When the disk does not take them, or there are as many already as there may be.
-    pub(super) fn append(&mut self, lines: &[u8], rows: u64) -> io::Result<()> {
+    /// When the disk does not take them, or there are as many already as there may be. None of them is written then.
+    pub(super) fn append(&mut self, lines: &[u8]) -> io::Result<usize> {
+        let end = memchr::memchr(b'\n', lines.get(WRITE_BYTES..).unwrap_or_default());
+        let lines = &lines[..end.map_or(lines.len(), |end| WRITE_BYTES + end + 1)];
         if self.spool.bytes() + lines.len() as u64 > self.spool.bytes_max {
             let message =
                 format!("it has {} bytes already (ledger.spool_bytes_max)", self.spool.bytes_max);
@@ -225,7 +230,7 @@ impl SpoolWriter {
             entry.is_open = is_open;
         }
         files.changes += 1;
-        files.rows += rows;
+        files.rows += memchr::memchr_iter(b'\n', lines).count() as u64;
         if !files.unsynced.iter().any(|known| Arc::ptr_eq(known, &file)) {
             files.unsynced.push(Arc::clone(&file));
         }
@@ -234,7 +239,7 @@ impl SpoolWriter {
             self.current = None;
         }
         self.spool.changed.notify_all();
-        Ok(())
+        Ok(lines.len())
     }
 
     /// The file that rows go to.
@@ -362,11 +367,20 @@ mod tests {
 
     /// Writes rows of these names.
     fn append(writer: &mut SpoolWriter, names: &[&str]) -> io::Result<()> {
+        let lines = lines(names);
+        let mut written = 0;
+        while written < lines.len() {
+            written += writer.append(&lines[written..])?;
+        }
+        Ok(())
+    }
+
+    fn lines(names: &[&str]) -> Vec<u8> {
         let mut lines = Vec::new();
         for name in names {
             row("id", name).write_line(&mut lines);
         }
-        writer.append(&lines, names.len() as u64)
+        lines
     }
 
     fn names_of(batch: &Batch) -> Vec<String> {
@@ -460,6 +474,21 @@ mod tests {
         assert_eq!(files(folder.path()), 1);
         append(&mut writer, &rows).unwrap();
         assert_eq!(names(&mut reader).len(), rows.len());
+    }
+
+    #[test]
+    fn of_many_rows_those_that_fit_are_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = lines(&["x"; 30_000]);
+        assert!(lines.len() > 5 * WRITE_BYTES / 2);
+        let spool = Spool::open(folder.path(), 9 * WRITE_BYTES as u64 / 4).unwrap();
+        let mut writer = SpoolWriter::new(&spool);
+        let first = writer.append(&lines).unwrap();
+        let second = first + writer.append(&lines[first..]).unwrap();
+        assert!(first > WRITE_BYTES && second < lines.len());
+        assert!(writer.append(&lines[second..]).is_err());
+        let whole = memchr::memchr_iter(b'\n', &lines[..second]).count();
+        assert_eq!(names(&mut SpoolReader::new(&spool)).len(), whole);
     }
 
     #[test]

@@ -203,8 +203,11 @@ fn location(headers: &mut HeaderMap, exchange: &Exchange) {
                 0
             };
             let moved = [&admitted.prefix, &admitted.target[..repeated], path].concat();
-            let moved = HeaderValue::from_bytes(&moved);
-            headers.insert(header, moved.expect("it was in the heads that it is made of"));
+            // One that cannot be told is better not there than with the backend's address in it.
+            match HeaderValue::from_bytes(&moved) {
+                Ok(moved) => headers.insert(header, moved),
+                Err(_) => headers.remove(header),
+            };
         }
     }
 }

@@ -56,7 +56,7 @@ pub(crate) async fn run() -> bool {
     for _ in 0..2 {
         backends.push(Backend::start().await);
     }
-    let gateway = Gateway::start(&config(&backends, 1));
+    let mut gateway = Gateway::start(&config(&backends, 1));
     let (tally, stop) = (Arc::new(Tally::default()), Arc::new(AtomicBool::new(false)));
     let small = Arc::new(AtomicUsize::new(0));
     let mut load = JoinSet::new();
@@ -73,7 +73,7 @@ pub(crate) async fn run() -> bool {
     while let Some(done) = load.join_next().await {
         done.unwrap();
     }
-    report(&tally, &small, &seen) && { gateway }.stop().await
+    report(&tally, &small, &seen) && gateway.stop().await
 }
 
 fn config(backends: &[Arc<Backend>], weight: u32) -> String {
