@@ -144,24 +144,15 @@ impl Workers {
     }
 }
 
-/// How often a worker's clock rings by itself. An exchange sets a timer that it hardly ever needs; were that the first of
-/// its thread, the runtime would write to a descriptor and read from it again, to wake itself.
-const TICK: Duration = Duration::from_millis(500);
-
 /// A thread that does what is spawned on it, to the end of the process.
 fn start_thread(name: String) -> io::Result<Handle> {
     let executor =
         Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_MAX).build()?;
     let handle = executor.handle().clone();
-    std::thread::Builder::new().name(name).spawn(move || executor.block_on(tick()))?;
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(move || executor.block_on(std::future::pending::<()>()))?;
     Ok(handle)
-}
-
-async fn tick() {
-    let mut clock = tokio::time::interval(TICK);
-    loop {
-        clock.tick().await;
-    }
 }
 
 /// Accepts connections to the end.
