@@ -15,7 +15,7 @@ use super::upstream::{STAMP, STAMP_DIGITS, now};
 use super::wrk;
 
 /// How long memory is given to come back after the last stream.
-const AFTER: Duration = Duration::from_secs(2);
+const AFTER: Duration = Duration::from_secs(6);
 
 /// So many streams are opened at once, so that none waits for others to be accepted.
 const OPENED_AT_ONCE: usize = 100;

@@ -33,6 +33,7 @@ pub(crate) fn serve(address: SocketAddr) {
     executor.block_on(async {
         // Proxies open hundreds of connections at once: none of them is to wait for another try.
         let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_reuseaddr(true).expect("an option");
         socket.bind(address).expect("the port is free");
         let listener = socket.listen(WAITING_MAX).expect("it listens");
         loop {

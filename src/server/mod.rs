@@ -7,6 +7,7 @@ mod fetch;
 mod front;
 mod listen;
 mod reload;
+mod sending;
 mod signals;
 mod stream;
 mod supervisor;

@@ -207,7 +207,7 @@ fn give(accepted: Accepted, workers: &[Worker], lifecycle: &Lifecycle) {
     worker.executor.spawn(async move {
         let _counted = counted;
         match ClientStream::new(accepted) {
-            Ok(stream) => front.serve(stream).await,
+            Ok(stream) => stream.sending().in_turns(front.serve(stream)).await,
             Err(error) => log::debug!("a connection was lost as it began: {error}"),
         }
     });

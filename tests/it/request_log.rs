@@ -358,9 +358,12 @@ fn a_reload_turns_to_another_file_and_off() {
             gateway.log().iter().filter(|line| line.contains("is at work")).count() >= generation
         });
     };
+    // A line is written soon after its answer, to the file that is at work then: so each is waited for.
     send_numbered(&gateway, 0, 1);
+    let one = wait_lines(&gateway.folder().join("one"), 1);
     reload(&mut gateway, "request_log: {file: two}", 1);
     send_numbered(&gateway, 1, 1);
+    wait_lines(&gateway.folder().join("two"), 1);
     reload(&mut gateway, "request_log: {enabled: false}", 2);
     send_numbered(&gateway, 2, 1);
     assert!(!gateway.log().iter().any(|line| line.contains("DEBUG")));
@@ -368,7 +371,6 @@ fn a_reload_turns_to_another_file_and_off() {
     send_numbered(&gateway, 3, 1);
     gateway.wait_log("\"level\":\"debug\"");
     let id = |line: &Value| line["request_id"].clone();
-    let one = wait_lines(&gateway.folder().join("one"), 1);
     let two = wait_lines(&gateway.folder().join("two"), 2);
     assert_eq!([id(&one[0]), id(&two[0]), id(&two[1])], ["n-0", "n-1", "n-3"]);
     // The application log's way of writing changes too.

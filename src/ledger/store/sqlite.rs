@@ -16,10 +16,13 @@ use crate::writing::Times;
 /// How long another process's write is waited for.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Rows lie in the order in which they come, so that a new one is put behind the others and no index is kept beside
+/// them; a row that is put in again has the same time.
+///
 /// Each brings the schema from one version to the next one; how many were applied is SQLite's `user_version`.
 const MIGRATIONS: [&str; 1] = ["
 CREATE TABLE api_usage (
-    id TEXT PRIMARY KEY NOT NULL,
+    id TEXT NOT NULL,
     user_id TEXT NOT NULL,
     model TEXT NOT NULL,
     tokens_input INTEGER NOT NULL,
@@ -38,9 +41,9 @@ CREATE TABLE api_usage (
     aborted INTEGER NOT NULL,
     estimated INTEGER NOT NULL,
     latency_ms INTEGER NOT NULL,
-    ttft_ms INTEGER
+    ttft_ms INTEGER,
+    PRIMARY KEY (timestamp, id)
 ) WITHOUT ROWID;
-CREATE INDEX api_usage_timestamp ON api_usage (timestamp);
 "];
 
 /// An open file.
@@ -176,8 +179,8 @@ impl Store for Sqlite {
 
     fn prune(&mut self, before: i64, rows_max: usize) -> Result<usize> {
         let removed = self.connection.execute(
-            "DELETE FROM api_usage WHERE id IN \
-             (SELECT id FROM api_usage WHERE timestamp < ?1 LIMIT ?2)",
+            "DELETE FROM api_usage WHERE (timestamp, id) IN \
+             (SELECT timestamp, id FROM api_usage WHERE timestamp < ?1 LIMIT ?2)",
             params![time(&mut Times::default(), before), i64::try_from(rows_max)?],
         )?;
         Ok(removed)
