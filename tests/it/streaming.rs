@@ -68,6 +68,67 @@ fn each_ndjson_line_leaves_before_the_next_one_comes() {
     assert_eq!(connection.read_chunk().unwrap(), b"");
 }
 
+/// As many events as come at once; clients of HTTP/2 part from who sends many more before they have read them.
+const CROWD: usize = 150;
+
+/// An upstream that sends a crowd of events, three times, each when the test says that it has the one before.
+fn crowds() -> (Upstream, Sender<()>) {
+    let (got_it, received) = channel();
+    let received: Mutex<Receiver<()>> = Mutex::new(received);
+    let upstream = Upstream::start(move |_, reply| {
+        reply.begin("text/event-stream");
+        for _ in 0..3 {
+            for number in 0..CROWD {
+                reply.chunk(format!("data: {number:0100}\n\n").as_bytes());
+            }
+            received.lock().unwrap().recv().unwrap();
+        }
+        reply.end();
+    });
+    (upstream, got_it)
+}
+
+/// A crowd, as it has to arrive.
+fn crowd() -> String {
+    (0..CROWD).map(|number| format!("data: {number:0100}\n\n")).collect()
+}
+
+#[test]
+fn of_events_that_come_at_once_none_waits_for_a_later_one() {
+    let (upstream, got_it) = crowds();
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    let mut connection = Connection::open(gateway.address());
+    connection.write(REQUEST.as_bytes()).unwrap();
+    connection.read_head().unwrap();
+    for _ in 0..3 {
+        let mut seen = Vec::new();
+        while seen.len() < crowd().len() {
+            seen.extend(connection.read_chunk().unwrap());
+        }
+        assert_eq!(String::from_utf8(seen).unwrap(), crowd());
+        got_it.send(()).unwrap();
+    }
+    assert_eq!(connection.read_chunk().unwrap(), b"");
+}
+
+#[tokio::test]
+async fn of_events_that_come_at_once_none_waits_for_a_later_one_over_h2c_too() {
+    let (upstream, got_it) = crowds();
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    let (response, _client) = h2c_request(gateway.address(), vec![Bytes::from_static(b"{}")]).await;
+    let mut body = response.await.unwrap().into_body();
+    for _ in 0..3 {
+        let mut seen = Vec::new();
+        while seen.len() < crowd().len() {
+            let piece = body.data().await.unwrap().unwrap();
+            body.flow_control().release_capacity(piece.len()).unwrap();
+            seen.extend_from_slice(&piece);
+        }
+        assert_eq!(String::from_utf8(seen).unwrap(), crowd());
+        got_it.send(()).unwrap();
+    }
+}
+
 /// 20 events, one every 50 ms, each with the time since `started` at which it left.
 fn paced(started: Instant) -> Upstream {
     Upstream::start(move |_, reply| {
