@@ -15,7 +15,7 @@ fn bodies() -> Vec<(&'static str, String)> {
             r#"{{"messages":[{{"role":"user","content":"{content}"}}],"model":"m","stream":true}}"#
         )
     };
-    let prose = "The quick brown fox jumps over the lazy dog, again and again. ".repeat(5_000);
+    let prose = r#"The quick brown fox jumps over the lazy dog, \"again and again\", and every time the dog opens an eye, looks where it went, and sleeps on, for all that anybody knows until today.\n\n"#.repeat(1_700);
     let code = r#"for line in text.split(\"\n\"):\n    print(line.strip())\n"#.repeat(5_000);
     let picture = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ".repeat(70_000);
     let turns =

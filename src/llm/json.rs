@@ -230,8 +230,11 @@ impl Scanner {
             let backslashes = piece[start..end].iter().rev().take_while(|it| **it == b'\\').count();
             let escapes_next = backslashes % 2 == 1;
             if quote.is_some() && escapes_next {
+                let is_dense = end - search < BLOCK;
                 search = end + 1;
-                search += escaped_run(&piece[search..]);
+                if is_dense {
+                    search += escaped_run(&piece[search..]);
+                }
                 continue;
             }
             if is_key {
@@ -491,11 +494,13 @@ impl Scanner {
     }
 }
 
+/// Bytes that are looked at together.
+const BLOCK: usize = 64;
+
 /// How far a text can be passed over in which each quote has a backslash before it, and no backslash another one: code
 /// in JSON has a quote every few letters, and to look for each by itself takes several times as long. The text begins
 /// behind an escape.
 fn escaped_run(text: &[u8]) -> usize {
-    const BLOCK: usize = 64;
     let mut at = 0;
     if text.first() == Some(&b'"') {
         return at;
