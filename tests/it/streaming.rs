@@ -1,12 +1,12 @@
 //! Streams leave as they come, event by event, and end at the backend when the client goes.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::harness::{Connection, Gateway, Reply, Upstream, config, http2};
+use crate::harness::{Connection, Gateway, Reply, Upstream, config, eventually, http2};
 
 /// How soon a backend must learn that its client is gone.
 const ABORT_SEEN_WITHIN: Duration = Duration::from_millis(100);
@@ -127,6 +127,45 @@ async fn of_events_that_come_at_once_none_waits_for_a_later_one_over_h2c_too() {
         assert_eq!(String::from_utf8(seen).unwrap(), crowd());
         got_it.send(()).unwrap();
     }
+}
+
+#[test]
+fn the_memory_of_streams_that_have_ended_is_given_back() {
+    const STREAMS: u64 = 300;
+    let is_over = Arc::new((Mutex::new(false), Condvar::new()));
+    let upstream = Upstream::start({
+        let is_over = Arc::clone(&is_over);
+        move |_, reply| {
+            reply.begin("text/event-stream");
+            reply.chunk(b"data: 1\n\n");
+            let (is_over, told) = &*is_over;
+            drop(told.wait_while(is_over.lock().unwrap(), |is_over| !*is_over).unwrap());
+            reply.end();
+        }
+    });
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    let before = gateway.resident_kib();
+    let mut streams: Vec<Connection> = (0..STREAMS)
+        .map(|_| {
+            let mut stream = Connection::open(gateway.address());
+            stream.write(REQUEST.as_bytes()).unwrap();
+            stream.read_head().unwrap();
+            assert_eq!(stream.read_chunk().unwrap(), b"data: 1\n\n");
+            stream
+        })
+        .collect();
+    let during = gateway.resident_kib();
+    assert!(during > before + STREAMS * 10, "{before} KiB before, {during} meanwhile");
+    *is_over.0.lock().unwrap() = true;
+    is_over.1.notify_all();
+    for stream in &mut streams {
+        assert_eq!(stream.read_chunk().unwrap(), b"");
+    }
+    drop(streams);
+    // Nothing else is asked for meanwhile. What the first exchanges of a process have set up stays.
+    eventually("most of it is given back", || {
+        gateway.resident_kib().saturating_sub(before) < (during - before) / 2
+    });
 }
 
 /// 20 events, one every 50 ms, each with the time since `started` at which it left.

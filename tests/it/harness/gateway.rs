@@ -195,13 +195,22 @@ impl Gateway {
     /// The most memory that was ever resident, in MiB, without the pages of the program's file: of
     /// those an unoptimised build has three times as many, and the system drops them when it likes.
     pub(crate) fn peak_memory_mib(&self) -> u64 {
+        let [peak, file] = self.memory_kib(["VmHWM:", "RssFile:"]);
+        (peak - file) / 1024
+    }
+
+    /// The memory that is resident now, in KiB, without pages of files.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        self.memory_kib(["RssAnon:"])[0]
+    }
+
+    fn memory_kib<const N: usize>(&self, names: [&str; N]) -> [u64; N] {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process()))
             .expect("the process is there");
-        let kib = |name: &str| -> u64 {
+        names.map(|name| {
             let line = status.lines().find(|line| line.starts_with(name)).expect("a line");
             line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
-        };
-        (kib("VmHWM:") - kib("RssFile:")) / 1024
+        })
     }
 
     /// The status of the backend `id` of `service/model`; null where there is none.
