@@ -106,6 +106,11 @@ impl Front {
         }
     }
 
+    /// How long a client may take for what it is sent.
+    pub(super) fn write_timeout(&self) -> Duration {
+        self.current.load().snapshot.client.write_timeout
+    }
+
     /// Serves a connection to its end.
     pub(super) async fn serve(&self, mut stream: ClientStream) {
         let client = self.current.load().snapshot.client.clone();

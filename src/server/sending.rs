@@ -20,6 +20,7 @@ use smallvec::SmallVec;
 use tokio::io::AsyncWrite;
 use tokio::net::{tcp, unix};
 use tokio::task::unconstrained;
+use tokio::time::Sleep;
 
 /// As much is gathered as fits in a packet (an Ethernet frame's 1,500 bytes, less TCP's and IP's heads).
 const GATHERED_BYTES_MAX: usize = 1460;
@@ -131,13 +132,16 @@ impl Sending {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves the connection, in a task of its own. A client that has not taken all of it by then is waited for a little.
-    pub(super) async fn in_turns(&self, serving: impl Future<Output = ()>) {
+    /// Serves the connection, in a task of its own. A client that does not take within this time what was put off has
+    /// left; one that has not taken all at the end is waited for a little.
+    pub(super) async fn in_turns(&self, within: Duration, serving: impl Future<Output = ()>) {
         let mut serving = pin!(serving);
         let known = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
         let task = Arc::new(Task { waker: known, is_woken: AtomicBool::new(false) });
         let waker = Waker::from(Arc::clone(&task));
         let mut polls = 0;
+        // As long as there was no room for what was put off.
+        let mut late: Option<Pin<Box<Sleep>>> = None;
         poll_fn(|context| {
             debug_assert!(task.waker.will_wake(context.waker()), "it is a task of its own");
             let mut out = self.out();
@@ -151,8 +155,19 @@ impl Sending {
             polls += 1;
             if served.is_ready() || !task.is_woken.load(Ordering::Relaxed) || polls == POLLS_MAX {
                 let mut out = self.out();
-                if std::mem::replace(&mut out.turn, Turn::Over) == Turn::PutOff {
-                    out.poll_late(context);
+                let is_put_off = std::mem::replace(&mut out.turn, Turn::Over) == Turn::PutOff;
+                if is_put_off || late.is_some() {
+                    match out.poll_late(context) {
+                        Poll::Ready(Ok(())) => late = None,
+                        Poll::Ready(Err(_)) => return Poll::Ready(()),
+                        Poll::Pending => {
+                            let late =
+                                late.get_or_insert_with(|| Box::pin(tokio::time::sleep(within)));
+                            if late.as_mut().poll(context).is_ready() {
+                                return Poll::Ready(());
+                            }
+                        }
+                    }
                 }
             }
             served
@@ -192,8 +207,9 @@ impl Sending {
             }
             _ => {}
         }
+        let is_something = !out.gathered.is_empty();
         ready!(out.poll_send(context))?;
-        if out.turn == Turn::Begun {
+        if is_something && out.turn == Turn::Begun {
             out.turn = Turn::Sent;
         }
         Poll::Ready(Ok(()))
@@ -279,25 +295,26 @@ impl Out {
         Poll::Ready(Ok(sent - of_gathered))
     }
 
-    /// Sends what was put off, also where the task has used up what it may do at once. Where there is no room, the task
-    /// is woken when there is; an error is met again by who writes next, or reads.
-    fn poll_late(&mut self, context: &mut Context<'_>) {
-        let late = pin!(unconstrained(poll_fn(|context| self.poll_send(context))));
-        let _ = late.poll(context);
+    /// Sends what was put off, also where the task has used up what it may do at once.
+    fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        pin!(unconstrained(poll_fn(|context| self.poll_send(context)))).poll(context)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::IoSlice;
+    use std::pin::Pin;
 
     use proptest::prelude::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
     use tokio::net::UnixStream;
     use tokio::task::yield_now;
 
     use super::super::stream::{Accepted, ClientStream};
-    use super::{POLLS_MAX, Poll, poll_fn};
+    use super::{Duration, POLLS_MAX, Poll, Sending, poll_fn};
+
+    const LONG: Duration = Duration::from_secs(60);
 
     fn pair() -> (ClientStream, UnixStream) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -381,7 +398,58 @@ mod tests {
             ours.shutdown().await.unwrap();
             assert_eq!(come(&theirs), "45");
         };
-        sending.in_turns(serving).await;
+        sending.in_turns(LONG, serving).await;
+    }
+
+    /// Fills the connection in one turn, and more than that.
+    async fn overfill(ours: &mut ClientStream) {
+        ours.write_all(b"1").await.unwrap();
+        ours.flush().await.unwrap();
+        let filled = poll_fn(|context| {
+            let piece = [0; 1000];
+            while let Poll::Ready(written) = Pin::new(&mut *ours).poll_write(context, &piece) {
+                written.unwrap();
+                let _ = Pin::new(&mut *ours).poll_flush(context);
+            }
+            Poll::Ready(())
+        });
+        filled.await;
+    }
+
+    #[tokio::test]
+    async fn what_there_was_no_room_for_is_sent_when_there_is() {
+        let (mut ours, mut theirs) = pair();
+        let sending = ours.sending();
+        let (told, heard) = tokio::sync::oneshot::channel::<()>();
+        let serving = async {
+            overfill(&mut ours).await;
+            // It has nothing more to write, and waits for something else.
+            heard.await.unwrap();
+        };
+        let reading = async {
+            let mut buffer = vec![0; 65536];
+            loop {
+                let short = Duration::from_millis(300);
+                match tokio::time::timeout(short, theirs.read(&mut buffer)).await {
+                    Ok(read) => assert!(read.unwrap() > 0),
+                    Err(_) => break,
+                }
+            }
+            assert!(sending.out().gathered.is_empty(), "all has come");
+            told.send(()).unwrap();
+        };
+        tokio::join!(sending.in_turns(LONG, serving), reading);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_take_what_was_put_off_is_not_waited_for_for_ever() {
+        let (mut ours, _theirs) = pair();
+        let sending: std::sync::Arc<Sending> = ours.sending();
+        let serving = async move {
+            overfill(&mut ours).await;
+            std::future::pending::<()>().await;
+        };
+        sending.in_turns(Duration::from_secs(60), serving).await;
     }
 
     proptest! {
@@ -435,7 +503,7 @@ mod tests {
                     }
                     ours.flush().await.unwrap();
                 };
-                let ((), all) = tokio::join!(sending.in_turns(writing), reading);
+                let ((), all) = tokio::join!(sending.in_turns(LONG, writing), reading);
                 assert!(all == expected);
             });
         }

@@ -207,7 +207,10 @@ fn give(accepted: Accepted, workers: &[Worker], lifecycle: &Lifecycle) {
     worker.executor.spawn(async move {
         let _counted = counted;
         match ClientStream::new(accepted) {
-            Ok(stream) => stream.sending().in_turns(front.serve(stream)).await,
+            Ok(stream) => {
+                let (sending, within) = (stream.sending(), front.write_timeout());
+                sending.in_turns(within, front.serve(stream)).await;
+            }
             Err(error) => log::debug!("a connection was lost as it began: {error}"),
         }
     });
