@@ -142,7 +142,7 @@ impl Sending {
         let mut polls = 0;
         // As long as there was no room for what was put off.
         let mut late: Option<Pin<Box<Sleep>>> = None;
-        poll_fn(|context| {
+        let has_left = poll_fn(|context| {
             debug_assert!(task.waker.will_wake(context.waker()), "it is a task of its own");
             let mut out = self.out();
             if out.turn == Turn::Over {
@@ -159,21 +159,21 @@ impl Sending {
                 if is_put_off || late.is_some() {
                     match out.poll_late(context) {
                         Poll::Ready(Ok(())) => late = None,
-                        Poll::Ready(Err(_)) => return Poll::Ready(()),
+                        Poll::Ready(Err(_)) => return Poll::Ready(true),
                         Poll::Pending => {
                             let late =
                                 late.get_or_insert_with(|| Box::pin(tokio::time::sleep(within)));
                             if late.as_mut().poll(context).is_ready() {
-                                return Poll::Ready(());
+                                return Poll::Ready(true);
                             }
                         }
                     }
                 }
             }
-            served
+            served.map(|()| false)
         })
         .await;
-        if !self.out().gathered.is_empty() {
+        if !has_left && !self.out().gathered.is_empty() {
             let rest = poll_fn(|context| self.out().poll_send(context));
             if !matches!(tokio::time::timeout(REST_WITHIN, rest).await, Ok(Ok(()))) {
                 log::debug!("a client did not take the end of what it was sent");
@@ -312,7 +312,7 @@ mod tests {
     use tokio::task::yield_now;
 
     use super::super::stream::{Accepted, ClientStream};
-    use super::{Duration, POLLS_MAX, Poll, Sending, poll_fn};
+    use super::{Duration, POLLS_MAX, Poll, poll_fn};
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -401,42 +401,37 @@ mod tests {
         sending.in_turns(LONG, serving).await;
     }
 
-    /// Fills the connection in one turn, and more than that.
-    async fn overfill(ours: &mut ClientStream) {
+    /// Fills the connection in one turn, and more than that; with how many bytes.
+    async fn overfill(ours: &mut ClientStream) -> usize {
         ours.write_all(b"1").await.unwrap();
         ours.flush().await.unwrap();
-        let filled = poll_fn(|context| {
-            let piece = [0; 1000];
-            while let Poll::Ready(written) = Pin::new(&mut *ours).poll_write(context, &piece) {
-                written.unwrap();
+        poll_fn(|context| {
+            let mut bytes = 1;
+            while let Poll::Ready(written) = Pin::new(&mut *ours).poll_write(context, &[0; 1000]) {
+                bytes += written.unwrap();
                 let _ = Pin::new(&mut *ours).poll_flush(context);
             }
-            Poll::Ready(())
-        });
-        filled.await;
+            Poll::Ready(bytes)
+        })
+        .await
     }
 
     #[tokio::test]
     async fn what_there_was_no_room_for_is_sent_when_there_is() {
         let (mut ours, mut theirs) = pair();
         let sending = ours.sending();
-        let (told, heard) = tokio::sync::oneshot::channel::<()>();
+        let (told_bytes, bytes) = tokio::sync::oneshot::channel();
+        let (told_end, end) = tokio::sync::oneshot::channel::<()>();
         let serving = async {
-            overfill(&mut ours).await;
+            told_bytes.send(overfill(&mut ours).await).unwrap();
             // It has nothing more to write, and waits for something else.
-            heard.await.unwrap();
+            end.await.unwrap();
         };
         let reading = async {
-            let mut buffer = vec![0; 65536];
-            loop {
-                let short = Duration::from_millis(300);
-                match tokio::time::timeout(short, theirs.read(&mut buffer)).await {
-                    Ok(read) => assert!(read.unwrap() > 0),
-                    Err(_) => break,
-                }
-            }
-            assert!(sending.out().gathered.is_empty(), "all has come");
-            told.send(()).unwrap();
+            let mut all = vec![0; bytes.await.unwrap()];
+            let read = tokio::time::timeout(LONG, theirs.read_exact(&mut all)).await;
+            assert!(read.is_ok(), "some of it never came");
+            told_end.send(()).unwrap();
         };
         tokio::join!(sending.in_turns(LONG, serving), reading);
     }
@@ -444,12 +439,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_does_not_take_what_was_put_off_is_not_waited_for_for_ever() {
         let (mut ours, _theirs) = pair();
-        let sending: std::sync::Arc<Sending> = ours.sending();
+        let sending = ours.sending();
         let serving = async move {
             overfill(&mut ours).await;
             std::future::pending::<()>().await;
         };
-        sending.in_turns(Duration::from_secs(60), serving).await;
+        let begun = tokio::time::Instant::now();
+        sending.in_turns(LONG, serving).await;
+        assert_eq!(begun.elapsed().as_secs(), LONG.as_secs());
     }
 
     proptest! {
