@@ -19,7 +19,7 @@ use pingora_proxy::HttpProxy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
-use super::connections::Connections;
+use super::connections::{Connections, Open};
 use super::stream::ClientStream;
 use super::workers::Load;
 use crate::config::{ClientBounds, Listen, ListenAt};
@@ -111,17 +111,18 @@ impl Front {
         self.current.load().snapshot.client.write_timeout
     }
 
-    /// Serves a connection to its end.
-    pub(super) async fn serve(&self, mut stream: ClientStream) {
+    /// Serves a connection to its end. What is returned counts it for as long as it is open.
+    pub(super) async fn serve(&self, mut stream: ClientStream) -> Option<Open> {
         let client = self.current.load().snapshot.client.clone();
         let address = stream.peer_address().map(|address| address.ip());
-        let _counted = match &self.connections {
+        let open = match &self.connections {
             Some(connections) => match connections.enter(address, &client) {
                 Some(open) => Some(open),
                 None => {
                     self.lifecycle.refused.fetch_add(1, Ordering::Relaxed);
                     let why = Refusal::TooManyConnections;
-                    return Box::pin(refuse(stream, &client, &why)).await;
+                    Box::pin(refuse(stream, &client, &why)).await;
+                    return None;
                 }
             },
             None => None,
@@ -146,6 +147,7 @@ impl Front {
             }
             (false, Some(Speaks::Http1)) => self.serve_http1(Box::new(stream)).await,
         }
+        open
     }
 
     async fn serve_secured(&self, stream: ClientStream, client: &ClientBounds) {

@@ -132,9 +132,9 @@ impl Sending {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves the connection, in a task of its own. A client that does not take within this time what was put off has
-    /// left; one that has not taken all at the end is waited for a little.
-    pub(super) async fn in_turns(&self, within: Duration, serving: impl Future<Output = ()>) {
+    /// Serves the connection, in a task of its own; what that gives is held until all is sent. A client that does not
+    /// take within this time what was put off has left; one that has not taken all at the end is waited for a little.
+    pub(super) async fn in_turns<T>(&self, within: Duration, serving: impl Future<Output = T>) {
         let mut serving = pin!(serving);
         let known = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
         let task = Arc::new(Task { waker: known, is_woken: AtomicBool::new(false) });
@@ -142,9 +142,13 @@ impl Sending {
         let mut polls = 0;
         // As long as there was no room for what was put off.
         let mut late: Option<Pin<Box<Sleep>>> = None;
-        let has_left = poll_fn(|context| {
+        let served = poll_fn(|context| {
             debug_assert!(task.waker.will_wake(context.waker()), "it is a task of its own");
             let mut out = self.out();
+            // Before the connection is looked at by its socket alone.
+            if late.is_some() && out.send_put_off(context, &mut late, within).is_err() {
+                return Poll::Ready(None);
+            }
             if out.turn == Turn::Over {
                 out.turn = Turn::Begun;
                 polls = 0;
@@ -156,24 +160,16 @@ impl Sending {
             if served.is_ready() || !task.is_woken.load(Ordering::Relaxed) || polls == POLLS_MAX {
                 let mut out = self.out();
                 let is_put_off = std::mem::replace(&mut out.turn, Turn::Over) == Turn::PutOff;
-                if is_put_off || late.is_some() {
-                    match out.poll_late(context) {
-                        Poll::Ready(Ok(())) => late = None,
-                        Poll::Ready(Err(_)) => return Poll::Ready(true),
-                        Poll::Pending => {
-                            let late =
-                                late.get_or_insert_with(|| Box::pin(tokio::time::sleep(within)));
-                            if late.as_mut().poll(context).is_ready() {
-                                return Poll::Ready(true);
-                            }
-                        }
-                    }
+                if (is_put_off || late.is_some())
+                    && out.send_put_off(context, &mut late, within).is_err()
+                {
+                    return Poll::Ready(None);
                 }
             }
-            served.map(|()| false)
+            served.map(Some)
         })
         .await;
-        if !has_left && !self.out().gathered.is_empty() {
+        if served.is_some() && !self.out().gathered.is_empty() {
             let rest = poll_fn(|context| self.out().poll_send(context));
             if !matches!(tokio::time::timeout(REST_WITHIN, rest).await, Ok(Ok(()))) {
                 log::debug!("a client did not take the end of what it was sent");
@@ -295,9 +291,27 @@ impl Out {
         Poll::Ready(Ok(sent - of_gathered))
     }
 
-    /// Sends what was put off, also where the task has used up what it may do at once.
-    fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        pin!(unconstrained(poll_fn(|context| self.poll_send(context)))).poll(context)
+    /// Sends what was put off, also where the task has used up what it may do at once. `late` waits for as long as there
+    /// was no room for it.
+    ///
+    /// # Errors
+    /// When the connection is broken, or there was no room for too long.
+    fn send_put_off(
+        &mut self,
+        context: &mut Context<'_>,
+        late: &mut Option<Pin<Box<Sleep>>>,
+        within: Duration,
+    ) -> io::Result<()> {
+        let sent = pin!(unconstrained(poll_fn(|context| self.poll_send(context)))).poll(context);
+        if let Poll::Ready(sent) = sent {
+            *late = None;
+            return sent;
+        }
+        let late = late.get_or_insert_with(|| Box::pin(tokio::time::sleep(within)));
+        match late.as_mut().poll(context) {
+            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
+            Poll::Pending => Ok(()),
+        }
     }
 }
 
@@ -312,7 +326,7 @@ mod tests {
     use tokio::task::yield_now;
 
     use super::super::stream::{Accepted, ClientStream};
-    use super::{Duration, POLLS_MAX, Poll, poll_fn};
+    use super::{Duration, POLLS_MAX, Poll, REST_WITHIN, poll_fn};
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -447,6 +461,23 @@ mod tests {
         let begun = tokio::time::Instant::now();
         sending.in_turns(LONG, serving).await;
         assert_eq!(begun.elapsed().as_secs(), LONG.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_counts_a_connection_is_held_while_its_end_is_waited_for() {
+        let (mut ours, _theirs) = pair();
+        let sending = ours.sending();
+        let (counts, is_counted) = tokio::sync::oneshot::channel::<()>();
+        let serving = async move {
+            overfill(&mut ours).await;
+            counts
+        };
+        let begun = tokio::time::Instant::now();
+        let ended = async {
+            is_counted.await.unwrap_err();
+            assert_eq!(begun.elapsed().as_secs(), REST_WITHIN.as_secs());
+        };
+        tokio::join!(sending.in_turns(LONG, serving), ended);
     }
 
     proptest! {

@@ -249,9 +249,12 @@ impl Poller<'_> {
         None
     }
 
-    /// Tells the client. There is no session yet to do it by.
+    /// Tells the client. There is no session yet to do it by. One that has not taken all of its last answer is told
+    /// nothing: it would be in the middle of that.
     fn refuse_head(&mut self, now: Instant) -> Ring {
-        if let Some(socket) = self.client.socket.filter(|_| !self.client.is_tls) {
+        let is_told =
+            |socket: &RawFd| !self.client.is_tls && takes_more(*socket).unwrap_or_default();
+        if let Some(socket) = self.client.socket.filter(is_told) {
             let answer = raw_refusal(&Refusal::HeadSlow);
             let _ = send(socket, &answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
         }
