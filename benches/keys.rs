@@ -10,6 +10,7 @@ use std::time::Instant;
 use http::{HeaderMap, HeaderValue};
 use tollgate::auth::Keys;
 use tollgate::config::{Environment, Source, load};
+use tollgate::hooks::HookKinds;
 use tollgate::secret::KeyHash;
 
 /// Look-ups of each kind.
@@ -47,7 +48,8 @@ fn measure(count: usize) {
     let source = Source::File(file);
     let before = resident_kib();
     let began = Instant::now();
-    let snapshot = load(&source, &Environment::default()).expect("it is well-formed");
+    let snapshot =
+        load(&source, &Environment::default(), &HookKinds::default()).expect("it is well-formed");
     let keys = Keys::new(&snapshot.clients, None);
     let read = began.elapsed();
     let held = resident_kib().saturating_sub(before);

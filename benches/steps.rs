@@ -13,6 +13,7 @@ use criterion::Criterion;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rust_decimal::Decimal;
 use tollgate::config::{Environment, Source, load};
+use tollgate::hooks::{HookKinds, Runs};
 use tollgate::ledger::{self, Row};
 use tollgate::limits::{Ask, Shown};
 use tollgate::llm::{EndMarker, Kind, Meter, Tail, spliced};
@@ -45,7 +46,8 @@ fn runtime(folder: &Path, pools: usize, keys: usize) -> Runtime {
          services:\n  s:\n   models:\n{models}"
     );
     std::fs::write(&file, text).expect("a file");
-    let snapshot = load(&Source::File(file), &Environment::default()).expect("it is well-formed");
+    let snapshot = load(&Source::File(file), &Environment::default(), &HookKinds::default())
+        .expect("it is well-formed");
     Runtime::new(snapshot, None).expect("the pools can be built")
 }
 
@@ -186,6 +188,7 @@ fn tell(group: &mut Group<'_>) {
         is_stream: false,
         is_tunnel: false,
         is_aborted: false,
+        hooks: &Runs::new(),
     };
     group.bench_function("count an exchange", |bench| {
         bench.iter(|| counters.count(&series, black_box(&record)));

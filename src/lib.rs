@@ -27,7 +27,8 @@
 //! | [`auth`], [`limits`], [`routing`], [`pool`], [`ledger`] | who may pass, and how much; path to target; backends, balance, health, breakers and queue; who used what |
 //! | [`telemetry`], [`lifecycle`] | metrics, logs, traces and history of exchanges; starting to draining |
 //! | [`config`], [`refusal`] | files to snapshot; every "no" |
-//! | [`llm`], [`names`], [`networks`], [`secret`], [`writing`] | API families and what a body names; names and wildcards; who comes from where; a string that cannot be printed; numbers, times and JSON as text |
+//! | [`hooks`] | what the configuration has done with exchanges besides passing them on |
+//! | [`expression`], [`llm`], [`names`], [`networks`], [`secret`], [`writing`] | conditions and values that are computed; API families and what a body names; names and wildcards; who comes from where; a string that cannot be printed; numbers, times and JSON as text |
 //!
 //! # Words
 //!
@@ -44,6 +45,7 @@
 //! - **usage**: tokens counted; **ledger**: where it is kept, a row an exchange.
 //! - **limit**: how much clients may take of something in a time; **reservation**: what an exchange may take of it,
 //!   held until it is known what it took.
+//! - **hook**: something that the configuration has done with exchanges at a moment of theirs; **chain**: those of a model.
 //! - **refusal**: a "no" said to a client. **drain**: finishing without accepting; also of one backend.
 //! - **record**: what there is to tell of an exchange at its end; **phase**: what its time goes to; **fault**: what
 //!   failed and was not the client's doing.
@@ -57,7 +59,7 @@
 //! - File types never meet an exchange, and the snapshot has no "not written".
 //! - The request path does not resolve names or read files. A body is held only to be sent again or to find
 //!   the model in it, within a bound of its own and one of all; an answer is never held.
-//! - A body passes byte for byte, but for the model's name where a backend has another one for it.
+//! - A body passes byte for byte, but for the model's name where a backend has another one for it, and for what hooks change.
 //! - After the first byte of an answer there is no other attempt, and one that breaks never looks whole.
 //! - Paths are decided upon and passed on as the bytes that came.
 //! - Routing does not know what a target is, and a pool does not know HTTP exchanges. Configuration,
@@ -72,6 +74,8 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod expression;
+pub mod hooks;
 pub mod ledger;
 pub mod lifecycle;
 pub mod limits;

@@ -17,6 +17,8 @@ pub struct Grant {
     pub name: Arc<str>,
     /// Whether it may see what concerns all, and change the gateway.
     pub is_admin: bool,
+    /// What its operator noted.
+    pub labels: Arc<[(String, String)]>,
     /// Tokens of a month that are paid for already.
     pub reserved_tokens: u64,
     is_enabled: bool,
@@ -49,6 +51,7 @@ impl Grant {
             key_id: Arc::clone(&key.id),
             name: Arc::clone(&key.name),
             is_admin: key.is_admin,
+            labels: Arc::clone(&key.labels),
             reserved_tokens: key.reserved_tokens,
             is_enabled: key.enabled,
             expires: key.expires,
@@ -67,6 +70,7 @@ impl Grant {
             key_id: "".into(),
             name: "anonymous".into(),
             is_admin: true,
+            labels: Arc::default(),
             reserved_tokens: 0,
             is_enabled: true,
             expires: None,

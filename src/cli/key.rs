@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::config::{ClientKeys, read_expiry};
+use crate::hooks::HookKinds;
 use crate::names::Pattern;
 use crate::secret::{KeyHash, SecretBytes};
 
@@ -49,7 +50,7 @@ struct NewArgs {
     admin: bool,
 }
 
-pub(super) fn run(args: KeyArgs, given: Option<&Path>) -> Result<()> {
+pub(super) fn run(args: KeyArgs, given: Option<&Path>, kinds: &HookKinds) -> Result<()> {
     let KeyCommand::New(args) = args.command;
     if args.name.trim().is_empty() {
         bail!("the key needs a name: who gets it?");
@@ -66,7 +67,7 @@ pub(super) fn run(args: KeyArgs, given: Option<&Path>) -> Result<()> {
         .map_err(|_| anyhow!("the system gives no random bytes"))?;
     let (secret, id) = random.split_at(32);
     let key = format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(secret));
-    let hash = match server_secret(given) {
+    let hash = match server_secret(given, kinds) {
         Some(server) => KeyHash::hmac(&server, key.as_bytes()),
         None => KeyHash::sha256(key.as_bytes()),
     };
@@ -119,8 +120,8 @@ fn expiry(text: &str) -> Result<String> {
 }
 
 /// What the configuration has keys hashed with, if there is one that has.
-fn server_secret(given: Option<&Path>) -> Option<SecretBytes> {
-    match super::find(given) {
+fn server_secret(given: Option<&Path>, kinds: &HookKinds) -> Option<SecretBytes> {
+    match super::find(given, kinds) {
         Ok(found) => match &found.snapshot.clients {
             ClientKeys::Required(keys) => keys.secret.clone(),
             ClientKeys::Untouched | ClientKeys::Dropped => None,

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use log::LevelFilter;
 
 use crate::config::{self, ConfigError, DefaultsOf, Environment, LogFormat, Snapshot, Source};
+use crate::hooks::HookKinds;
 use crate::server::{Gateway, Reload};
 use crate::telemetry::AppLog;
 
@@ -68,14 +69,20 @@ struct DemoArgs {
 /// Runs the command line of this process.
 #[must_use]
 pub fn run() -> ExitCode {
+    run_with(HookKinds::default())
+}
+
+/// As [`run`], with hooks of these kinds besides the gateway's own: for a program that adds some.
+#[must_use]
+pub fn run_with(kinds: HookKinds) -> ExitCode {
     let command_line = CommandLine::parse();
     let config = command_line.config.as_deref();
     let done = match command_line.command.unwrap_or(Command::Serve) {
-        Command::Serve => serve(config),
-        Command::Check(args) => Ok(check(config, args.against.as_deref())),
+        Command::Serve => serve(config, kinds),
+        Command::Check(args) => Ok(check(config, args.against.as_deref(), &kinds)),
         Command::Demo(args) => demo(args.port),
-        Command::Usage(args) => usage::run(&args, config).map(|()| ExitCode::SUCCESS),
-        Command::Key(args) => key::run(args, config).map(|()| ExitCode::SUCCESS),
+        Command::Usage(args) => usage::run(&args, config, &kinds).map(|()| ExitCode::SUCCESS),
+        Command::Key(args) => key::run(args, config, &kinds).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         eprintln!("tollgate: {error:#}");
@@ -89,12 +96,12 @@ struct Found {
     snapshot: Snapshot,
 }
 
-fn find(given: Option<&Path>) -> Result<Found, ConfigError> {
+fn find(given: Option<&Path>, kinds: &HookKinds) -> Result<Found, ConfigError> {
     let environment = environment()?;
     let Some(source) = config::find_source(given, &environment, Path::new("")) else {
         return Err(ConfigError::message(NO_CONFIGURATION));
     };
-    let snapshot = config::load(&source, &environment)?;
+    let snapshot = config::load(&source, &environment, kinds)?;
     Ok(Found { source, snapshot })
 }
 
@@ -123,8 +130,8 @@ Write a tollgate.yaml:
 
 or try it without one: tollgate demo";
 
-fn serve(given: Option<&Path>) -> Result<ExitCode> {
-    let Found { source, snapshot } = match find(given) {
+fn serve(given: Option<&Path>, kinds: HookKinds) -> Result<ExitCode> {
+    let Found { source, snapshot } = match find(given, &kinds) {
         Ok(found) => found,
         Err(error) => return Ok(refuse_configuration(&error)),
     };
@@ -142,7 +149,7 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
     let gateway = Gateway::bind(snapshot)
         .context("choose another address with \"listen\", \"admin.listen\" or PORT")?;
     let addresses = gateway.addresses();
-    let reload: Reload = Arc::new(move || config::load(&source, &environment()?));
+    let reload: Reload = Arc::new(move || config::load(&source, &environment()?, &kinds));
     gateway.run(Some((reload, app_log)), move || {
         let version = env!("CARGO_PKG_VERSION");
         log::info!("tollgate {version} with {origin} ({summary}{defaults})");
@@ -162,13 +169,13 @@ fn serve(given: Option<&Path>) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(given: Option<&Path>, against: Option<&Path>) -> ExitCode {
-    let before = match against.map(|old| find(Some(old))) {
+fn check(given: Option<&Path>, against: Option<&Path>, kinds: &HookKinds) -> ExitCode {
+    let before = match against.map(|old| find(Some(old), kinds)) {
         Some(Err(error)) => return refuse_configuration(&error),
         Some(Ok(before)) => Some(before),
         None => None,
     };
-    match find(given) {
+    match find(given, kinds) {
         Ok(Found { source, snapshot }) => {
             println!(
                 "{}: fine (services: {}, {}{})",

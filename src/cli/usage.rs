@@ -7,6 +7,7 @@ use anyhow::{Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 
 use crate::config::ClientKeys;
+use crate::hooks::HookKinds;
 use crate::ledger::{self, Dimension, Line, Query};
 
 #[derive(Args)]
@@ -38,8 +39,8 @@ enum Format {
     Json,
 }
 
-pub(super) fn run(args: &UsageArgs, given: Option<&Path>) -> Result<()> {
-    let found = super::find(given)?;
+pub(super) fn run(args: &UsageArgs, given: Option<&Path>, kinds: &HookKinds) -> Result<()> {
+    let found = super::find(given, kinds)?;
     let Some(spec) = &found.snapshot.ledger else {
         bail!("the configuration has no ledger; write \"ledger: {{}}\" into it");
     };

@@ -71,7 +71,7 @@ pub struct KeySpec {
     /// Where it may be used from.
     pub addresses: AddressRules,
     /// What the operator noted.
-    pub labels: Vec<(String, String)>,
+    pub labels: Arc<[(String, String)]>,
     /// Tokens of a month that are paid for already.
     pub reserved_tokens: u64,
     /// Limits of its own.
@@ -94,7 +94,7 @@ impl KeySpec {
             models: None,
             services: None,
             addresses: AddressRules::default(),
-            labels: Vec::new(),
+            labels: Arc::default(),
             reserved_tokens: 0,
             limits: Vec::new(),
         }

@@ -127,6 +127,18 @@ impl Lines {
     }
 }
 
+/// Models whose hooks are others now, of those that stay; one hook may be that of all.
+fn hooks(before: &Snapshot, next: &Snapshot, lines: &mut Lines) {
+    let is_changed = |name: &String| before.hooks.get(name) != next.hooks.get(name);
+    let both = next.pools().map(|(service, model, _)| format!("{service}/{model}"));
+    let changed: Vec<String> = both.filter(is_changed).collect();
+    match &changed[..] {
+        [] => {}
+        [one] => lines.add("hooks", &format!("changed for {one}")),
+        several => lines.add("hooks", &format!("changed for {} models", several.len())),
+    }
+}
+
 fn top(before: &Snapshot, next: &Snapshot, lines: &mut Lines) {
     let shown = |listen: &[Listen]| listen.iter().map(Listen::to_string).collect::<Vec<_>>();
     lines.compare("listen", &shown(&before.listen), &shown(&next.listen));
@@ -135,6 +147,7 @@ fn top(before: &Snapshot, next: &Snapshot, lines: &mut Lines) {
     keys(&before.clients, &next.clients, lines);
     lines.changed("addresses", &before.addresses, &next.addresses);
     lines.changed("limits", &before.limits, &next.limits);
+    hooks(before, next, lines);
     let assumed = (before.output_tokens_assumed, next.output_tokens_assumed);
     lines.compare("output_tokens_assumed", &assumed.0, &assumed.1);
     lines.changed("redis", &before.redis, &next.redis);

@@ -96,6 +96,10 @@ pub(super) fn locate(text: &str, place: &Place) -> Option<(usize, usize)> {
         Place::Position { line, column } => return Some((*line, *column)),
         Place::Key(path) => (path, Target::Key),
         Place::Value(path) => (path, Target::Value),
+        Place::Inside(path, letters) => {
+            let (line, column) = locate(text, &Place::Value(path.clone()))?;
+            return Some(inside(text, (line, column), *letters));
+        }
         Place::File | Place::Variable(_) | Place::Elsewhere => return None,
     };
     let mut steps = path.steps();
@@ -107,6 +111,41 @@ pub(super) fn locate(text: &str, place: &Place) -> Option<(usize, usize)> {
         }
         steps = &steps[..steps.len().checked_sub(1)?];
     }
+}
+
+/// The line and column of what stands this many letters behind the beginning of a text that is written here.
+fn inside(text: &str, (line, column): (usize, usize), letters: usize) -> (usize, usize) {
+    let mut lines = text.lines().skip(line - 1);
+    let written = lines.next().unwrap_or_default();
+    let mut rest = written.chars().skip(column - 1).peekable();
+    let quote = rest.next_if(|letter| matches!(letter, '"' | '\''));
+    if quote.is_none() && matches!(rest.peek(), Some('|' | '>')) {
+        // A block: its lines follow, each behind the indentation of the first.
+        let mut left = letters;
+        let mut indent = None;
+        for (below, written) in lines.enumerate() {
+            let own = written.len() - written.trim_start_matches(' ').len();
+            let indent = *indent.get_or_insert(own);
+            let length = written.chars().count().saturating_sub(indent);
+            if left <= length {
+                return (line + 1 + below, indent + left + 1);
+            }
+            left -= length + 1;
+        }
+        return (line, column);
+    }
+    let mut at = column + usize::from(quote.is_some());
+    for _ in 0..letters {
+        let letter = rest.next();
+        // What takes two letters to be written.
+        let is_double = match quote {
+            Some('"') => letter == Some('\\'),
+            Some('\'') => letter == Some('\''),
+            _ => false,
+        };
+        at += 1 + usize::from(is_double && rest.next().is_some());
+    }
+    (line, at)
 }
 
 /// Turns a parser's error into a problem with a position.

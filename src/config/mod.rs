@@ -65,11 +65,18 @@ use file::FileConfig;
 use problem::{Place, Problem, Problems};
 use validate::Surroundings;
 
-/// Reads and validates the configuration at `source`, with the variables of `environment`.
+use crate::hooks::HookKinds;
+
+/// Reads and validates the configuration at `source`, with the variables of `environment`, and hooks of these `kinds`
+/// besides the gateway's own.
 ///
 /// # Errors
 /// Every problem of the file and the variables, each with its place and what to do.
-pub fn load(source: &Source, environment: &Environment) -> Result<Snapshot, ConfigError> {
+pub fn load(
+    source: &Source,
+    environment: &Environment,
+    kinds: &HookKinds,
+) -> Result<Snapshot, ConfigError> {
     let path = source.path();
     if *source == Source::Upstream {
         return upstream::read(environment);
@@ -85,7 +92,7 @@ pub fn load(source: &Source, environment: &Environment) -> Result<Snapshot, Conf
     // Looked at before it is read: a change in between is seen as one.
     let seen = SeenFile::look(path);
     let bytes = read_bounded(path, document::CONFIGURATION).map_err(unreadable)?;
-    let mut snapshot = read(&bytes, source, environment)?;
+    let mut snapshot = read_with(&bytes, source, environment, kinds)?;
     snapshot.files.push(seen);
     Ok(snapshot)
 }
@@ -98,6 +105,15 @@ pub fn read(
     bytes: &[u8],
     source: &Source,
     environment: &Environment,
+) -> Result<Snapshot, ConfigError> {
+    read_with(bytes, source, environment, &HookKinds::default())
+}
+
+fn read_with(
+    bytes: &[u8],
+    source: &Source,
+    environment: &Environment,
+    kinds: &HookKinds,
 ) -> Result<Snapshot, ConfigError> {
     let path = source.path();
     let mut problems = Problems::default();
@@ -114,7 +130,7 @@ pub fn read(
     let mut file: FileConfig = decode::decode(tree, &mut problems);
     overrides::apply(&mut file, environment, &mut problems);
     let beside = Beside::read(&file, path, environment, &mut problems);
-    let surroundings = Surroundings { defaults, path, environment };
+    let surroundings = Surroundings { defaults, path, environment, kinds };
     let snapshot = validate::validate(&file, &beside, &surroundings, &mut problems);
     if problems.is_empty() { Ok(snapshot) } else { Err(report(problems.into_vec(), bytes, path)) }
 }
@@ -156,7 +172,7 @@ fn report(problems: Vec<Problem>, bytes: &[u8], path: &Path) -> ConfigError {
                 Place::Key(key) | Place::Value(key) if key.steps().is_empty() => {
                     format!("{file}: {message}")
                 }
-                Place::Key(key) | Place::Value(key) => match position {
+                Place::Key(key) | Place::Value(key) | Place::Inside(key, _) => match position {
                     Some(_) => format!("{key}: {message} ({file}:{line}:{column})"),
                     None => format!("{key}: {message} ({file})"),
                 },
@@ -255,24 +271,42 @@ mod tests {
             "services/google/models/gemma-4-26b/backends/0/tls",
         ];
         for place in places {
-            // A key that nobody knows makes the reader tell which ones it knows.
-            let steps = || place.split('/').filter(|step| !step.is_empty());
-            let mut text = "{zzzzzzzzzz: 1}".to_owned();
-            for step in steps().collect::<Vec<_>>().into_iter().rev() {
-                text =
-                    if step == "0" { format!("[{text}]") } else { format!("{{{step}: {text}}}") };
-            }
-            let source = Source::File(PathBuf::from("test.yaml"));
-            let error = read(text.as_bytes(), &source, &Environment::default()).unwrap_err();
-            let known = error.lines().iter().find_map(|line| line.split_once("known here: "));
-            let known = known.unwrap_or_else(|| panic!("{place}: {error}")).1;
-            let node = steps().try_fold(&example, child).unwrap_or_else(|| panic!("no {place}"));
-            for key in known.split(" (").next().unwrap_or_default().split(", ") {
+            let node = steps(place).try_fold(&example, child);
+            let node = node.unwrap_or_else(|| panic!("no {place}"));
+            for key in known_at(place) {
                 // The other spelling of `models` is for files that have it already.
-                let is_there = key == "model" || child(node, key).is_some();
+                let is_there = key == "model" || child(node, &key).is_some();
                 assert!(is_there, "conf/example.yaml lacks {place}/{key}");
             }
         }
+        // A hook does one thing, so it takes several of them to have every key.
+        let Some(Node::List(hooks)) = child(&example, "hooks") else { panic!("no hooks") };
+        for part in ["", "request_headers", "request_fields", "bounds", "refuse", "answer"] {
+            for key in known_at(&format!("hooks/0/{part}")) {
+                let of_part = |hook| steps(part).try_fold(hook, child);
+                let is_there = |node| child(node, &key).is_some();
+                let is_there = hooks.iter().filter_map(of_part).any(is_there);
+                assert!(is_there, "conf/example.yaml lacks hooks/{part}/{key}");
+            }
+        }
+    }
+
+    fn steps(place: &str) -> impl Iterator<Item = &str> {
+        place.split('/').filter(|step| !step.is_empty())
+    }
+
+    /// The keys that there are at a place.
+    fn known_at(place: &str) -> Vec<String> {
+        // A key that nobody knows makes the reader tell which ones it knows.
+        let mut text = "{zzzzzzzzzz: 1}".to_owned();
+        for step in steps(place).collect::<Vec<_>>().into_iter().rev() {
+            text = if step == "0" { format!("[{text}]") } else { format!("{{{step}: {text}}}") };
+        }
+        let source = Source::File(PathBuf::from("test.yaml"));
+        let error = read(text.as_bytes(), &source, &Environment::default()).unwrap_err();
+        let known = error.lines().iter().find_map(|line| line.split_once("known here: "));
+        let known = known.unwrap_or_else(|| panic!("{place}: {error}")).1;
+        known.split(" (").next().unwrap_or_default().split(", ").map(str::to_owned).collect()
     }
 
     #[test]
@@ -303,7 +337,8 @@ mod tests {
 
     #[test]
     fn no_secret_is_in_the_debug_text_of_a_configuration() {
-        let text = "{api_key: sk-one, services: {s: {models: {m: {backends: \
+        let text = "{api_key: sk-one, hooks: [{request_headers: {set: {x-a: sk-four}}}, \
+                    {answer: {body: sk-five}}], services: {s: {models: {m: {backends: \
                     [{id: a, url: \"http://u:sk-two@h\"}, {id: b, url: \"http://h\", api_key: sk-three}]}}}}}";
         let shown = format!("{:?}", snapshot(text));
         assert!(!shown.contains("sk-") && shown.contains("[secret]"), "{shown}");

@@ -67,6 +67,8 @@ pub(super) enum Place {
     Key(KeyPath),
     /// The value under a key.
     Value(KeyPath),
+    /// In the text under a key, this many letters behind its beginning.
+    Inside(KeyPath, usize),
     /// An environment variable.
     Variable(String),
     /// Another file, with its own words for the place in the message.
@@ -163,13 +165,19 @@ impl Problems {
     /// Whether something at or below `path` was found wrong.
     pub(super) fn has_below(&self, path: &KeyPath) -> bool {
         self.0.iter().any(|problem| match &problem.place {
-            Place::Key(at) | Place::Value(at) => at.steps().starts_with(path.steps()),
+            Place::Key(at) | Place::Value(at) | Place::Inside(at, _) => {
+                at.steps().starts_with(path.steps())
+            }
             Place::File | Place::Position { .. } | Place::Variable(_) | Place::Elsewhere => false,
         })
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
     }
 
     pub(super) fn into_vec(self) -> Vec<Problem> {

@@ -1,5 +1,6 @@
 //! The validated configuration: immutable, complete, no "not written" left in it.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use super::observed::Observed;
 use super::prices::{Prices, Tariff};
 use super::redis::RedisSpec;
 use super::seen::SeenFile;
+use crate::hooks::Chain;
 use crate::networks::AddressRules;
 use crate::secret::{Secret, SecretBytes};
 
@@ -81,6 +83,8 @@ pub struct Snapshot {
     pub dns_refresh: Duration,
     /// What models are called besides their own names.
     pub naming: Naming,
+    /// The hooks of models that have any, by `service/model`.
+    pub hooks: HashMap<String, Arc<Chain>>,
     /// Services by name, in the order of the file.
     pub services: IndexMap<String, Service>,
 }

@@ -14,6 +14,7 @@ use super::snapshot::Snapshot;
 use super::source::UPSTREAM_URL;
 use super::validate::Surroundings;
 use super::{overrides, report, validate};
+use crate::hooks::HookKinds;
 
 /// What service and model are called, in status and log.
 const SERVICE: &str = "upstream";
@@ -45,8 +46,10 @@ pub(super) fn read(environment: &Environment) -> Result<Snapshot, ConfigError> {
     let mut problems = Problems::default();
     overrides::apply(&mut file, environment, &mut problems);
     let no_file = Path::new("");
-    let surroundings =
-        Surroundings { defaults: &defaults::ENVIRONMENT, path: no_file, environment };
+    // Without a file there are no hooks.
+    let kinds = &HookKinds::default();
+    let defaults = &defaults::ENVIRONMENT;
+    let surroundings = Surroundings { defaults, path: no_file, environment, kinds };
     let mut snapshot = validate::validate(&file, &Beside::default(), &surroundings, &mut problems);
     snapshot.naming.everything = Some(ModelRef::new(SERVICE, MODEL));
     if problems.is_empty() {

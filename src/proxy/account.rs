@@ -9,7 +9,7 @@ use pingora_proxy::Session;
 
 use super::exchange::{Admitted, Events, Exchange};
 use super::watch::Stop;
-use super::{admit, meter, respond, settle};
+use super::{admit, hooks, meter, respond, settle};
 use crate::refusal::Refusal;
 use crate::runtime::Target;
 use crate::telemetry::{OTHER, Phase, Record, Taken, Telemetry, Try};
@@ -80,7 +80,8 @@ impl Drop for Exchange {
         // A panic of ours ends it too.
         let panicked = std::thread::panicking().then_some(&Refusal::Internal);
         let refusal = panicked.or(self.observed.refusal.as_ref());
-        let failed = refusal.filter(|refusal| refusal.status().is_server_error());
+        let is_meant = self.hooks.has_answered;
+        let failed = refusal.filter(|it| it.status().is_server_error() && !is_meant);
         let is_aborted = refusal.is_none() && !self.watch.is_answered();
         let left = is_aborted.then(|| "the client left".to_owned());
         let end = End {
@@ -110,6 +111,7 @@ struct End {
 
 impl Untold {
     fn tell(self, exchange: &mut Exchange, end: End) {
+        hooks::settled(exchange, end.status, end.taken.as_ref(), end.is_aborted);
         let now = Instant::now();
         exchange.phases.turn(Phase::Own, now);
         let duration = now.saturating_duration_since(exchange.arrived.at);
@@ -144,6 +146,7 @@ impl Untold {
             is_stream: exchange.observed.is_stream,
             is_tunnel: end.is_tunnel,
             is_aborted: end.is_aborted,
+            hooks: &exchange.hooks.runs,
         };
         let observed = &exchange.arrived.runtime.snapshot.observed;
         if observed.metrics {
@@ -232,6 +235,10 @@ fn fault(
     status: u16,
     is_aborted: bool,
 ) -> Option<&'static str> {
+    // What the configuration says is meant.
+    if exchange.hooks.has_answered {
+        return None;
+    }
     if let Some(refusal) = &exchange.observed.refusal {
         return refusal.status().is_server_error().then(|| refusal.code());
     }

@@ -16,6 +16,7 @@ use pingora_proxy::Session;
 
 use super::course::{self, Course, Leads, Look};
 use super::exchange::{Admitted, Client, Exchange};
+use super::hooks::{self, Halt};
 use super::rights::Rights;
 use super::{Proxy, Serves, X_FORWARDED_FOR, account, body, limit, meter, respond, send};
 use crate::auth::{self, Grant};
@@ -58,7 +59,12 @@ pub(super) async fn admit(
     let refusal = match decide(proxy, session, exchange) {
         Ok(Decision::Forward(passage)) => match take_in(proxy, session, exchange, passage).await? {
             Ok(()) => return Ok(false),
-            Err(refusal) => refusal,
+            Err(Halt::Refused(refusal)) => refusal,
+            Err(Halt::Answered(page)) => {
+                exchange.observed.status = page.status().as_u16();
+                exchange.turn(Phase::Answer);
+                return respond::page(session, exchange, *page).await.map(|()| true);
+            }
         },
         Ok(Decision::Page(page)) => {
             let page = match page {
@@ -84,7 +90,7 @@ async fn take_in(
     session: &mut Session,
     exchange: &mut Exchange,
     passage: Passage,
-) -> Result<Result<(), Refusal>> {
+) -> Result<Result<(), Halt>> {
     let Passage { mut course, grant, client, inflight } = passage;
     // HTTP/1.0 knows no interim responses (RFC 9110, section 15.2).
     session.set_ignore_info_resp(exchange.arrived.is_http_10);
@@ -102,19 +108,21 @@ async fn take_in(
     }
     let leads = std::mem::replace(&mut course.leads, Leads::ByBody(None));
     let retries = |way: &Way| way.targets.iter().any(|it| it.pool.spec().retry.retries_max > 0);
-    let wants_retries = match leads.way() {
+    let wants_whole = match leads.way() {
         Some(way) => {
             if let Some(first) = way.targets[0].pool.backends().first() {
                 let limit = first.spec.deadlines.exchange;
                 exchange.watch.limit_exchange(exchange.arrived.at, limit);
             }
-            retries(way)
+            let hooks = way.targets[0].hooks.as_ref();
+            retries(way) || hooks.is_some_and(|hooks| hooks.wants_body())
         }
         None => true,
     };
-    let found = match body::hold(proxy, session, exchange, course.look, wants_retries).await? {
+    let look = course.look;
+    let found = match body::hold(proxy, session, exchange, look, wants_whole).await? {
         Ok(found) => found,
-        Err(refusal) => return Ok(Err(Rights::hide(&grant, refusal))),
+        Err(refusal) => return Ok(Err(Rights::hide(&grant, refusal).into())),
     };
     let mut admitted = match admitted(
         &exchange.arrived.runtime,
@@ -124,16 +132,21 @@ async fn take_in(
         (grant, client, inflight),
     ) {
         Ok(admitted) => admitted,
-        Err(refusal) => return Ok(Err(refusal)),
+        Err(refusal) => return Ok(Err(refusal.into())),
     };
+    if let Err(halt) = hooks::request(session, exchange, &admitted, look)? {
+        exchange.admitted = Some(admitted);
+        return Ok(Err(halt));
+    }
     admitted.can_rename = exchange.body.can_rename();
     if admitted.to().renames && !admitted.can_rename {
-        return Ok(Err(body::why_not_held(session, &exchange.arrived.runtime.snapshot.replay)));
+        let replay = &exchange.arrived.runtime.snapshot.replay;
+        return Ok(Err(body::why_not_held(session, replay).into()));
     }
     meter::begin(session, exchange);
     if let Err(refusal) = limit::reserve(&proxy.months, exchange, &admitted).await {
         exchange.admitted = Some(admitted);
-        return Ok(Err(refusal));
+        return Ok(Err(refusal.into()));
     }
     exchange.attempts.is_for_tunnel = body::is_tunnel_request(session);
     admitted.pool().count_exchange();
@@ -227,18 +240,19 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &mut Exchange) -> Result<D
     let found = course::find(runtime, head);
     let mut course = found.map_err(|refusal| Rights::hide(&grant, refusal))?;
     exchange.arrived.toward = course.leads.to().cloned();
-    let charges = snapshot.charges && meter::takes(head);
-    check_rights(head, &mut course, (&grant, client.address), charges)?;
+    // What a body says is of interest to hooks, too.
+    let looks = snapshot.charges && meter::takes(head) || !snapshot.hooks.is_empty();
+    check_rights(head, &mut course, (&grant, client.address), looks)?;
     Ok(Decision::Forward(Passage { course, grant, client, inflight }))
 }
 
 /// Refuses, as far as the head tells, what the client may not have; and has its body looked into where that
-/// may name it, or is charged for.
+/// may name it, or where else it says is of interest.
 fn check_rights(
     head: &RequestHeader,
     course: &mut Course,
     (grant, address): (&Arc<Grant>, Option<IpAddr>),
-    charges: bool,
+    looks: bool,
 ) -> Result<(), Refusal> {
     if grant.is_restricted() {
         let path = course.target.split(|byte| *byte == b'?').next().unwrap_or_default();
@@ -264,7 +278,7 @@ fn check_rights(
     {
         course.look = Some(Look::strict(course.look, keys));
     }
-    if charges {
+    if looks {
         course.look = Some(Look::metered(course.look));
     }
     Ok(())

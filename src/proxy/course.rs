@@ -163,14 +163,32 @@ impl Look {
         headers: &HeaderMap,
         decoded_bytes_max: usize,
     ) -> Result<Peek, PeekFault> {
-        let kind = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes()).unwrap_or_default();
-        if headers.get_all(CONTENT_TYPE).iter().count() > 1 {
-            return Err(PeekFault::Body(Fault::Malformed));
-        }
         let mut codings = headers.get_all(CONTENT_ENCODING).iter();
         let coding = codings.next().map(|coding| coding.as_bytes());
         if codings.next().is_some() {
             return Err(PeekFault::UnknownCoding);
+        }
+        self.peek_into(headers, coding, decoded_bytes_max)
+    }
+
+    /// Begins to look into a body that is not compressed, whatever its head says.
+    pub(super) fn peek_decoded(
+        &self,
+        headers: &HeaderMap,
+        bytes_max: usize,
+    ) -> Result<Peek, PeekFault> {
+        self.peek_into(headers, None, bytes_max)
+    }
+
+    fn peek_into(
+        &self,
+        headers: &HeaderMap,
+        coding: Option<&[u8]>,
+        decoded_bytes_max: usize,
+    ) -> Result<Peek, PeekFault> {
+        let kind = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes()).unwrap_or_default();
+        if headers.get_all(CONTENT_TYPE).iter().count() > 1 {
+            return Err(PeekFault::Body(Fault::Malformed));
         }
         let goal = Goal { keys: self.keys, with_facts: self.with_facts };
         Peek::new(goal, kind, coding, decoded_bytes_max)

@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use super::account::Untold;
 use super::body::Body;
 use super::course::{Asked, Course};
+use super::hooks::Hooks;
 use super::meter::Metering;
 use super::rights::Rights;
 use super::watch::{Stop, Watch};
@@ -45,6 +46,8 @@ pub struct Exchange {
     pub(super) watch: Arc<Watch>,
     /// Why its last attempt failed, or none was made; for an operator.
     pub(super) why: Option<String>,
+    /// What the configuration has done with it.
+    pub(super) hooks: Hooks,
     /// What is to be told of it, until it is.
     pub(super) untold: Option<Untold>,
     /// Where its time goes.
@@ -352,6 +355,7 @@ impl Exchange {
             shown: Shown::default(),
             watch,
             why: None,
+            hooks: Hooks::default(),
             untold: None,
             phases: Phases::begin(at),
             fallen_from: SmallVec::new(),

@@ -3,12 +3,12 @@
 //! 1. The head has been read. [`admit`] notes who asks and gives it a request id; it answers the
 //!    gateway's own pages, refuses what may not pass, and [`course`] finds the pools that can serve it.
 //!    [`body`] reads the body where it can be held, so that it can be sent more than once, and where
-//!    it names the model.
+//!    it names the model. [`hooks`] do with the request what the configuration has done with it.
 //! 2. [`select`] asks the pool for a backend, and waits in line when all are full; Pingora connects.
 //! 3. [`send`] rewrites the request head: target, `Host`, credential, forwarded headers. The body
 //!    follows: all of it, or the chunks in which it comes.
 //! 4. [`retry`] judges the response head: one that another backend may do better is not passed on.
-//!    [`receive`] rewrites it. The body passes as it is, each chunk at once.
+//!    [`receive`] rewrites it, and [`hooks`] have their say. The body passes as it is, each chunk at once.
 //! 5. When an attempt fails, [`retry`] says whether there is another one: back to 2, and there, when the
 //!    pool cannot serve, to the next one.
 //! 6. [`settle`]: before the client hears the end of its answer, what was taken of limits and backends is given back; a
@@ -25,6 +25,7 @@ mod body;
 mod course;
 mod exchange;
 mod heads;
+mod hooks;
 mod limit;
 mod meter;
 mod receive;

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use super::course::X_TOLLGATE_MODEL;
 use super::exchange::{Events, Exchange, Unwritten};
 use super::send::repeated;
-use super::{Proxy, body, heads, limit, meter, respond, retry};
+use super::{Proxy, body, heads, hooks, limit, meter, respond, retry};
 use crate::config::{BackendUrl, CorsOrigins, Deadlines};
 use crate::llm::{EndMarker, Kind, Tail};
 use crate::pool::Outcome;
@@ -66,6 +66,8 @@ fn rewrite(session: &mut Session, answer: &mut Parts, exchange: &mut Exchange) {
     if let Some(admitted) = exchange.admitted.as_ref().filter(|admitted| admitted.tells_model()) {
         headers.insert(X_TOLLGATE_MODEL, admitted.to().shown.clone());
     }
+    hooks::answer(session, answer, exchange);
+    let headers = &mut answer.headers;
     // The backend's own version is the business of its connection.
     answer.version = Version::HTTP_11;
     if exchange.arrived.is_http_10 {

@@ -174,6 +174,15 @@ pub enum Refusal {
     TooManyConnections,
     /// The gateway is shutting down.
     Draining,
+    /// A hook of the configuration says so.
+    Hook {
+        /// Its status: 400 to 599.
+        status: StatusCode,
+        /// Its code.
+        code: &'static str,
+        /// What the client is told.
+        message: String,
+    },
     /// An answer broke off after it had begun.
     Interrupted {
         /// `service/model`, as asked for.

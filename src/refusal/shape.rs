@@ -85,6 +85,7 @@ impl Refusal {
             Self::TooManyConnections => (503, "too_many_connections"),
             Self::Draining => (503, "draining"),
             Self::BackendSlow { .. } => (504, "backend_timeout"),
+            Self::Hook { status, code, .. } => (status.as_u16(), *code),
         };
         let status = StatusCode::from_u16(status).expect("every status above is a valid one");
         Shape { status, code }

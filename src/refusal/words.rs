@@ -74,6 +74,7 @@ impl Refusal {
             Self::BackendFailed { pool } => {
                 format!("the backend of {} failed before it answered", echo(pool))
             }
+            Self::Hook { message, .. } => message.clone(),
             Self::NoBackend { pool, .. } => later("no backend of", pool, "available now"),
             Self::Busy { pool, .. } => later("every backend of", pool, "busy"),
             Self::Interrupted { pool, why } => {

@@ -7,6 +7,7 @@ use http::HeaderValue;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::config::{Listed, ModelRef, Snapshot, by_model};
+use crate::hooks::Chain;
 use crate::names::{Names, Pattern};
 use crate::networks::AddressRules;
 use crate::pool::Pool;
@@ -42,6 +43,8 @@ pub struct Target {
     pub is_fallback: bool,
     /// Where the clients of its service may come from.
     pub addresses: Arc<AddressRules>,
+    /// What the configuration has done with its exchanges, where it has.
+    pub hooks: Option<Arc<Chain>>,
 }
 
 impl Target {
@@ -112,6 +115,7 @@ pub(super) struct Ways<'a> {
     pools: &'a HashMap<String, Arc<Pool>>,
     fallbacks: Names<&'a [ModelRef]>,
     addresses: HashMap<&'a str, Arc<AddressRules>>,
+    hooks: &'a HashMap<String, Arc<Chain>>,
 }
 
 impl<'a> Ways<'a> {
@@ -125,7 +129,7 @@ impl<'a> Ways<'a> {
             .iter()
             .map(|(name, service)| (name.as_str(), Arc::new(service.addresses.clone())))
             .collect();
-        Self { pools, fallbacks, addresses }
+        Self { pools, fallbacks, addresses, hooks: &snapshot.hooks }
     }
 
     /// The ways by the path that names service and model. There is none where one upstream takes everything.
@@ -254,6 +258,7 @@ impl<'a> Ways<'a> {
                 forces_name: all_have || matches!(called, Called::Name(_)),
                 is_fallback: false,
                 addresses: Arc::clone(self.addresses.get(one.service.as_str())?),
+                hooks: self.hooks.get(pool.name()).cloned(),
                 pool,
                 called,
                 shown,

@@ -17,6 +17,7 @@ use super::phases::Phase;
 use super::record::Record;
 use super::spread::Spread;
 use super::takers::Takers;
+use crate::hooks::Run;
 
 /// Names of models that clients have made up, at most; further ones are counted under [`OTHER`]. Each takes some 6 KB of
 /// the page that Prometheus reads.
@@ -60,6 +61,8 @@ struct Vectors {
     cost: CounterVec,
     aborts: IntCounterVec,
     fallbacks: IntCounterVec,
+    hook_runs: IntCounterVec,
+    hook_seconds: CounterVec,
 }
 
 impl Vectors {
@@ -178,8 +181,9 @@ impl Counters {
             let opts = HistogramOpts::new(metric.name, metric.help).buckets(buckets.to_vec());
             kept(&registry, HistogramVec::new(opts, metric.labels)?)
         };
-        let cost = &names::COST;
-        let cost = CounterVec::new(Opts::new(cost.name, cost.help), cost.labels)?;
+        let exact = |metric: &Metric| {
+            kept(&registry, CounterVec::new(Opts::new(metric.name, metric.help), metric.labels)?)
+        };
         let vectors = Vectors {
             requests: counter(&names::REQUESTS)?,
             errors: counter(&names::ERRORS)?,
@@ -189,9 +193,11 @@ impl Counters {
             tokens: counter(&names::TOKENS)?,
             cached: counter(&names::CACHED)?,
             wasted: counter(&names::WASTED)?,
-            cost: kept(&registry, cost)?,
+            cost: exact(&names::COST)?,
             aborts: counter(&names::CLIENT_ABORTS)?,
             fallbacks: counter(&names::FALLBACKS)?,
+            hook_runs: counter(&names::HOOK_RUNS)?,
+            hook_seconds: exact(&names::HOOK_SECONDS)?,
         };
         let overhead = histogram(&names::OVERHEAD, names::OVERHEAD_BUCKETS)?;
         let unrouted = Arc::new(vectors.series("", ""));
@@ -257,6 +263,10 @@ impl Counters {
         }
         if record.is_aborted {
             series.aborts.inc();
+        }
+        for Run { hook, outcome, took } in record.hooks {
+            self.vectors.hook_runs.with_label_values(&[&**hook, outcome.name()]).inc();
+            self.vectors.hook_seconds.with_label_values(&[&**hook]).inc_by(took.as_secs_f64());
         }
         if let Some(kind) = record.fault {
             self.vectors.errors.with_label_values(&[service, model, kind]).inc();

@@ -81,6 +81,10 @@ metrics! {
         "Exchanges that a limit refused.";
     LIMITS_SHADOWED: Counter "proxy_limits_shadowed_total" &["limit"],
         "Exchanges that a limit in shadow mode would have refused.";
+    HOOK_RUNS: Counter "proxy_hook_runs_total" &["hook", "outcome"],
+        "Times that a hook ran, by what became of it: skipped, passed, refused, answered or failed.";
+    HOOK_SECONDS: Counter "proxy_hook_seconds_total" &["hook"],
+        "Time that a hook took.";
     BACKEND_REQUESTS: Counter "proxy_backend_requests_total" OF_BACKEND,
         "Attempts at the backend.";
     BACKEND_UP: Gauge "proxy_backend_up" OF_BACKEND,

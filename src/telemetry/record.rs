@@ -8,6 +8,7 @@ use rust_decimal::Decimal;
 
 use super::phases::Phases;
 use super::trace::Trace;
+use crate::hooks::Runs;
 
 /// One exchange. Nothing in it is a prompt, a credential or a query.
 #[derive(Debug)]
@@ -60,6 +61,8 @@ pub struct Record<'a> {
     pub is_tunnel: bool,
     /// Whether the client left before the end.
     pub is_aborted: bool,
+    /// The hooks that ran.
+    pub hooks: &'a Runs,
 }
 
 /// What an exchange took.

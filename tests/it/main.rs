@@ -19,6 +19,7 @@ mod exchange;
 mod failover;
 mod front_door;
 mod health;
+mod hooks;
 mod hostile;
 mod http2;
 mod keys;

@@ -107,6 +107,7 @@ client: {{connections_max: 32}}
 health_check: {{interval: 500ms}}
 breaker: {{consecutive_failures: 1}}
 fallbacks: {{down: [svc/mdl]}}
+hooks: [{{response_headers: {{remove: [server]}}}}]
 limits:
   - {{name: tight, per: model, models: [tight], requests: 1, window: 1h}}
   - {{name: shadow, per: model, models: [free], requests: 1, window: 1h, shadow: true}}
@@ -193,6 +194,8 @@ impl Moved {
         self.to("proxy_tokens_total", &["model=\"mdl\"", "direction=\"output\""], 100.0);
         self.to("proxy_tokens_cached_total", &mdl, 80.0);
         self.to("proxy_cost_total", &["model=\"mdl\"", "currency=\"USD\""], 0.0004);
+        self.to("proxy_hook_runs_total", &["hook=\"response_headers\"", "outcome=\"passed\""], 2.0);
+        self.until("proxy_hook_seconds_total", &["hook=\"response_headers\""], |time| time > 0.0);
         self.until("proxy_request_duration_seconds", &mdl, |count| count == 2.0);
         self.until("proxy_time_to_first_byte_seconds", &mdl, |count| count == 2.0);
         self.until("proxy_time_per_output_token_seconds", &mdl, |count| count == 1.0);

@@ -70,7 +70,7 @@ fn read(
         models: names(issuer.models.as_ref(), &at.key("models"), problems),
         services: names(issuer.services.as_ref(), &at.key("services"), problems),
         addresses: addresses(issuer.addresses.as_ref(), &at.key("addresses"), problems),
-        labels: Vec::new(),
+        labels: Arc::default(),
         reserved_tokens: 0,
         limits: limits::limits(
             issuer.limits.as_deref().unwrap_or_default(),

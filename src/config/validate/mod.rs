@@ -1,6 +1,7 @@
 //! From the file types to the snapshot, collecting every problem on the way.
 
 mod backend;
+mod hooks;
 mod jwt;
 mod keys;
 mod ledger;
@@ -34,6 +35,7 @@ use super::problem::{KeyPath, Problems};
 use super::seen::SeenFile;
 use super::snapshot::{AuthMode, ClientBounds, CorsOrigins, ReplayBounds, Snapshot};
 use super::units::{Size, Span};
+use crate::hooks::HookKinds;
 use crate::secret::Secret;
 
 pub use keys::read_expiry;
@@ -45,6 +47,8 @@ const SECRET_BYTES_MAX: u64 = 64 * 1024;
 /// What every part of the file is validated against.
 struct Context<'a> {
     defaults: &'a Defaults,
+    /// Hooks that there are besides the gateway's own.
+    kinds: &'a HookKinds,
     files: &'a Files,
     /// Where the system has us keep what outlives the process.
     state_directory: Option<PathBuf>,
@@ -64,6 +68,7 @@ pub(super) struct Surroundings<'a> {
     /// Its own path.
     pub(super) path: &'a Path,
     pub(super) environment: &'a Environment,
+    pub(super) kinds: &'a HookKinds,
 }
 
 /// The files beside the configuration.
@@ -81,7 +86,7 @@ pub(super) fn validate(
     surroundings: &Surroundings<'_>,
     problems: &mut Problems,
 ) -> Snapshot {
-    let Surroundings { defaults, path, environment } = surroundings;
+    let Surroundings { defaults, path, environment, kinds } = surroundings;
     let root = KeyPath::default();
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     let files = Files { folder, read: RefCell::new(beside.files.clone()) };
@@ -93,6 +98,7 @@ pub(super) fn validate(
     }
     let context = Context {
         defaults,
+        kinds,
         files: &files,
         // Systemd names several with colons between.
         state_directory: environment
@@ -190,6 +196,7 @@ fn snapshot(
             problems,
         ),
         naming: names::naming(file, &services.by_name, problems),
+        hooks: hooks::chains(file, context, problems),
         services: services.by_name,
     };
     snapshot.charges = snapshot.ledger.is_some() || snapshot.limits_tokens();

@@ -35,7 +35,7 @@ pub(in super::super) async fn hold(
     session: &mut Session,
     exchange: &mut Exchange,
     look: Option<Look>,
-    wants_retries: bool,
+    wants_whole: bool,
 ) -> Result<Result<Option<Found>, Refusal>> {
     if session.as_mut().is_body_empty() {
         return Ok(Ok(None));
@@ -64,7 +64,7 @@ pub(in super::super) async fn hold(
         looking,
         kept_from: None,
     };
-    let wants_any = reader.looking.peek.is_some() || wants_retries && reader.read_max > 0;
+    let wants_any = reader.looking.peek.is_some() || wants_whole && reader.read_max > 0;
     let end = if wants_any {
         match reader.read(session, &runtime.snapshot.client, exchange).await? {
             Ok(end) => end,
@@ -247,20 +247,6 @@ impl Reader {
             && (looking.is_unclear || looking.is_searching() && !is_blank)
     }
 
-    /// Where the name is, or could be put.
-    fn place(&self) -> Option<Place> {
-        let peek = self.looking.peek.as_deref()?;
-        let (is_form, is_coded) = (peek.is_form(), peek.is_coded());
-        if let Some(Found { text, at }) = peek.found() {
-            let (name, at) = (text.clone(), at.clone());
-            return Some(Place { name, at, around: (Vec::new(), b""), is_form, is_coded });
-        }
-        // Of a complete body, which what was read of it then is.
-        let gap = peek.gap().filter(|_| peek.is_done() && self.looking.fills)?;
-        let around = (gap.before, gap.after);
-        Some(Place { name: String::new(), at: gap.at, around, is_form, is_coded })
-    }
-
     /// What was read becomes the exchange's body.
     fn finish(
         mut self,
@@ -272,9 +258,10 @@ impl Reader {
         let bytes = self.take();
         self.share.shrink(bytes.len());
         let found = self.looking.found().cloned();
-        exchange.body.place = self.place();
+        let peek = self.looking.peek.as_deref();
+        exchange.body.place = peek.and_then(|peek| Place::of(peek, self.looking.fills));
         exchange.body.is_unclear = self.is_unclear(is_whole);
-        let facts = self.looking.peek.as_deref().and_then(Peek::facts);
+        let facts = peek.and_then(Peek::facts);
         exchange.body.facts = facts.cloned().map(Box::new);
         exchange.body.content = if is_whole {
             Content::Held { bytes, share: self.share, is_sent: false }

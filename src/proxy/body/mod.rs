@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
@@ -27,7 +27,7 @@ use smallvec::SmallVec;
 pub(super) use hold::hold;
 use look::Looking;
 
-use super::course::refusal_of_body;
+use super::course::{Look, refusal_of_body};
 use super::exchange::Exchange;
 use super::watch::Request;
 use crate::config::{ClientBounds, ReplayBounds};
@@ -62,6 +62,8 @@ pub(super) struct Body {
     splice: Option<Splice>,
     /// Whether that backend is asked for usage which the client did not ask for.
     asks_for_usage: bool,
+    /// Whether it is not what the client sent any more, and not compressed.
+    is_edited: bool,
 }
 
 /// What becomes of a body.
@@ -143,6 +145,21 @@ impl Passed {
     }
 }
 
+impl Place {
+    /// Where the name is that was looked for, or could be put.
+    fn of(peek: &Peek, fills: bool) -> Option<Self> {
+        let (is_form, is_coded) = (peek.is_form(), peek.is_coded());
+        if let Some(Found { text, at }) = peek.found() {
+            let (name, at) = (text.clone(), at.clone());
+            return Some(Self { name, at, around: (Vec::new(), b""), is_form, is_coded });
+        }
+        // Of a complete body, which what was read of it then is.
+        let gap = peek.gap().filter(|_| peek.is_done() && fills)?;
+        let around = (gap.before, gap.after);
+        Some(Self { name: String::new(), at: gap.at, around, is_form, is_coded })
+    }
+}
+
 impl Body {
     /// Whether another backend can be sent all of it.
     pub(super) fn is_replayable(&self) -> bool {
@@ -165,6 +182,71 @@ impl Body {
             }
             _ => true,
         }
+    }
+
+    /// How long it is, where it is held.
+    pub(super) fn held_bytes(&self) -> Option<usize> {
+        match &self.content {
+            Content::Held { bytes, .. } => Some(bytes.len()),
+            Content::Empty | Content::Passing { .. } => None,
+        }
+    }
+
+    /// All of it, decoded; none where there is none.
+    ///
+    /// # Errors
+    /// With nothing when it is not here as a whole; else why it cannot be decoded.
+    pub(super) fn decoded(
+        &self,
+        coding: &[u8],
+        replay: &ReplayBounds,
+    ) -> Result<Option<Bytes>, Option<Refusal>> {
+        match &self.content {
+            Content::Empty => Ok(None),
+            Content::Passing { .. } => Err(None),
+            Content::Held { bytes, .. } if is_plain(coding) => Ok(Some(bytes.clone())),
+            Content::Held { bytes, .. } => {
+                let bytes_max = replay.body_bytes_max;
+                let body = llm::decode(coding, bytes, bytes_max);
+                let why = |fault| Some(refusal_of_body(PeekFault::Coding(fault), bytes_max));
+                body.map(|body| Some(body.into())).map_err(why)
+            }
+        }
+    }
+
+    /// Puts another body, not compressed, in the place of the one that came as a whole, and looks into it again.
+    ///
+    /// # Errors
+    /// When there is no room for it, or it names no model where it has to.
+    pub(super) fn edit(
+        &mut self,
+        edited: Bytes,
+        look: Option<Look>,
+        headers: &HeaderMap,
+        replay: &ReplayBounds,
+    ) -> Result<(), Refusal> {
+        let Content::Held { bytes, share, .. } = &mut self.content else { return Ok(()) };
+        let more = edited.len().saturating_sub(share.bytes());
+        if more > 0 && !share.grow(more, replay.total_bytes_max) {
+            return Err(Refusal::TooManyBodies);
+        }
+        share.shrink(edited.len());
+        *bytes = edited;
+        self.is_edited = true;
+        let Some(look) = look else { return Ok(()) };
+        let bytes_max = replay.body_bytes_max;
+        let mut peek = match look.peek_decoded(headers, bytes_max) {
+            Ok(peek) => peek,
+            Err(_) if !look.aim.is_strict() => return Ok(()),
+            Err(fault) => return Err(refusal_of_body(fault, bytes_max)),
+        };
+        match peek.feed(bytes) {
+            Err(fault) if look.aim.is_strict() => return Err(refusal_of_body(fault, bytes_max)),
+            _ => {}
+        }
+        self.place = Place::of(&peek, look.fills);
+        self.facts = peek.facts().cloned().map(Box::new);
+        Ok(())
     }
 
     /// A backend is looked for: nothing of it is read meanwhile.
@@ -276,8 +358,11 @@ impl Body {
         let renaming = self.renaming(name);
         let asking = self.asking().filter(|_| asks);
         self.asks_for_usage = asking.is_some();
-        let is_coded = !matches!(coding.trim_ascii(), b"" | b"identity");
+        let is_coded = !is_plain(coding) && !self.is_edited;
         match (&mut self.content, renaming, asking) {
+            (Content::Held { bytes, .. }, None, None) if self.is_edited => {
+                Ok(Resized::To(bytes.len()))
+            }
             (Content::Empty, ..) | (_, None, None) => Ok(Resized::No),
             (Content::Held { bytes, share, .. }, renaming, asking) => {
                 let decoded;
@@ -314,6 +399,11 @@ impl Body {
             (Content::Passing { .. }, None, _) => Ok(Resized::No),
         }
     }
+}
+
+/// Whether a `Content-Encoding` is none.
+fn is_plain(coding: &[u8]) -> bool {
+    matches!(coding.trim_ascii(), b"" | b"identity")
 }
 
 /// Whether a request asks for a WebSocket (RFC 6455, section 4.1). Others may offer an upgrade that nobody

@@ -40,6 +40,16 @@ impl Gateway {
         Self::start_in(folder, variables, arguments)
     }
 
+    /// Runs another program that is a gateway, too, with this `tollgate.yaml`.
+    #[track_caller]
+    pub(crate) fn start_other(program: &Path, config: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("tollgate.yaml"), config).expect("a file");
+        let mut command = Command::new(program);
+        command.current_dir(folder.path()).env_clear();
+        Self::spawn(folder, command)
+    }
+
     /// Runs the program in a folder that the test has filled.
     #[track_caller]
     pub(crate) fn start_in(
@@ -47,7 +57,8 @@ impl Gateway {
         variables: &[(&str, &str)],
         arguments: &[&str],
     ) -> Self {
-        Self::spawn(folder, variables, arguments, Stdio::inherit())
+        let command = program(folder.path(), variables, arguments);
+        Self::spawn(folder, command)
     }
 
     /// Runs the program with this `tollgate.yaml`; its standard output goes elsewhere.
@@ -59,21 +70,14 @@ impl Gateway {
         output: Stdio,
     ) -> Self {
         std::fs::write(folder.path().join("tollgate.yaml"), config).expect("a file");
-        Self::spawn(folder, variables, &[], output)
+        let mut command = program(folder.path(), variables, &[]);
+        command.stdout(output);
+        Self::spawn(folder, command)
     }
 
     #[track_caller]
-    fn spawn(
-        folder: TempDir,
-        variables: &[(&str, &str)],
-        arguments: &[&str],
-        output: Stdio,
-    ) -> Self {
-        let mut child = program(folder.path(), variables, arguments)
-            .stdout(output)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
+    fn spawn(folder: TempDir, mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the program starts");
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = child.stderr.take().expect("a pipe");
         std::thread::spawn({

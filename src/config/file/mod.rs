@@ -1,6 +1,8 @@
 //! The configuration as it is written: `Option` means "not written". Nothing outside `config`
 //! sees these types.
 
+mod hooks;
+
 use std::fmt;
 
 use indexmap::IndexMap;
@@ -11,6 +13,8 @@ use serde::de::{Deserializer, SeqAccess, Visitor, value::SeqAccessDeserializer};
 use super::snapshot::TlsVersion;
 use super::units::{Size, Span};
 use crate::secret::Secret;
+
+pub(super) use hooks::{FileAnswer, FileFields, FileHeaders, FileHook, FileRefuse, FileText};
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]
@@ -54,6 +58,7 @@ pub(super) struct FileConfig {
     pub(super) dns: Option<FileDns>,
     pub(super) balance: Option<FileBalance>,
     pub(super) health_check: Option<FileHealthCheck>,
+    pub(super) hooks: Option<Vec<Option<FileHook>>>,
     pub(super) aliases: Option<IndexMap<String, String>>,
     pub(super) fallbacks: Option<IndexMap<String, Option<OneOrMany>>>,
     pub(super) default_model: Option<String>,
@@ -489,6 +494,7 @@ pub(super) struct FileProbe {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct FileService {
     pub(super) addresses: Option<FileAddresses>,
+    pub(super) hooks: Option<Vec<Option<FileHook>>>,
     pub(super) balance: Option<FileBalance>,
     pub(super) deadlines: Option<FileDeadlines>,
     pub(super) retry: Option<FileRetry>,
@@ -502,6 +508,7 @@ pub(super) struct FileService {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct FileModel {
+    pub(super) hooks: Option<Vec<Option<FileHook>>>,
     pub(super) balance: Option<FileBalance>,
     pub(super) deadlines: Option<FileDeadlines>,
     pub(super) retry: Option<FileRetry>,

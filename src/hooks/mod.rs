@@ -1,0 +1,400 @@
+//! What the configuration has done with exchanges besides passing them on: hooks, in the order in which they are
+//! written.
+//!
+//! A hook acts at one moment or several, each a trait of its own: a request's head ([`OnRequestHead`]), its body where
+//! that is held ([`OnRequestBody`]), the head of the answer ([`OnAnswerHead`]), the end ([`OnSettled`]). A hook of the
+//! gateway's own and one that another program adds ([`HookKind`]) are the same to whoever runs them. The first one that
+//! stops a request has the last word. Nothing here waits: a hook is a computation over what has come.
+
+mod fields;
+mod headers;
+mod kinds;
+mod prompt;
+mod say;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode};
+use smallvec::SmallVec;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::expression::{AnswerFacts, Expression, Facts, Moment, Request};
+
+pub use fields::{FieldChanges, FieldPath};
+pub use headers::{HeaderChanges, HeaderText, OfAnswers, OfRequests, may_change};
+pub use kinds::{HookKind, HookKinds};
+pub use say::{Bounds, Say};
+
+/// That a condition cannot be told is logged once in this time, for each hook.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// What a hook does at one moment.
+pub enum At {
+    /// When the request may pass and its model is known.
+    RequestHead(Box<dyn OnRequestHead>),
+    /// Then, with its body: such a request is held as a whole before it goes on.
+    RequestBody(Box<dyn OnRequestBody>),
+    /// When the head of an answer has come that is passed on.
+    AnswerHead(Box<dyn OnAnswerHead>),
+    /// When all is over.
+    Settled(Box<dyn OnSettled>),
+}
+
+impl At {
+    /// When it acts: what its hook's condition may speak of.
+    #[must_use]
+    pub fn moment(&self) -> Moment {
+        match self {
+            Self::RequestHead(_) | Self::RequestBody(_) | Self::Settled(_) => Moment::Request,
+            Self::AnswerHead(_) => Moment::Answer,
+        }
+    }
+}
+
+/// Acts on the head of a request.
+pub trait OnRequestHead: Send + Sync {
+    /// A request may pass, and a backend is about to be chosen for it.
+    ///
+    /// # Errors
+    /// With what the client is told instead of passing it on.
+    fn request_head(&self, head: &mut RequestHead<'_>) -> Result<(), Stop>;
+}
+
+/// Acts on the body of a request.
+pub trait OnRequestBody: Send + Sync {
+    /// A request may pass, and its body is here as a whole, decoded.
+    ///
+    /// # Errors
+    /// With what the client is told instead of passing it on.
+    fn request_body(&self, body: &mut RequestBody<'_>) -> Result<(), Stop>;
+}
+
+/// Acts on the head of an answer.
+pub trait OnAnswerHead: Send + Sync {
+    /// The head of an answer has come, and goes to the client next.
+    fn answer_head(&self, head: &mut AnswerHead<'_>);
+}
+
+/// Is told of the end.
+pub trait OnSettled: Send + Sync {
+    /// An exchange is over, however it ended.
+    fn settled(&self, end: &Settled<'_>);
+}
+
+/// The head of a request, as backends get it: what the gateway itself has to say is put over it later.
+pub struct RequestHead<'a> {
+    /// What is known of it.
+    pub request: &'a Request<'a>,
+    /// Its headers.
+    pub headers: &'a mut HeaderMap,
+}
+
+/// The body of a request.
+pub struct RequestBody<'a> {
+    /// What is known of the request.
+    pub request: &'a Request<'a>,
+    /// Its headers.
+    pub headers: &'a HeaderMap,
+    /// The body, decoded. What takes its place is sent to backends, without a `Content-Encoding`.
+    pub bytes: &'a mut Bytes,
+}
+
+/// The head of an answer, as the client gets it.
+pub struct AnswerHead<'a> {
+    /// What is known of the request.
+    pub request: &'a Request<'a>,
+    /// The request's headers.
+    pub request_headers: &'a HeaderMap,
+    /// The id of the backend that gave it.
+    pub backend: &'a str,
+    /// Its status.
+    pub status: u16,
+    /// Its headers.
+    pub headers: &'a mut HeaderMap,
+}
+
+/// An exchange that is over.
+pub struct Settled<'a> {
+    /// What is known of the request.
+    pub request: &'a Request<'a>,
+    /// The request's headers.
+    pub headers: &'a HeaderMap,
+    /// What the client was sent; 0: nothing.
+    pub status: u16,
+    /// From the request's head to the end.
+    pub duration: Duration,
+    /// From there to the first byte of the answer's body.
+    pub first_byte: Option<Duration>,
+    /// Tokens of the prompt and of the answer, where they were counted.
+    pub tokens: Option<(u64, u64)>,
+    /// Whether the client left before the end.
+    pub is_aborted: bool,
+}
+
+/// What a client is told in the place of an answer.
+#[derive(Clone, Debug)]
+pub enum Stop {
+    /// No, in the words of its API family.
+    Refuse {
+        /// The status: 400 to 599.
+        status: StatusCode,
+        /// The machine-readable code.
+        code: &'static str,
+        /// What the client is told.
+        message: String,
+    },
+    /// This.
+    Answer(Box<Response<Bytes>>),
+}
+
+/// What became of a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its condition did not hold.
+    Skipped,
+    /// The exchange went on.
+    Passed,
+    /// The client was refused.
+    Refused,
+    /// The client was answered.
+    Answered,
+    /// Its condition could not be told.
+    Failed,
+}
+
+impl Outcome {
+    /// As metrics call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Skipped => "skipped",
+            Self::Passed => "passed",
+            Self::Refused => "refused",
+            Self::Answered => "answered",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A time that a hook ran.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// What it is called.
+    pub hook: Arc<str>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// The hooks that ran for an exchange.
+pub type Runs = SmallVec<[Run; 4]>;
+
+/// A hook.
+pub struct Hook {
+    name: Arc<str>,
+    when: Option<Expression>,
+    at: Vec<At>,
+    /// What is the same for two hooks that were made of the same. What they were made of may hold secrets.
+    print: u64,
+    /// When it was last logged that its condition could not be told, in seconds since [`Hook::made`]; 0: never.
+    logged: AtomicU64,
+    made: Instant,
+}
+
+impl Hook {
+    /// One that acts where `when` holds. `written` is what it was made of, in any form.
+    #[must_use]
+    pub fn new(name: &str, when: Option<Expression>, at: Vec<At>, written: &str) -> Self {
+        let (logged, made) = (AtomicU64::new(0), Instant::now());
+        let print = xxh3_64(written.as_bytes());
+        Self { name: name.into(), when, at, print, logged, made }
+    }
+
+    /// What it is called.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it acts on this exchange; `Err`: that cannot be told.
+    fn acts(&self, facts: &Facts<'_>) -> Result<bool, ()> {
+        let Some(when) = &self.when else { return Ok(true) };
+        when.holds(facts).map_err(|why| {
+            let seconds = self.made.elapsed().as_secs() + 1;
+            let last = self.logged.load(Ordering::Relaxed);
+            if last == 0 || seconds >= last + LOG_EVERY.as_secs() {
+                self.logged.store(seconds, Ordering::Relaxed);
+                log::warn!(
+                    "hook {:?} is passed over: its \"when\" gives no answer: {why}",
+                    self.name
+                );
+            }
+        })
+    }
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:x})", self.name, self.print)
+    }
+}
+
+impl PartialEq for Hook {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name && self.when == other.when && self.print == other.print
+    }
+}
+
+/// The hooks of one model, in their order: those for everything, of its service, and its own.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Chain(Vec<Arc<Hook>>);
+
+impl Chain {
+    /// These.
+    #[must_use]
+    pub fn new(hooks: Vec<Arc<Hook>>) -> Self {
+        Self(hooks)
+    }
+
+    fn has(&self, is_it: impl Fn(&At) -> bool) -> bool {
+        self.0.iter().any(|hook| hook.at.iter().any(&is_it))
+    }
+
+    /// Whether one acts on bodies of requests.
+    #[must_use]
+    pub fn wants_body(&self) -> bool {
+        self.has(|at| matches!(at, At::RequestBody(_)))
+    }
+
+    /// Whether one acts on heads of answers.
+    #[must_use]
+    pub fn wants_answer(&self) -> bool {
+        self.has(|at| matches!(at, At::AnswerHead(_)))
+    }
+
+    /// Whether one is told of the end.
+    #[must_use]
+    pub fn wants_end(&self) -> bool {
+        self.has(|at| matches!(at, At::Settled(_)))
+    }
+
+    /// A request may pass. `body` is there where one is, and is held.
+    ///
+    /// # Errors
+    /// With what the client is told instead of passing it on.
+    pub fn request(
+        &self,
+        request: &Request<'_>,
+        headers: &mut HeaderMap,
+        mut body: Option<&mut Bytes>,
+        runs: &mut Runs,
+    ) -> Result<(), Stop> {
+        let mut clock = Clock::start();
+        for hook in &self.0 {
+            let is_of_request = |at: &At| matches!(at, At::RequestHead(_) | At::RequestBody(_));
+            if !hook.at.iter().any(is_of_request) {
+                continue;
+            }
+            let facts = Facts { request, headers, answer: None };
+            let Some(hook) = clock.begin(hook, &facts, runs) else { continue };
+            for at in &hook.at {
+                let done = match (at, body.as_deref_mut()) {
+                    (At::RequestHead(hook), _) => {
+                        hook.request_head(&mut RequestHead { request, headers })
+                    }
+                    (At::RequestBody(hook), Some(bytes)) => {
+                        hook.request_body(&mut RequestBody { request, headers, bytes })
+                    }
+                    _ => Ok(()),
+                };
+                if let Err(stop) = done {
+                    let outcome = match stop {
+                        Stop::Refuse { .. } => Outcome::Refused,
+                        Stop::Answer(_) => Outcome::Answered,
+                    };
+                    clock.end(hook, outcome, runs);
+                    return Err(stop);
+                }
+            }
+            clock.end(hook, Outcome::Passed, runs);
+        }
+        Ok(())
+    }
+
+    /// The head of an answer has come.
+    pub fn answer(&self, head: &mut AnswerHead<'_>, runs: &mut Runs) {
+        let mut clock = Clock::start();
+        for hook in &self.0 {
+            if !hook.at.iter().any(|at| matches!(at, At::AnswerHead(_))) {
+                continue;
+            }
+            let answer =
+                AnswerFacts { backend: head.backend, status: head.status, headers: head.headers };
+            let facts = Facts {
+                request: head.request,
+                headers: head.request_headers,
+                answer: Some(answer),
+            };
+            let Some(hook) = clock.begin(hook, &facts, runs) else { continue };
+            for at in &hook.at {
+                if let At::AnswerHead(hook) = at {
+                    hook.answer_head(head);
+                }
+            }
+            clock.end(hook, Outcome::Passed, runs);
+        }
+    }
+
+    /// The exchange is over.
+    pub fn settled(&self, end: &Settled<'_>, runs: &mut Runs) {
+        let mut clock = Clock::start();
+        for hook in &self.0 {
+            if !hook.at.iter().any(|at| matches!(at, At::Settled(_))) {
+                continue;
+            }
+            let facts = Facts { request: end.request, headers: end.headers, answer: None };
+            let Some(hook) = clock.begin(hook, &facts, runs) else { continue };
+            for at in &hook.at {
+                if let At::Settled(hook) = at {
+                    hook.settled(end);
+                }
+            }
+            clock.end(hook, Outcome::Passed, runs);
+        }
+    }
+}
+
+/// Where time goes, from one hook to the next.
+struct Clock(Instant);
+
+impl Clock {
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// The hook, if it acts on this exchange.
+    fn begin<'h>(
+        &mut self,
+        hook: &'h Hook,
+        facts: &Facts<'_>,
+        runs: &mut Runs,
+    ) -> Option<&'h Hook> {
+        match hook.acts(facts) {
+            Ok(true) => return Some(hook),
+            Ok(false) => self.end(hook, Outcome::Skipped, runs),
+            Err(()) => self.end(hook, Outcome::Failed, runs),
+        }
+        None
+    }
+
+    fn end(&mut self, hook: &Hook, outcome: Outcome, runs: &mut Runs) {
+        let now = Instant::now();
+        let took = now - std::mem::replace(&mut self.0, now);
+        runs.push(Run { hook: Arc::clone(&hook.name), outcome, took });
+    }
+}

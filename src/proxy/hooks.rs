@@ -1,0 +1,199 @@
+//! What the configuration has done with an exchange: hooks of the model that it was first for, at each moment.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::CONTENT_ENCODING;
+use http::response::Parts;
+use http::{HeaderMap, HeaderValue, Method, Response};
+use pingora::http::RequestHeader;
+use pingora_core::Result;
+use pingora_proxy::Session;
+
+use super::admit::split_target;
+use super::course::Look;
+use super::exchange::{Admitted, Exchange};
+use super::{body, heads, meter, send};
+use crate::auth::Grant;
+use crate::expression::Request;
+use crate::hooks::{AnswerHead, Chain, Runs, Settled, Stop};
+use crate::refusal::Refusal;
+use crate::telemetry::Taken;
+
+/// The hooks of an exchange.
+#[derive(Default)]
+pub(super) struct Hooks {
+    /// None: it has none, or is not that far yet.
+    own: Option<Box<Own>>,
+    /// Those that ran.
+    pub(super) runs: Runs,
+    /// Whether one of them has answered.
+    pub(super) has_answered: bool,
+}
+
+/// Some hooks, and what they are told.
+struct Own {
+    chain: Arc<Chain>,
+    known: Known,
+    /// The request's headers, as they were changed; where they are needed at the end.
+    headers: HeaderMap,
+}
+
+/// Why a request does not go on.
+pub(super) enum Halt {
+    /// The client may not have what it asks for.
+    Refused(Refusal),
+    /// The client is told this.
+    Answered(Box<Response<Bytes>>),
+}
+
+impl From<Refusal> for Halt {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Stop> for Halt {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Answer(answer) => Self::Answered(answer),
+            Stop::Refuse { status, code, message } => {
+                Self::Refused(Refusal::Hook { status, code, message })
+            }
+        }
+    }
+}
+
+/// What is known of a request besides its headers, of its own: those are changed meanwhile.
+struct Known {
+    method: Method,
+    path: String,
+    host: String,
+    body_bytes: Option<usize>,
+    stream: bool,
+    address: Option<IpAddr>,
+    grant: Arc<Grant>,
+    service: String,
+    model: String,
+    asked: String,
+}
+
+impl Known {
+    fn of(session: &Session, exchange: &Exchange, admitted: &Admitted) -> Self {
+        let head: &RequestHeader = session.req_header();
+        let text = |bytes: &[u8]| std::str::from_utf8(bytes).unwrap_or_default().to_owned();
+        let (service, model) = meter::model(admitted);
+        let asked = admitted.asked.as_ref();
+        Self {
+            method: head.method.clone(),
+            path: text(split_target(head).0),
+            host: text(send::host(head).unwrap_or_default()),
+            body_bytes: exchange.body.held_bytes().or_else(|| body::length(session)),
+            stream: exchange.body.facts().is_some_and(|facts| facts.stream == Some(true)),
+            address: admitted.client.address,
+            grant: Arc::clone(&admitted.rights.grant),
+            service: service.to_owned(),
+            model: model.to_owned(),
+            asked: asked.map(|asked| asked.name.clone()).unwrap_or_default(),
+        }
+    }
+
+    fn request(&self) -> Request<'_> {
+        Request {
+            method: self.method.as_str(),
+            path: &self.path,
+            host: &self.host,
+            body_bytes: self.body_bytes,
+            stream: self.stream,
+            address: self.address,
+            key_id: &self.grant.key_id,
+            key_name: &self.grant.name,
+            labels: &self.grant.labels,
+            service: &self.service,
+            model: &self.model,
+            asked: &self.asked,
+        }
+    }
+}
+
+/// A request may pass: its hooks have their say.
+///
+/// # Errors
+/// When its head cannot be put together again; it was read as one.
+pub(super) fn request(
+    session: &mut Session,
+    exchange: &mut Exchange,
+    admitted: &Admitted,
+    look: Option<Look>,
+) -> Result<Result<(), Halt>> {
+    let Some(chain) = admitted.to().hooks.clone() else { return Ok(Ok(())) };
+    let replay = exchange.arrived.runtime.snapshot.replay;
+    let mut held = None;
+    if chain.wants_body() {
+        let coding = session.req_header().headers.get(CONTENT_ENCODING);
+        let coding = coding.map(HeaderValue::as_bytes).unwrap_or_default();
+        held = match exchange.body.decoded(coding, &replay) {
+            Ok(held) => held,
+            Err(None) => return Ok(Err(body::why_not_held(session, &replay).into())),
+            Err(Some(refusal)) => return Ok(Err(refusal.into())),
+        };
+    }
+    let before = held.clone();
+    let known = Known::of(session, exchange, admitted);
+    let runs = &mut exchange.hooks.runs;
+    let done = heads::change_request(session.req_header_mut(), |headers| {
+        chain.request(&known.request(), headers, held.as_mut(), runs)
+    })?;
+    let headers = &session.req_header().headers;
+    let headers = if chain.wants_end() { headers.clone() } else { HeaderMap::new() };
+    exchange.hooks.own = Some(Box::new(Own { chain, known, headers }));
+    if let Err(stop) = done {
+        exchange.hooks.has_answered = true;
+        return Ok(Err(stop.into()));
+    }
+    match held {
+        Some(bytes) if before.is_some_and(|before| before != bytes) => {
+            let headers = &session.req_header().headers;
+            let edited = exchange.body.edit(bytes, look, headers, &replay);
+            Ok(edited.map_err(Halt::from))
+        }
+        _ => Ok(Ok(())),
+    }
+}
+
+/// The head of an answer goes to the client.
+pub(super) fn answer(session: &Session, answer: &mut Parts, exchange: &mut Exchange) {
+    let Some(own) = exchange.hooks.own.as_ref().filter(|own| own.chain.wants_answer()) else {
+        return;
+    };
+    let Some(attempt) = &exchange.attempts.current else { return };
+    let mut head = AnswerHead {
+        request: &own.known.request(),
+        request_headers: &session.req_header().headers,
+        backend: &attempt.backend().spec.id,
+        status: answer.status.as_u16(),
+        headers: &mut answer.headers,
+    };
+    own.chain.answer(&mut head, &mut exchange.hooks.runs);
+}
+
+/// The exchange is over, and this is what became of it.
+pub(super) fn settled(
+    exchange: &mut Exchange,
+    status: u16,
+    taken: Option<&Taken>,
+    is_aborted: bool,
+) {
+    let Some(own) = exchange.hooks.own.take().filter(|own| own.chain.wants_end()) else { return };
+    let end = Settled {
+        request: &own.known.request(),
+        headers: &own.headers,
+        status,
+        duration: exchange.arrived.at.elapsed(),
+        first_byte: exchange.observed.first_piece,
+        tokens: taken.map(|taken| (taken.input, taken.output)),
+        is_aborted,
+    };
+    own.chain.settled(&end, &mut exchange.hooks.runs);
+}
