@@ -244,3 +244,10 @@ pub(super) const WEIGHT: f64 = 1.0;
 
 /// Larger weights than this are typing mistakes, and sums stay exact.
 pub(super) const WEIGHT_MAX: f64 = 1_000_000.0;
+
+/// Letters of a stream that a guard holds back for its patterns: card numbers, keys and addresses are shorter.
+pub(super) const GUARD_HOLD_BACK: u32 = 64;
+pub(super) const GUARD_REPLACEMENT: &str = "[removed]";
+
+/// A million tokens of text.
+pub(super) const GUARD_ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;

@@ -274,7 +274,7 @@ fn read(text: &str) -> serde_json::Result<Vec<Written<'_>>> {
 
 /// A name, borrowed where it has no escapes.
 #[derive(serde::Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(super) struct Name<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
 fn write(members: &[Written<'_>]) -> String {
     let bytes: usize = members.iter().map(|it| it.name.len() + it.value.len() + 4).sum();

@@ -7,6 +7,7 @@
 //! stops a request has the last word. Nothing here waits: a hook is a computation over what has come.
 
 mod fields;
+mod guard;
 mod headers;
 mod kinds;
 mod prompt;
@@ -25,6 +26,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::expression::{AnswerFacts, Expression, Facts, Moment, Request};
 
 pub use fields::{FieldChanges, FieldPath};
+pub use guard::{Action, Guard, GuardSpec};
 pub use headers::{HeaderChanges, HeaderText, OfAnswers, OfRequests, may_change};
 pub use kinds::{HookKind, HookKinds};
 pub use say::{Bounds, Say};
@@ -40,6 +42,8 @@ pub enum At {
     RequestBody(Box<dyn OnRequestBody>),
     /// When the head of an answer has come that is passed on.
     AnswerHead(Box<dyn OnAnswerHead>),
+    /// When the body of such an answer comes: what becomes of it.
+    AnswerBody(Box<dyn OnAnswerBody>),
     /// When all is over.
     Settled(Box<dyn OnSettled>),
 }
@@ -50,7 +54,7 @@ impl At {
     pub fn moment(&self) -> Moment {
         match self {
             Self::RequestHead(_) | Self::RequestBody(_) | Self::Settled(_) => Moment::Request,
-            Self::AnswerHead(_) => Moment::Answer,
+            Self::AnswerHead(_) | Self::AnswerBody(_) => Moment::Answer,
         }
     }
 }
@@ -79,6 +83,34 @@ pub trait OnAnswerHead: Send + Sync {
     fn answer_head(&self, head: &mut AnswerHead<'_>);
 }
 
+/// Acts on the bodies of answers.
+pub trait OnAnswerBody: Send + Sync {
+    /// The head of an answer has come: what its body goes through. None: it passes as it is.
+    fn begin(&self, head: &AnswerHead<'_>) -> Option<Box<dyn AnswerBody>>;
+}
+
+/// What the body of one answer goes through.
+pub trait AnswerBody: Send + Sync {
+    /// A piece of it has come, or its end; what is left in its place is sent on. What is held back until later is held
+    /// within bounds.
+    ///
+    /// # Errors
+    /// With why the answer ends here.
+    fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Stop>;
+
+    /// What there was, now that it is over.
+    fn found(&self) -> Found;
+}
+
+/// What a hook that looks for something came upon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Whether it was there.
+    pub something: bool,
+    /// Whether that ended the answer.
+    pub is_stopped: bool,
+}
+
 /// Is told of the end.
 pub trait OnSettled: Send + Sync {
     /// An exchange is over, however it ended.
@@ -101,6 +133,8 @@ pub struct RequestBody<'a> {
     pub headers: &'a HeaderMap,
     /// The body, decoded. What takes its place is sent to backends, without a `Content-Encoding`.
     pub bytes: &'a mut Bytes,
+    /// Whether a hook that looks for something has come upon it: metrics tell.
+    pub found: &'a mut bool,
 }
 
 /// The head of an answer, as the client gets it.
@@ -115,6 +149,61 @@ pub struct AnswerHead<'a> {
     pub status: u16,
     /// Its headers.
     pub headers: &'a mut HeaderMap,
+}
+
+impl AnswerHead<'_> {
+    /// What is known now.
+    fn facts(&self) -> Facts<'_> {
+        let Self { request, request_headers, backend, status, headers } = self;
+        let answer = AnswerFacts { backend, status: *status, headers };
+        Facts { request, headers: request_headers, answer: Some(answer) }
+    }
+}
+
+/// What the body of an answer goes through, one after the other.
+#[derive(Default)]
+pub struct Bodies(SmallVec<[Passing; 2]>);
+
+/// What one hook does with the body of an answer.
+struct Passing {
+    hook: Arc<str>,
+    body: Box<dyn AnswerBody>,
+    took: Duration,
+}
+
+impl Bodies {
+    /// Whether it passes as it is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A piece of the body has come, or its end.
+    ///
+    /// # Errors
+    /// With why the answer ends here.
+    pub fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Stop> {
+        let mut last = Instant::now();
+        for Passing { body, took, .. } in &mut self.0 {
+            let done = body.pass(piece, is_end);
+            let now = Instant::now();
+            *took += now - std::mem::replace(&mut last, now);
+            done?;
+        }
+        Ok(())
+    }
+
+    /// It is over.
+    pub fn end(&mut self, runs: &mut Runs) {
+        for Passing { hook, body, took } in self.0.drain(..) {
+            let outcome = match body.found() {
+                Found { is_stopped: true, .. } => Outcome::Refused,
+                Found { something: true, .. } => Outcome::Found,
+                Found { .. } => Outcome::Passed,
+            };
+            runs.push(Run { hook, outcome, took });
+        }
+    }
 }
 
 /// An exchange that is over.
@@ -158,6 +247,8 @@ pub enum Outcome {
     Skipped,
     /// The exchange went on.
     Passed,
+    /// What it looks for was there, and the exchange went on.
+    Found,
     /// The client was refused.
     Refused,
     /// The client was answered.
@@ -173,6 +264,7 @@ impl Outcome {
         match self {
             Self::Skipped => "skipped",
             Self::Passed => "passed",
+            Self::Found => "found",
             Self::Refused => "refused",
             Self::Answered => "answered",
             Self::Failed => "failed",
@@ -277,6 +369,12 @@ impl Chain {
         self.has(|at| matches!(at, At::AnswerHead(_)))
     }
 
+    /// Whether one acts on bodies of answers.
+    #[must_use]
+    pub fn wants_answer_body(&self) -> bool {
+        self.has(|at| matches!(at, At::AnswerBody(_)))
+    }
+
     /// Whether one is told of the end.
     #[must_use]
     pub fn wants_end(&self) -> bool {
@@ -302,13 +400,15 @@ impl Chain {
             }
             let facts = Facts { request, headers, answer: None };
             let Some(hook) = clock.begin(hook, &facts, runs) else { continue };
+            let mut found = false;
             for at in &hook.at {
                 let done = match (at, body.as_deref_mut()) {
                     (At::RequestHead(hook), _) => {
                         hook.request_head(&mut RequestHead { request, headers })
                     }
                     (At::RequestBody(hook), Some(bytes)) => {
-                        hook.request_body(&mut RequestBody { request, headers, bytes })
+                        let found = &mut found;
+                        hook.request_body(&mut RequestBody { request, headers, bytes, found })
                     }
                     _ => Ok(()),
                 };
@@ -321,7 +421,7 @@ impl Chain {
                     return Err(stop);
                 }
             }
-            clock.end(hook, Outcome::Passed, runs);
+            clock.end(hook, if found { Outcome::Found } else { Outcome::Passed }, runs);
         }
         Ok(())
     }
@@ -333,14 +433,7 @@ impl Chain {
             if !hook.at.iter().any(|at| matches!(at, At::AnswerHead(_))) {
                 continue;
             }
-            let answer =
-                AnswerFacts { backend: head.backend, status: head.status, headers: head.headers };
-            let facts = Facts {
-                request: head.request,
-                headers: head.request_headers,
-                answer: Some(answer),
-            };
-            let Some(hook) = clock.begin(hook, &facts, runs) else { continue };
+            let Some(hook) = clock.begin(hook, &head.facts(), runs) else { continue };
             for at in &hook.at {
                 if let At::AnswerHead(hook) = at {
                     hook.answer_head(head);
@@ -348,6 +441,27 @@ impl Chain {
             }
             clock.end(hook, Outcome::Passed, runs);
         }
+    }
+
+    /// What the body of an answer goes through, whose head has come.
+    #[must_use]
+    pub fn answer_body(&self, head: &AnswerHead<'_>, runs: &mut Runs) -> Bodies {
+        let mut bodies = Bodies::default();
+        let mut clock = Clock::start();
+        for hook in &self.0 {
+            let mut of_bodies = hook.at.iter().filter_map(|at| match at {
+                At::AnswerBody(hook) => Some(hook),
+                _ => None,
+            });
+            let Some(first) = of_bodies.next() else { continue };
+            let Some(hook) = clock.begin(hook, &head.facts(), runs) else { continue };
+            for one in std::iter::once(first).chain(of_bodies) {
+                let Some(body) = one.begin(head) else { continue };
+                let (hook, took) = (Arc::clone(&hook.name), Duration::ZERO);
+                bodies.0.push(Passing { hook, body, took });
+            }
+        }
+        bodies
     }
 
     /// The exchange is over.

@@ -102,8 +102,12 @@ mod tests {
             asked: "",
         };
         let mut bytes = Bytes::from(body.to_string());
-        let mut body =
-            RequestBody { request: &request, headers: &HeaderMap::new(), bytes: &mut bytes };
+        let mut body = RequestBody {
+            request: &request,
+            headers: &HeaderMap::new(),
+            bytes: &mut bytes,
+            found: &mut false,
+        };
         changes.request_body(&mut body).unwrap();
         serde_json::from_slice(&bytes).unwrap()
     }

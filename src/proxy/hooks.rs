@@ -4,11 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::CONTENT_ENCODING;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response};
 use pingora::http::RequestHeader;
-use pingora_core::Result;
+use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::admit::split_target;
@@ -17,7 +17,7 @@ use super::exchange::{Admitted, Exchange};
 use super::{body, heads, meter, send};
 use crate::auth::Grant;
 use crate::expression::Request;
-use crate::hooks::{AnswerHead, Chain, Runs, Settled, Stop};
+use crate::hooks::{AnswerHead, Bodies, Chain, Runs, Settled, Stop};
 use crate::refusal::Refusal;
 use crate::telemetry::Taken;
 
@@ -30,6 +30,10 @@ pub(super) struct Hooks {
     pub(super) runs: Runs,
     /// Whether one of them has answered.
     pub(super) has_answered: bool,
+    /// What the answer's body goes through.
+    bodies: Bodies,
+    /// Why one of them has ended the answer.
+    pub(super) cut: Option<Refusal>,
 }
 
 /// Some hooks, and what they are told.
@@ -162,12 +166,19 @@ pub(super) fn request(
     }
 }
 
+/// Whether bodies of answers are looked at: then they may not be compressed.
+pub(super) fn wants_answer_body(exchange: &Exchange) -> bool {
+    exchange.hooks.own.as_ref().is_some_and(|own| own.chain.wants_answer_body())
+}
+
 /// The head of an answer goes to the client.
 pub(super) fn answer(session: &Session, answer: &mut Parts, exchange: &mut Exchange) {
-    let Some(own) = exchange.hooks.own.as_ref().filter(|own| own.chain.wants_answer()) else {
-        return;
-    };
+    let Some(own) = &exchange.hooks.own else { return };
     let Some(attempt) = &exchange.attempts.current else { return };
+    let (wants_head, wants_body) = (own.chain.wants_answer(), own.chain.wants_answer_body());
+    if !wants_head && !wants_body {
+        return;
+    }
     let mut head = AnswerHead {
         request: &own.known.request(),
         request_headers: &session.req_header().headers,
@@ -175,7 +186,41 @@ pub(super) fn answer(session: &Session, answer: &mut Parts, exchange: &mut Excha
         status: answer.status.as_u16(),
         headers: &mut answer.headers,
     };
-    own.chain.answer(&mut head, &mut exchange.hooks.runs);
+    let runs = &mut exchange.hooks.runs;
+    if wants_head {
+        own.chain.answer(&mut head, runs);
+    }
+    if wants_body && session.req_header().method != Method::HEAD {
+        exchange.hooks.bodies = own.chain.answer_body(&head, runs);
+    }
+    if !exchange.hooks.bodies.is_empty() && answer.headers.remove(CONTENT_LENGTH).is_some() {
+        answer.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
+/// Whether the body of an answer cannot be looked at, though it has to be.
+pub(super) fn is_unreadable(answer: &HeaderMap, exchange: &Exchange) -> bool {
+    let coding = answer.get(CONTENT_ENCODING).map(HeaderValue::as_bytes).unwrap_or_default();
+    !exchange.hooks.bodies.is_empty() && !matches!(coding.trim_ascii(), b"" | b"identity")
+}
+
+/// A piece of the answer passes, or its end.
+///
+/// # Errors
+/// When the answer ends here.
+pub(super) fn pass(exchange: &mut Exchange, piece: &mut Option<Bytes>, is_end: bool) -> Result<()> {
+    if exchange.hooks.bodies.is_empty() {
+        return Ok(());
+    }
+    match exchange.hooks.bodies.pass(piece, is_end) {
+        Ok(()) => Ok(()),
+        Err(Stop::Refuse { status, code, message }) => {
+            exchange.hooks.has_answered = true;
+            exchange.hooks.cut = Some(Refusal::Hook { status, code, message });
+            Err(Error::explain(ErrorType::InternalError, "ended by a hook"))
+        }
+        Err(Stop::Answer(_)) => Ok(()),
+    }
 }
 
 /// The exchange is over, and this is what became of it.
@@ -185,6 +230,8 @@ pub(super) fn settled(
     taken: Option<&Taken>,
     is_aborted: bool,
 ) {
+    let Hooks { bodies, runs, .. } = &mut exchange.hooks;
+    bodies.end(runs);
     let Some(own) = exchange.hooks.own.take().filter(|own| own.chain.wants_end()) else { return };
     let end = Settled {
         request: &own.known.request(),

@@ -207,6 +207,7 @@ impl ProxyHttp for Proxy {
         exchange: &mut Box<Exchange>,
     ) -> Result<Option<Duration>> {
         meter::pass(exchange, chunk, end_of_stream);
+        hooks::pass(exchange, chunk, end_of_stream)?;
         receive::pass(session, exchange, chunk.as_ref(), end_of_stream)?;
         if end_of_stream {
             settle::answered(self, session, exchange);

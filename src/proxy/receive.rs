@@ -19,6 +19,7 @@ use super::{Proxy, body, heads, hooks, limit, meter, respond, retry};
 use crate::config::{BackendUrl, CorsOrigins, Deadlines};
 use crate::llm::{EndMarker, Kind, Tail};
 use crate::pool::Outcome;
+use crate::refusal::Refusal;
 use crate::telemetry::REQUEST_ID;
 
 /// Headers that speak of the connection to the backend (RFC 9110, section 7.6.1). `Connection` and
@@ -43,6 +44,12 @@ pub(super) fn receive(
     exchange.observed.status = response.status.as_u16();
     exchange.body.let_go();
     heads::change_answer(response, |answer| rewrite(session, answer, exchange))?;
+    if hooks::is_unreadable(&response.headers, exchange) {
+        let pool = exchange.pool_name().to_owned();
+        exchange.why = Some("it compressed what it was asked not to, and a hook has to see".into());
+        exchange.attempts.failure = Some(Refusal::BackendFailed { pool });
+        return Err(Error::explain(ErrorType::InternalError, "an answer that cannot be read"));
+    }
     if !proxy.lifecycle.keeps_connections() {
         session.set_keepalive(None);
     }

@@ -166,7 +166,9 @@ pub(super) async fn interrupt(session: &mut Session, exchange: &mut Exchange) {
             "the backend broke off"
         }
     };
-    let refusal = Refusal::Interrupted { pool: exchange.pool_name().to_owned(), why };
+    let refusal = exchange.hooks.cut.take();
+    let pool = || exchange.pool_name().to_owned();
+    let refusal = refusal.unwrap_or_else(|| Refusal::Interrupted { pool: pool(), why });
     if let Some(events) = &exchange.observed.events {
         // Half an event is ended first, else ours would be a part of it. Of what has passed, Pingora may
         // not have written the end.

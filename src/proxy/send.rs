@@ -16,7 +16,8 @@ use smallvec::SmallVec;
 use super::body::{self, Resized};
 use super::course::X_TOLLGATE_MODEL;
 use super::exchange::{Admitted, Exchange};
-use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, heads};
+use super::meter::Metering;
+use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, heads, hooks};
 use crate::auth::{CREDENTIAL_HEADERS, is_key_subprotocol};
 use crate::config::{BackendSpec, BackendUrl, ClientKeys};
 use crate::telemetry::{REQUEST_ID, TRACEPARENT, TRACESTATE};
@@ -79,10 +80,11 @@ pub(super) fn send(
 fn rewrite_head(session: &Session, headers: &mut HeaderMap, exchange: &mut Exchange) {
     if let Some(metering) = &mut exchange.metering {
         metering.is_sent = true;
-        if metering.reads() && exchange.arrived.runtime.snapshot.charges {
-            // What is compressed cannot be read as it passes.
-            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        }
+    }
+    let is_read = |it: &Metering| it.reads() && exchange.arrived.runtime.snapshot.charges;
+    if exchange.metering.as_ref().is_some_and(is_read) || hooks::wants_answer_body(exchange) {
+        // What is compressed cannot be read as it passes.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
     let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
     let attempt = exchange.attempts.current.as_ref().expect("an attempt has a backend");

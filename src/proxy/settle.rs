@@ -32,7 +32,8 @@ pub(super) async fn fail(
     let status = respond::status(session);
     if status != 0 {
         meter::charge(&proxy.months, session, exchange, status, Some(error));
-        if error.esource == ErrorSource::Upstream && !session.was_upgraded() {
+        let is_cut = error.esource == ErrorSource::Upstream || exchange.hooks.cut.is_some();
+        if is_cut && !session.was_upgraded() {
             respond::interrupt(session, exchange).await;
         }
     } else if let Some(refusal) = refusal(exchange, error) {
@@ -50,6 +51,9 @@ pub(super) async fn fail(
 fn refusal(exchange: &mut Exchange, error: &Error) -> Option<Refusal> {
     if exchange.observed.client_fault.is_some() {
         return exchange.observed.client_fault.take();
+    }
+    if let Some(cut) = exchange.hooks.cut.take() {
+        return Some(cut);
     }
     if error.esource == ErrorSource::Downstream {
         return match error.etype {

@@ -18,6 +18,7 @@ mod deploy;
 mod exchange;
 mod failover;
 mod front_door;
+mod guard;
 mod health;
 mod hooks;
 mod hostile;

@@ -20,6 +20,7 @@ pub(in super::super) struct FileHook {
     pub(in super::super) bounds: Option<FileBounds>,
     pub(in super::super) refuse: Option<FileRefuse>,
     pub(in super::super) answer: Option<FileAnswer>,
+    pub(in super::super) guard: Option<FileGuard>,
     pub(in super::super) custom: Option<IndexMap<String, Value>>,
 }
 
@@ -105,4 +106,35 @@ pub(in super::super) struct FileAnswer {
     pub(in super::super) retry_after: Option<Span>,
     pub(in super::super) body: Option<String>,
     pub(in super::super) json: Option<Value>,
+}
+
+/// Texts that may not pass.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(in super::super) struct FileGuard {
+    pub(in super::super) words: Option<OneOrMany>,
+    pub(in super::super) words_file: Option<String>,
+    pub(in super::super) patterns: Option<OneOrMany>,
+    pub(in super::super) on: Option<Vec<FileSide>>,
+    pub(in super::super) action: Option<FileAction>,
+    pub(in super::super) replacement: Option<String>,
+    pub(in super::super) hold_back: Option<u32>,
+    pub(in super::super) answer_bytes_max: Option<Size>,
+}
+
+/// What is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in super::super) enum FileSide {
+    Request,
+    Answer,
+}
+
+/// What is done where something is found.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in super::super) enum FileAction {
+    Refuse,
+    Redact,
+    Count,
 }

@@ -14,7 +14,10 @@ use super::snapshot::TlsVersion;
 use super::units::{Size, Span};
 use crate::secret::Secret;
 
-pub(super) use hooks::{FileAnswer, FileFields, FileHeaders, FileHook, FileRefuse, FileText};
+pub(super) use hooks::{
+    FileAction, FileAnswer, FileFields, FileGuard, FileHeaders, FileHook, FileRefuse, FileSide,
+    FileText,
+};
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]

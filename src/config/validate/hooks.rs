@@ -1,6 +1,7 @@
 //! Hooks: of everything, of services and of models.
 
 use std::collections::{HashMap, HashSet};
+use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,15 +10,18 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use indexmap::IndexMap;
 use serde_json::Value;
 
+use super::super::defaults;
 use super::super::file::{
-    FileAnswer, FileConfig, FileFields, FileHeaders, FileHook, FileRefuse, FileText, OneOrMany,
+    FileAction, FileAnswer, FileConfig, FileFields, FileGuard, FileHeaders, FileHook, FileRefuse,
+    FileSide, FileText, OneOrMany,
 };
 use super::super::problem::{KeyPath, Place, Problem, Problems};
+use super::super::seen::SeenFile;
 use super::{Context, item_path};
 use crate::expression::{Expression, Fault, Gives, Moment};
 use crate::hooks::{
-    At, Bounds, Chain, FieldChanges, FieldPath, HeaderChanges, HeaderText, Hook, OfAnswers,
-    OfRequests, Say, may_change,
+    Action, At, Bounds, Chain, FieldChanges, FieldPath, Guard, GuardSpec, HeaderChanges,
+    HeaderText, Hook, OfAnswers, OfRequests, Say, may_change,
 };
 
 /// The most hooks of one model, with those of everything and of its service.
@@ -25,6 +29,15 @@ const HOOKS_MAX: usize = 64;
 
 /// The longest name of a hook, in bytes: it is a label of metrics.
 const NAME_BYTES_MAX: usize = 64;
+
+/// The longest word of a guard: so much of a stream may be held back for it.
+const WORD_LETTERS_MAX: usize = 256;
+
+/// The most letters of a stream that are held back for patterns.
+const HOLD_BACK_MAX: usize = 4096;
+
+/// The largest file of words: 100,000 of them take about a megabyte.
+const WORDS_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// The hooks of each model that has any, by `service/model`.
 pub(super) fn chains(
@@ -34,7 +47,7 @@ pub(super) fn chains(
 ) -> HashMap<String, Arc<Chain>> {
     let root = KeyPath::default();
     let mut chains = HashMap::new();
-    let mut reader = Reader { context, names: HashSet::new(), problems };
+    let mut reader = Reader { context, names: HashSet::new(), beside: String::new(), problems };
     let everywhere = Shared::of(reader.hooks(file.hooks.as_deref(), &root));
     for (service, written) in file.services.iter().flatten() {
         let at = root.key("services").key(service);
@@ -80,6 +93,8 @@ impl Shared {
 struct Reader<'a> {
     context: &'a Context<'a>,
     names: HashSet<String>,
+    /// What the files say that the hook which is read has beside it.
+    beside: String,
     problems: &'a mut Problems,
 }
 
@@ -110,7 +125,8 @@ impl Reader<'_> {
         if self.problems.count() > before {
             return None;
         }
-        Some(Hook::new(&name, when, moments, &format!("{written:?}")))
+        let beside = std::mem::take(&mut self.beside);
+        Some(Hook::new(&name, when, moments, &format!("{written:?}{beside}")))
     }
 
     /// What a hook is called: as it is written, else as what it does, with a number where there are several.
@@ -147,6 +163,7 @@ impl Reader<'_> {
             bounds,
             refuse,
             answer,
+            guard,
             custom,
         } = written;
         let mut kinds: Vec<(&str, Vec<At>)> = Vec::new();
@@ -177,6 +194,10 @@ impl Reader<'_> {
             let say = self.answer(answer, &path.key("answer"));
             kinds.push(("answer", vec![At::RequestHead(Box::new(say))]));
         }
+        if let Some(guard) = guard {
+            let moments = self.guard(guard, &path.key("guard"));
+            kinds.push(("guard", moments));
+        }
         for (name, written) in custom.iter().flatten() {
             let moments = self.custom(name, written, &path.key("custom").key(name));
             kinds.push((name, moments));
@@ -187,7 +208,7 @@ impl Reader<'_> {
                 if !self.problems.has_below(path) {
                     let message = if kinds.is_empty() {
                         "does nothing; write one of request_headers, response_headers, \
-                         request_fields, bounds, refuse, answer, custom"
+                         request_fields, bounds, refuse, answer, guard, custom"
                     } else {
                         "does several things; write a hook for each, in the order in which they act"
                     };
@@ -401,5 +422,86 @@ impl Reader<'_> {
             answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         Say::Answer(answer)
+    }
+
+    fn guard(&mut self, written: &FileGuard, path: &KeyPath) -> Vec<At> {
+        let mut words = self.words(written, path);
+        for (index, word) in words.iter().enumerate() {
+            if word.chars().count() > WORD_LETTERS_MAX {
+                let message =
+                    format!("word {} has more than {WORD_LETTERS_MAX} letters", index + 1);
+                self.problems.value(path, message);
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        let patterns = written.patterns.as_ref().map(|it| it.items.clone()).unwrap_or_default();
+        if words.is_empty() && patterns.is_empty() && !self.problems.has_below(path) {
+            self.problems.value(path, "looks for nothing; write words, words_file or patterns");
+        }
+        let on = written.on.as_deref().unwrap_or(&[FileSide::Request, FileSide::Answer]);
+        if on.is_empty() {
+            self.problems.value(&path.key("on"), "looks at nothing; write request, answer or both");
+        }
+        let hold_back = written.hold_back.unwrap_or(defaults::GUARD_HOLD_BACK) as usize;
+        if !(1..=HOLD_BACK_MAX).contains(&hold_back) {
+            let message = format!("expected a number of letters from 1 to {HOLD_BACK_MAX}");
+            self.problems.value(&path.key("hold_back"), message);
+        }
+        let replacement = written.replacement.as_deref().unwrap_or(defaults::GUARD_REPLACEMENT);
+        let spec = GuardSpec {
+            words,
+            patterns,
+            requests: on.contains(&FileSide::Request),
+            answers: on.contains(&FileSide::Answer),
+            action: match written.action {
+                None | Some(FileAction::Refuse) => Action::Refuse,
+                Some(FileAction::Redact) => Action::Redact,
+                Some(FileAction::Count) => Action::Count,
+            },
+            replacement: replacement.to_owned(),
+            hold_back,
+            answer_bytes_max: written
+                .answer_bytes_max
+                .map_or(defaults::GUARD_ANSWER_BYTES_MAX, |size| size.0),
+        };
+        match Guard::new(spec) {
+            Ok(guard) => guard.moments(),
+            Err((pattern, message)) => {
+                let patterns = path.key("patterns");
+                let at = match (pattern, &written.patterns) {
+                    (Some(index), Some(written)) => item_path(written, &patterns, index),
+                    _ => path.clone(),
+                };
+                self.problems.value(&at, format!("cannot be looked for: {message}"));
+                Vec::new()
+            }
+        }
+    }
+
+    /// The words that are written, and those of the file: one a line.
+    fn words(&mut self, written: &FileGuard, path: &KeyPath) -> Vec<String> {
+        let mut words: Vec<String> =
+            written.words.iter().flat_map(|it| it.items.iter().cloned()).collect();
+        let Some(name) = &written.words_file else { return words };
+        let file = self.context.files.folder.join(name);
+        self.context.files.read.borrow_mut().push(SeenFile::look(&file));
+        let mut text = String::new();
+        let read = std::fs::File::open(&file)
+            .and_then(|file| file.take(WORDS_BYTES_MAX + 1).read_to_string(&mut text));
+        match read {
+            Ok(_) if text.len() as u64 > WORDS_BYTES_MAX => {
+                let message = format!("{} has more than {WORDS_BYTES_MAX} bytes", file.display());
+                self.problems.value(&path.key("words_file"), message);
+            }
+            Ok(_) => {
+                words.extend(text.lines().map(|line| line.trim().to_owned()));
+                self.beside = text;
+            }
+            Err(error) => {
+                let message = format!("cannot read {}: {error}", file.display());
+                self.problems.value(&path.key("words_file"), message);
+            }
+        }
+        words
     }
 }

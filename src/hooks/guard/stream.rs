@@ -1,0 +1,326 @@
+//! A stream that is looked at as it passes: server-sent events, or lines of JSON.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+use memchr::memmem;
+use serde_json::Value;
+
+use super::super::{AnswerBody, Found, Stop};
+use super::{Action, CUT, Guard, Inner, cut, texts};
+
+/// The most texts of one stream that go on beside each other.
+const TEXTS_MAX: usize = 256;
+
+/// The most events that wait for those behind them.
+const EVENTS_MAX: usize = 4096;
+
+/// A stream that passes.
+pub(super) struct Stream {
+    guard: Guard,
+    is_lines: bool,
+    /// What has come of an event that is not complete.
+    partial: BytesMut,
+    /// Events that wait for those behind them.
+    waiting: VecDeque<Event>,
+    waiting_bytes: usize,
+    texts: Vec<Text>,
+    found: Found,
+}
+
+/// A text that goes on from event to event. Places in it are bytes from its beginning.
+struct Text {
+    way: String,
+    /// The end of it: what something may begin in that goes on behind it, and what stands before that.
+    recent: String,
+    /// Where that begins.
+    from: usize,
+    /// Up to here all was looked at.
+    seen: usize,
+    /// Up to here nothing begins that may still go on.
+    settled: usize,
+    /// What is taken out of it, as far as it has not been sent on.
+    taken_out: Vec<Range<usize>>,
+}
+
+/// An event that waits.
+struct Event {
+    bytes: Bytes,
+    pieces: Vec<Piece>,
+}
+
+/// What an event has of a text.
+struct Piece {
+    text: usize,
+    at: Range<usize>,
+}
+
+impl Stream {
+    pub(super) fn new(guard: Guard, is_lines: bool) -> Self {
+        Self {
+            guard,
+            is_lines,
+            partial: BytesMut::new(),
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            texts: Vec::new(),
+            found: Found::default(),
+        }
+    }
+
+    /// How long the first event is that has come, with what ends it.
+    fn first_end(&self) -> Option<usize> {
+        let bytes = &self.partial[..];
+        if self.is_lines {
+            return memchr::memchr(b'\n', bytes).map(|at| at + 1);
+        }
+        let ends = [&b"\n\n"[..], b"\r\n\r\n", b"\r\r"];
+        ends.iter().filter_map(|end| Some(memmem::find(bytes, end)? + end.len())).min()
+    }
+
+    /// An event has come.
+    fn take(&mut self, bytes: Bytes) -> Result<(), Stop> {
+        let data = data(&bytes, self.is_lines);
+        let mut pieces: Vec<Piece> = Vec::new();
+        let known = &mut self.texts;
+        let mut seen = |way: &str, text: &str| {
+            let at = known.iter().position(|known| known.way == way).unwrap_or_else(|| {
+                known.push(Text::new(way));
+                known.len() - 1
+            });
+            let own = &mut known[at];
+            let start = own.from + own.recent.len();
+            own.recent.push_str(text);
+            pieces.push(Piece { text: at, at: start..start + text.len() });
+        };
+        // The end of a stream, or what is no JSON, is one text.
+        if !data.is_empty() && texts::each(&data, &mut seen).is_err() {
+            seen("", &String::from_utf8_lossy(&data));
+        }
+        if self.texts.len() > TEXTS_MAX {
+            return Err(cut("the answer has more texts at once than are looked at here"));
+        }
+        for piece in &pieces {
+            let found = self.texts[piece.text].look(&self.guard.0);
+            self.found.something |= found;
+            if found && self.guard.0.action == Action::Refuse {
+                self.found.is_stopped = true;
+                return Err(cut(CUT));
+            }
+        }
+        self.waiting_bytes += bytes.len();
+        self.waiting.push_back(Event { bytes, pieces });
+        Ok(())
+    }
+
+    /// Sends on what needs not wait.
+    fn release(&mut self, is_end: bool, passes: &mut BytesMut) -> Result<(), Stop> {
+        let bytes_max = self.guard.0.answer_bytes_max;
+        while let Some(event) = self.waiting.front() {
+            let is_settled = |piece: &Piece| self.texts[piece.text].settled >= piece.at.end;
+            if !is_end && !event.pieces.iter().all(is_settled) {
+                if self.waiting.len() > EVENTS_MAX || self.waiting_bytes > bytes_max {
+                    return Err(cut("the answer holds back more than is looked at here"));
+                }
+                return Ok(());
+            }
+            let Some(event) = self.waiting.pop_front() else { return Ok(()) };
+            self.waiting_bytes -= event.bytes.len();
+            let is_hit = |piece: &Piece| {
+                let touches =
+                    |out: &Range<usize>| out.start < piece.at.end && out.end > piece.at.start;
+                self.texts[piece.text].taken_out.iter().any(touches)
+            };
+            if event.pieces.iter().any(is_hit) {
+                let next = self.rewritten(&event).ok_or_else(|| cut(CUT))?;
+                passes.extend_from_slice(&next);
+            } else {
+                passes.extend_from_slice(&event.bytes);
+            }
+            for piece in &event.pieces {
+                let text = &mut self.texts[piece.text];
+                text.taken_out.retain(|out| out.end > piece.at.end);
+            }
+        }
+        Ok(())
+    }
+
+    /// An event without what is taken out of its texts; none where they cannot be told apart.
+    fn rewritten(&self, event: &Event) -> Option<Vec<u8>> {
+        let data = data(&event.bytes, self.is_lines);
+        let mut pieces = event.pieces.iter();
+        let mut are_all_known = true;
+        let mut next = |text: &mut String| match pieces.next() {
+            Some(piece) if piece.at.len() == text.len() => {
+                *text = self.texts[piece.text].without(piece, text, &self.guard.0.replacement);
+            }
+            _ => are_all_known = false,
+        };
+        let data = match serde_json::from_slice::<Value>(&data) {
+            Ok(mut document) => {
+                texts::change(&mut document, &mut next);
+                document.to_string()
+            }
+            Err(_) => {
+                let mut text = String::from_utf8_lossy(&data).into_owned();
+                next(&mut text);
+                text
+            }
+        };
+        (are_all_known && pieces.next().is_none())
+            .then(|| framed(&event.bytes, &data, self.is_lines))
+    }
+}
+
+impl Text {
+    fn new(way: &str) -> Self {
+        let (way, recent) = (way.to_owned(), String::new());
+        Self { way, recent, from: 0, seen: 0, settled: 0, taken_out: Vec::new() }
+    }
+
+    /// Looks at what is new of it, with what stands before it; whether there is something.
+    fn look(&mut self, own: &Inner) -> bool {
+        let end = self.from + self.recent.len();
+        let mut is_found = false;
+        if own.matcher.is_in(&self.recent) {
+            for range in own.matcher.find(&self.recent) {
+                let range = self.from + range.start..self.from + range.end;
+                // What ends before what is new was found before.
+                if range.end > self.seen {
+                    is_found = true;
+                    self.take_out(own, range);
+                }
+            }
+        }
+        self.seen = end;
+        let waits = match own.action {
+            // Nobody waits for what is only counted.
+            Action::Count => 0,
+            _ if !own.matcher.has_patterns() && !own.matcher.is_within_word(&self.recent) => 0,
+            Action::Refuse | Action::Redact => tail(&self.recent, own.hold_back),
+        };
+        self.settled = end - waits;
+        let kept = tail(&self.recent, own.hold_back.saturating_mul(2));
+        let gone = self.recent.len() - kept;
+        self.recent.drain(..gone);
+        self.from += gone;
+        is_found
+    }
+
+    /// Together with what it overlaps.
+    fn take_out(&mut self, own: &Inner, mut range: Range<usize>) {
+        if own.action != Action::Redact {
+            return;
+        }
+        self.taken_out.retain(|out| {
+            let overlaps = out.start < range.end && range.start < out.end;
+            if overlaps {
+                range = range.start.min(out.start)..range.end.max(out.end);
+            }
+            !overlaps
+        });
+        self.taken_out.push(range);
+        self.taken_out.sort_unstable_by_key(|out| out.start);
+    }
+
+    /// A piece of it without what is taken out. The replacement is where that begins.
+    fn without(&self, piece: &Piece, text: &str, replacement: &str) -> String {
+        let mut next = String::with_capacity(text.len());
+        let mut from = piece.at.start;
+        let own = |range: Range<usize>| {
+            text.get(range.start - piece.at.start..range.end - piece.at.start).unwrap_or_default()
+        };
+        for out in &self.taken_out {
+            if out.end <= piece.at.start || out.start >= piece.at.end {
+                continue;
+            }
+            if out.start >= piece.at.start {
+                next.push_str(own(from..out.start));
+                next.push_str(replacement);
+            }
+            from = out.end.min(piece.at.end);
+        }
+        next.push_str(own(from..piece.at.end));
+        next
+    }
+}
+
+/// The bytes of so many letters at the end of a text.
+fn tail(text: &str, letters: usize) -> usize {
+    let first = text.char_indices().rev().take(letters).last();
+    first.map_or(0, |(at, _)| text.len() - at)
+}
+
+/// The lines of an event, each without its end.
+fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
+    // Of a CR and an LF, an empty line comes out between: it is no field.
+    event.split(|byte| matches!(byte, b'\r' | b'\n')).filter(|line| !line.is_empty())
+}
+
+/// What an event says, without its framing.
+fn data(event: &Bytes, is_lines: bool) -> Bytes {
+    if is_lines {
+        return event.slice_ref(event.trim_ascii());
+    }
+    let value = |line: &'_ [u8]| -> Option<Range<usize>> {
+        let value = line.strip_prefix(b"data:")?;
+        let value = value.strip_prefix(b" ").unwrap_or(value);
+        let start = value.as_ptr() as usize - event.as_ptr() as usize;
+        Some(start..start + value.len())
+    };
+    let mut values = lines(event).filter_map(value);
+    let Some(first) = values.next() else { return Bytes::new() };
+    let rest: Vec<Range<usize>> = values.collect();
+    if rest.is_empty() {
+        return event.slice(first);
+    }
+    let all: Vec<&[u8]> = std::iter::once(first).chain(rest).map(|range| &event[range]).collect();
+    all.join(&b"\n"[..]).into()
+}
+
+/// An event that says something else, with the fields that it had besides.
+fn framed(event: &Bytes, data: &str, is_lines: bool) -> Vec<u8> {
+    if is_lines {
+        return format!("{data}\n").into_bytes();
+    }
+    let mut next = Vec::with_capacity(event.len() + data.len());
+    for line in lines(event).filter(|line| !line.starts_with(b"data:")) {
+        next.extend_from_slice(line);
+        next.push(b'\n');
+    }
+    for line in data.split('\n') {
+        next.extend_from_slice(b"data: ");
+        next.extend_from_slice(line.as_bytes());
+        next.push(b'\n');
+    }
+    next.push(b'\n');
+    next
+}
+
+impl AnswerBody for Stream {
+    fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Stop> {
+        if let Some(piece) = piece.take() {
+            self.partial.extend_from_slice(&piece);
+        }
+        let mut passes = BytesMut::new();
+        while let Some(end) = self.first_end() {
+            let event = self.partial.split_to(end).freeze();
+            self.take(event)?;
+        }
+        if is_end && !self.partial.is_empty() {
+            let rest = std::mem::take(&mut self.partial).freeze();
+            self.take(rest)?;
+        }
+        if self.partial.len() > self.guard.0.answer_bytes_max {
+            return Err(cut("the answer has a larger event than is looked at here"));
+        }
+        self.release(is_end, &mut passes)?;
+        *piece = (!passes.is_empty()).then(|| passes.freeze());
+        Ok(())
+    }
+
+    fn found(&self) -> Found {
+        self.found
+    }
+}
