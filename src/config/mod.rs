@@ -281,8 +281,16 @@ mod tests {
         }
         // A hook does one thing, so it takes several of them to have every key.
         let Some(Node::List(hooks)) = child(&example, "hooks") else { panic!("no hooks") };
-        for part in ["", "request_headers", "request_fields", "bounds", "refuse", "answer", "guard"]
-        {
+        for part in [
+            "",
+            "route",
+            "request_headers",
+            "request_fields",
+            "bounds",
+            "refuse",
+            "answer",
+            "guard",
+        ] {
             for key in known_at(&format!("hooks/0/{part}")) {
                 let of_part = |hook| steps(part).try_fold(hook, child);
                 let is_there = |node| child(node, &key).is_some();

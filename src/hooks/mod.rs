@@ -11,6 +11,7 @@ mod guard;
 mod headers;
 mod kinds;
 mod prompt;
+mod route;
 mod say;
 
 use std::fmt;
@@ -29,6 +30,7 @@ pub use fields::{FieldChanges, FieldPath};
 pub use guard::{Action, Guard, GuardSpec};
 pub use headers::{HeaderChanges, HeaderText, OfAnswers, OfRequests, may_change};
 pub use kinds::{HookKind, HookKinds};
+pub use route::{By, Route};
 pub use say::{Bounds, Say};
 
 /// That a condition cannot be told is logged once in this time, for each hook.
@@ -36,6 +38,8 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// What a hook does at one moment.
 pub enum At {
+    /// When the request may pass, and its model is known: whether it goes to another one.
+    Route(Box<dyn OnRoute>),
     /// When the request may pass and its model is known.
     RequestHead(Box<dyn OnRequestHead>),
     /// Then, with its body: such a request is held as a whole before it goes on.
@@ -53,10 +57,19 @@ impl At {
     #[must_use]
     pub fn moment(&self) -> Moment {
         match self {
-            Self::RequestHead(_) | Self::RequestBody(_) | Self::Settled(_) => Moment::Request,
+            Self::Route(_) | Self::RequestHead(_) | Self::RequestBody(_) | Self::Settled(_) => {
+                Moment::Request
+            }
             Self::AnswerHead(_) | Self::AnswerBody(_) => Moment::Answer,
         }
     }
+}
+
+/// Says where a request goes.
+pub trait OnRoute: Send + Sync {
+    /// A request may pass. The `service/model` that it goes to in the place of its own; of several hooks that name one, the
+    /// first. One that the configuration does not have is passed over.
+    fn route(&self, head: &RequestHead<'_>) -> Option<Arc<str>>;
 }
 
 /// Acts on the head of a request.
@@ -357,6 +370,12 @@ impl Chain {
         self.0.iter().any(|hook| hook.at.iter().any(&is_it))
     }
 
+    /// Whether one may send requests elsewhere.
+    #[must_use]
+    pub fn routes(&self) -> bool {
+        self.has(|at| matches!(at, At::Route(_)))
+    }
+
     /// Whether one acts on bodies of requests.
     #[must_use]
     pub fn wants_body(&self) -> bool {
@@ -381,7 +400,7 @@ impl Chain {
         self.has(|at| matches!(at, At::Settled(_)))
     }
 
-    /// A request may pass. `body` is there where one is, and is held.
+    /// A request may pass. `body` is there where one is, and is held. Where it goes, if not to its own model.
     ///
     /// # Errors
     /// With what the client is told instead of passing it on.
@@ -391,10 +410,12 @@ impl Chain {
         headers: &mut HeaderMap,
         mut body: Option<&mut Bytes>,
         runs: &mut Runs,
-    ) -> Result<(), Stop> {
+    ) -> Result<Option<Arc<str>>, Stop> {
         let mut clock = Clock::start();
+        let mut route = None;
         for hook in &self.0 {
-            let is_of_request = |at: &At| matches!(at, At::RequestHead(_) | At::RequestBody(_));
+            let is_of_request =
+                |at: &At| matches!(at, At::Route(_) | At::RequestHead(_) | At::RequestBody(_));
             if !hook.at.iter().any(is_of_request) {
                 continue;
             }
@@ -403,6 +424,10 @@ impl Chain {
             let mut found = false;
             for at in &hook.at {
                 let done = match (at, body.as_deref_mut()) {
+                    (At::Route(hook), _) if route.is_none() => {
+                        route = hook.route(&RequestHead { request, headers });
+                        Ok(())
+                    }
                     (At::RequestHead(hook), _) => {
                         hook.request_head(&mut RequestHead { request, headers })
                     }
@@ -423,7 +448,7 @@ impl Chain {
             }
             clock.end(hook, if found { Outcome::Found } else { Outcome::Passed }, runs);
         }
-        Ok(())
+        Ok(route)
     }
 
     /// The head of an answer has come.

@@ -134,9 +134,13 @@ async fn take_in(
         Ok(admitted) => admitted,
         Err(refusal) => return Ok(Err(refusal.into())),
     };
-    if let Err(halt) = hooks::request(session, exchange, &admitted, look)? {
-        exchange.admitted = Some(admitted);
-        return Ok(Err(halt));
+    match hooks::request(session, exchange, &admitted, look)? {
+        Ok(None) => {}
+        Ok(Some(way)) => admitted.go(way),
+        Err(halt) => {
+            exchange.admitted = Some(admitted);
+            return Ok(Err(halt));
+        }
     }
     admitted.can_rename = exchange.body.can_rename();
     if admitted.to().renames && !admitted.can_rename {

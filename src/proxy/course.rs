@@ -258,8 +258,9 @@ fn by_path(head: &RequestHeader, way: &Arc<Way>, path: &[u8], tail: &[u8], query
     let front = routing::front(&head.method, tail, query);
     let may_fall_back = answers_only(&head.method, tail, front.as_ref());
     let names = Names::of(front.as_ref());
+    let may_change = way.renames || way.targets[0].hooks.as_ref().is_some_and(|it| it.routes());
     match front {
-        Some(Front::Exchange(Mention::Target { name, at })) if way.renames => {
+        Some(Front::Exchange(Mention::Target { name, at })) if may_change => {
             asked = Some(Asked { name, at: Some(at) });
         }
         Some(Front::Exchange(Mention::Body(keys))) => look = Look::along(way, keys),

@@ -110,6 +110,8 @@ pub(super) struct Admitted {
     pub(super) may_fall_back: bool,
     /// Whether a name in its body can be changed.
     pub(super) can_rename: bool,
+    /// Whether a hook has sent it to another model.
+    is_elsewhere: bool,
     pub(super) _inflight: Counted,
 }
 
@@ -134,8 +136,16 @@ impl Admitted {
             is_front,
             may_fall_back,
             can_rename: true,
+            is_elsewhere: false,
             _inflight: inflight,
         }
+    }
+
+    /// It goes another way, whatever the client may ask for itself.
+    pub(super) fn go(&mut self, way: Arc<Way>) {
+        self.way = way;
+        self.at = 0;
+        self.is_elsewhere = true;
     }
 
     /// What the client calls the model, where that name is what led here.
@@ -180,7 +190,7 @@ impl Admitted {
 
     /// Whether an answer tells which model gave it: the path does not, or it was not that one.
     pub(super) fn tells_model(&self) -> bool {
-        self.is_front && !self.way.is_everything || self.to().is_fallback
+        self.is_front && !self.way.is_everything || self.to().is_fallback || self.is_elsewhere
     }
 }
 

@@ -19,6 +19,7 @@ use crate::auth::Grant;
 use crate::expression::Request;
 use crate::hooks::{AnswerHead, Bodies, Chain, Runs, Settled, Stop};
 use crate::refusal::Refusal;
+use crate::runtime::Way;
 use crate::telemetry::Taken;
 
 /// The hooks of an exchange.
@@ -121,7 +122,7 @@ impl Known {
     }
 }
 
-/// A request may pass: its hooks have their say.
+/// A request may pass: its hooks have their say. The way that it goes, if not its own.
 ///
 /// # Errors
 /// When its head cannot be put together again; it was read as one.
@@ -130,8 +131,8 @@ pub(super) fn request(
     exchange: &mut Exchange,
     admitted: &Admitted,
     look: Option<Look>,
-) -> Result<Result<(), Halt>> {
-    let Some(chain) = admitted.to().hooks.clone() else { return Ok(Ok(())) };
+) -> Result<Result<Option<Arc<Way>>, Halt>> {
+    let Some(chain) = admitted.to().hooks.clone() else { return Ok(Ok(None)) };
     let replay = exchange.arrived.runtime.snapshot.replay;
     let mut held = None;
     if chain.wants_body() {
@@ -152,18 +153,23 @@ pub(super) fn request(
     let headers = &session.req_header().headers;
     let headers = if chain.wants_end() { headers.clone() } else { HeaderMap::new() };
     exchange.hooks.own = Some(Box::new(Own { chain, known, headers }));
-    if let Err(stop) = done {
-        exchange.hooks.has_answered = true;
-        return Ok(Err(stop.into()));
-    }
-    match held {
-        Some(bytes) if before.is_some_and(|before| before != bytes) => {
-            let headers = &session.req_header().headers;
-            let edited = exchange.body.edit(bytes, look, headers, &replay);
-            Ok(edited.map_err(Halt::from))
+    let route = match done {
+        Ok(route) => route,
+        Err(stop) => {
+            exchange.hooks.has_answered = true;
+            return Ok(Err(stop.into()));
         }
-        _ => Ok(Ok(())),
+    };
+    if let Some(bytes) = held
+        && before.is_some_and(|before| before != bytes)
+    {
+        let headers = &session.req_header().headers;
+        if let Err(refusal) = exchange.body.edit(bytes, look, headers, &replay) {
+            return Ok(Err(refusal.into()));
+        }
     }
+    let routes = &exchange.arrived.runtime.routes;
+    Ok(Ok(route.and_then(|to| routes.get(&*to).cloned())))
 }
 
 /// Whether bodies of answers are looked at: then they may not be compressed.

@@ -49,6 +49,8 @@ pub struct Runtime {
     pub router: Router<Arc<Way>>,
     /// From a model's name to pools.
     pub catalog: Catalog,
+    /// Where hooks may send requests, by `service/model`.
+    pub routes: HashMap<String, Arc<Way>>,
     /// From a model's name to what it costs.
     tariffs: Names<Arc<Tariff>>,
     /// All pools by `service/model`, in no order.
@@ -106,6 +108,7 @@ impl Runtime {
         let ways = Ways::new(&snapshot, &pools);
         let router = Router::new(ways.of_paths(&snapshot));
         let catalog = ways.catalog(&snapshot);
+        let routes = ways.of_hooks(&snapshot);
         let limits =
             Arc::new(Limits::new(&snapshot, previous.map(|previous| previous.limits.as_ref())));
         let mut tariffs = Names::default();
@@ -120,6 +123,7 @@ impl Runtime {
             limits,
             router,
             catalog,
+            routes,
             tariffs,
             pools,
             hosts,

@@ -159,6 +159,20 @@ impl<'a> Ways<'a> {
         ways
     }
 
+    /// The ways of models that hooks may send requests to, by `service/model`: all of them, where there are hooks.
+    pub(super) fn of_hooks(&self, snapshot: &Snapshot) -> HashMap<String, Arc<Way>> {
+        if !snapshot.hooks.values().any(|chain| chain.routes()) {
+            return HashMap::new();
+        }
+        let way = |(service, model, _): (&str, &str, _)| {
+            let to = ModelRef::new(service, model);
+            // Whatever the request names; a wildcard is no name.
+            let to = if Pattern::parse(model).is_none() { to.renamed() } else { to };
+            (format!("{service}/{model}"), self.way(&[to], &[model]))
+        };
+        snapshot.pools().map(way).collect()
+    }
+
     pub(super) fn catalog(&self, snapshot: &Snapshot) -> Catalog {
         let naming = &snapshot.naming;
         let mut catalog = Catalog { lists: naming.listed, ..Catalog::default() };

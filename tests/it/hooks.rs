@@ -213,6 +213,42 @@ fn hooks_of_everything_come_before_those_of_a_service_and_of_a_model() {
 }
 
 #[test]
+fn requests_go_to_another_model() {
+    let (old, new) = (echo(), echo());
+    let models = [Model("mdl", &[&old]), Model("next", &[&new]), Model("gem*", &[&old])];
+    let hooks = r#"
+hooks:
+  - {name: beta, when: 'request.headers["x-beta"] == "1"', route: {to: svc/next}}
+  - {name: none, route: {to: svc/next, percent: 0}}
+  - {name: half, when: 'request.headers["x-half"] == "1"', route: {to: svc/next, percent: 50}}
+  - {name: keys, when: 'request.headers["x-key"] == "1"', route: {to: svc/next, percent: 50, by: key}}
+"#;
+    let gateway = Gateway::start(&services(hooks, &[("svc", &models)]));
+    let sent = r#"{"model":"mdl","a":1}"#;
+    for path in [CHAT, "/v1/chat/completions"] {
+        let answer = post(gateway.address(), path, &["X-Beta: 1"], sent);
+        assert_eq!(body(&answer), json!({"model": "next", "a": 1}), "{path}");
+        assert_eq!(answer.header("x-tollgate-model"), "svc/next");
+        assert_eq!(body(&post(gateway.address(), path, &[], sent))["model"], "mdl");
+    }
+    let gemini = "/svc/gemini/v1beta/models/gemini:generateContent";
+    assert_eq!(post(gateway.address(), gemini, &["X-Beta: 1"], "{}").status, 200);
+    assert_eq!(new.last().target(), "/v1beta/models/next:generateContent");
+    let count = |header: &str| {
+        let before = new.seen().len();
+        for _ in 0..60 {
+            post(gateway.address(), CHAT, &[header], sent);
+        }
+        new.seen().len() - before
+    };
+    // One in 10^9 times it is not so.
+    assert!((5..=55).contains(&count("X-Half: 1")));
+    // From one address, all go the same way.
+    assert!([0, 60].contains(&count("X-Key: 1")));
+    assert_eq!(count("X-None: 1"), 0);
+}
+
+#[test]
 fn what_is_wrong_with_hooks_is_told_with_line_and_column() {
     let folder = tempfile::tempdir().unwrap();
     let text = r#"hooks:
@@ -230,6 +266,7 @@ fn what_is_wrong_with_hooks_is_told_with_line_and_column() {
   - custom: {mine: {}}
   - request_fields: {max: {max_tokens: "1"}, set: {model: x}}
   - {}
+  - {route: {to: svc/nothing, percent: 101}}
 services: {svc: {models: {mdl: {backends: [{id: b, url: "http://127.0.0.1:1"}]}}}}
 "#;
     std::fs::write(folder.path().join("tollgate.yaml"), text).unwrap();
@@ -247,7 +284,9 @@ services: {svc: {models: {mdl: {backends: [{id: b, url: "http://127.0.0.1:1"}]}}
         "hooks[5].custom.mine: there is no such hook: this program has none of its own (tollgate.yaml:13:14)",
         "hooks[6].request_fields.max.max_tokens: expected a number (tollgate.yaml:14:40)",
         r#"hooks[6].request_fields.set.model: the model is what a request is routed by; see "aliases" (tollgate.yaml:14:59)"#,
-        "hooks[7]: does nothing; write one of request_headers,",
+        "hooks[7]: does nothing; write one of route, request_headers,",
+        "hooks[8].route.to: there is no model \"svc/nothing\"; write it as service/model (tollgate.yaml:16:18)",
+        "hooks[8].route.percent: expected a number from 0 to 100",
     ] {
         assert!(told.contains(line), "{line}\nis not in\n{told}");
     }

@@ -14,6 +14,7 @@ use super::OneOrMany;
 pub(in super::super) struct FileHook {
     pub(in super::super) name: Option<String>,
     pub(in super::super) when: Option<String>,
+    pub(in super::super) route: Option<FileRoute>,
     pub(in super::super) request_headers: Option<FileHeaders>,
     pub(in super::super) response_headers: Option<FileHeaders>,
     pub(in super::super) request_fields: Option<FileFields>,
@@ -22,6 +23,23 @@ pub(in super::super) struct FileHook {
     pub(in super::super) answer: Option<FileAnswer>,
     pub(in super::super) guard: Option<FileGuard>,
     pub(in super::super) custom: Option<IndexMap<String, Value>>,
+}
+
+/// Where requests go.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(in super::super) struct FileRoute {
+    pub(in super::super) to: Option<String>,
+    pub(in super::super) percent: Option<f64>,
+    pub(in super::super) by: Option<FileBy>,
+}
+
+/// Whose requests stay together.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in super::super) enum FileBy {
+    Request,
+    Key,
 }
 
 /// What is done with headers.

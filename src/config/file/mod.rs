@@ -15,8 +15,8 @@ use super::units::{Size, Span};
 use crate::secret::Secret;
 
 pub(super) use hooks::{
-    FileAction, FileAnswer, FileFields, FileGuard, FileHeaders, FileHook, FileRefuse, FileSide,
-    FileText,
+    FileAction, FileAnswer, FileBy, FileFields, FileGuard, FileHeaders, FileHook, FileRefuse,
+    FileRoute, FileSide, FileText,
 };
 
 /// The whole file.

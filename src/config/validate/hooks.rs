@@ -12,16 +12,16 @@ use serde_json::Value;
 
 use super::super::defaults;
 use super::super::file::{
-    FileAction, FileAnswer, FileConfig, FileFields, FileGuard, FileHeaders, FileHook, FileRefuse,
-    FileSide, FileText, OneOrMany,
+    FileAction, FileAnswer, FileBy, FileConfig, FileFields, FileGuard, FileHeaders, FileHook,
+    FileRefuse, FileRoute, FileSide, FileText, OneOrMany,
 };
 use super::super::problem::{KeyPath, Place, Problem, Problems};
 use super::super::seen::SeenFile;
 use super::{Context, item_path};
 use crate::expression::{Expression, Fault, Gives, Moment};
 use crate::hooks::{
-    Action, At, Bounds, Chain, FieldChanges, FieldPath, Guard, GuardSpec, HeaderChanges,
-    HeaderText, Hook, OfAnswers, OfRequests, Say, may_change,
+    Action, At, Bounds, By, Chain, FieldChanges, FieldPath, Guard, GuardSpec, HeaderChanges,
+    HeaderText, Hook, OfAnswers, OfRequests, Route, Say, may_change,
 };
 
 /// The most hooks of one model, with those of everything and of its service.
@@ -47,7 +47,8 @@ pub(super) fn chains(
 ) -> HashMap<String, Arc<Chain>> {
     let root = KeyPath::default();
     let mut chains = HashMap::new();
-    let mut reader = Reader { context, names: HashSet::new(), beside: String::new(), problems };
+    let (names, beside, models) = (HashSet::new(), String::new(), models(file));
+    let mut reader = Reader { context, names, models, beside, problems };
     let everywhere = Shared::of(reader.hooks(file.hooks.as_deref(), &root));
     for (service, written) in file.services.iter().flatten() {
         let at = root.key("services").key(service);
@@ -67,6 +68,16 @@ pub(super) fn chains(
         }
     }
     chains
+}
+
+/// All models that the file has, as `service/model`.
+fn models(file: &FileConfig) -> HashSet<String> {
+    let services = file.services.iter().flatten();
+    let models = services.flat_map(|(service, written)| {
+        let both = [&written.models, &written.model].into_iter().flatten();
+        both.flat_map(|models| models.keys()).map(move |model| format!("{service}/{model}"))
+    });
+    models.collect()
 }
 
 /// Hooks that several models have, in one chain.
@@ -93,6 +104,8 @@ impl Shared {
 struct Reader<'a> {
     context: &'a Context<'a>,
     names: HashSet<String>,
+    /// All models, as `service/model`.
+    models: HashSet<String>,
     /// What the files say that the hook which is read has beside it.
     beside: String,
     problems: &'a mut Problems,
@@ -157,6 +170,7 @@ impl Reader<'_> {
         let FileHook {
             name: _,
             when: _,
+            route,
             request_headers,
             response_headers,
             request_fields,
@@ -167,6 +181,10 @@ impl Reader<'_> {
             custom,
         } = written;
         let mut kinds: Vec<(&str, Vec<At>)> = Vec::new();
+        if let Some(route) = route {
+            let route = self.route(route, &path.key("route"));
+            kinds.push(("route", vec![At::Route(Box::new(route))]));
+        }
         if let Some(headers) = request_headers {
             let changes = self.headers(headers, &path.key("request_headers"), true);
             kinds.push(("request_headers", vec![At::RequestHead(Box::new(OfRequests(changes)))]));
@@ -207,7 +225,7 @@ impl Reader<'_> {
             Err(kinds) => {
                 if !self.problems.has_below(path) {
                     let message = if kinds.is_empty() {
-                        "does nothing; write one of request_headers, response_headers, \
+                        "does nothing; write one of route, request_headers, response_headers, \
                          request_fields, bounds, refuse, answer, guard, custom"
                     } else {
                         "does several things; write a hook for each, in the order in which they act"
@@ -372,6 +390,25 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    fn route(&mut self, written: &FileRoute, path: &KeyPath) -> Route {
+        let to = written.to.as_deref().unwrap_or_default();
+        if written.to.is_none() {
+            self.problems.value(path, "\"to\" is missing: the service/model that requests go to");
+        } else if !self.models.contains(to) {
+            let message = format!("there is no model {to:?}; write it as service/model");
+            self.problems.value(&path.key("to"), message);
+        }
+        let percent = written.percent.unwrap_or(100.0);
+        if !(0.0..=100.0).contains(&percent) {
+            self.problems.value(&path.key("percent"), "expected a number from 0 to 100");
+        }
+        let by = match written.by {
+            None | Some(FileBy::Request) => By::Request,
+            Some(FileBy::Key) => By::Key,
+        };
+        Route { to: to.into(), share: percent / 100.0, by }
     }
 
     fn refusal(&mut self, written: &FileRefuse, path: &KeyPath) -> Say {
