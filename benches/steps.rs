@@ -99,6 +99,7 @@ fn reserve(runtime: &Runtime, group: &mut Group<'_>) {
         input: 10,
         output: 100,
         cost: &|| 0,
+        holds: &|_| true,
     };
     group.bench_function("reserve three limits and settle", |bench| {
         bench.iter(|| {
@@ -188,6 +189,7 @@ fn tell(group: &mut Group<'_>) {
         is_stream: false,
         is_tunnel: false,
         is_aborted: false,
+        is_logged: true,
         hooks: &Runs::new(),
     };
     group.bench_function("count an exchange", |bench| {

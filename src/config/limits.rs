@@ -7,6 +7,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 
+use crate::expression::Expression;
 use crate::names::NameList;
 
 /// One limit: so much of something in a time, for each of what it is counted by.
@@ -28,6 +29,8 @@ pub struct LimitSpec {
     pub max: u64,
     /// Whether it only counts and refuses nothing.
     pub shadow: bool,
+    /// For which requests it holds; none: all.
+    pub when: Option<Expression>,
 }
 
 /// What has a count of its own.

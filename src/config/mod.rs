@@ -245,6 +245,7 @@ mod tests {
             "keys/0/addresses",
             "jwt/0",
             "limits/0",
+            "request_log",
             "redis",
             "addresses",
             "ledger",

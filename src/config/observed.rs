@@ -6,6 +6,8 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use url::{Position, Url};
 
+use crate::expression::Expression;
+
 /// What is told of exchanges.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observed {
@@ -53,6 +55,8 @@ pub struct RequestLogSpec {
     pub is_asked_for: bool,
     /// Share of the exchanges that went well which have a line, 0 to 1; the others all have one.
     pub sample: f64,
+    /// Which exchanges have one at all, of those whose model was known; none: all.
+    pub when: Option<Expression>,
     /// Most bytes of lines that wait for the disk.
     pub queue_bytes_max: usize,
 }

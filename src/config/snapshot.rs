@@ -83,6 +83,8 @@ pub struct Snapshot {
     pub dns_refresh: Duration,
     /// What models are called besides their own names.
     pub naming: Naming,
+    /// Whether anything but hooks asks for conditions.
+    pub has_conditions: bool,
     /// The hooks of models that have any, by `service/model`.
     pub hooks: HashMap<String, Arc<Chain>>,
     /// Services by name, in the order of the file.
@@ -95,14 +97,26 @@ impl Snapshot {
     pub fn limits_tokens(&self) -> bool {
         let takes =
             |limit: &LimitSpec| matches!(limit.quantity, Quantity::Tokens(..) | Quantity::Money(_));
+        self.limits_where(takes)
+    }
+
+    /// Whether there is such a limit, of all or of a key.
+    fn limits_where(&self, is_it: impl Fn(&LimitSpec) -> bool) -> bool {
         let of_keys = match &self.clients {
             ClientKeys::Required(specs) => {
                 let issuers = specs.issuers.iter().map(|issuer| issuer.grant.as_ref());
-                specs.keys.iter().chain(issuers).any(|key| key.limits.iter().any(takes))
+                specs.keys.iter().chain(issuers).any(|key| key.limits.iter().any(&is_it))
             }
             ClientKeys::Untouched | ClientKeys::Dropped => false,
         };
-        of_keys || self.limits.iter().any(takes)
+        of_keys || self.limits.iter().any(&is_it)
+    }
+
+    /// Whether a limit or the request log has a condition.
+    pub(super) fn asks_for_conditions(&self) -> bool {
+        let has = |limit: &LimitSpec| limit.when.is_some();
+        let of_log = self.observed.request_log.as_ref().is_some_and(|log| log.when.is_some());
+        of_log || self.limits_where(has)
     }
 
     /// All pools with their service's and model's name.

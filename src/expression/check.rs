@@ -168,6 +168,9 @@ impl<'a> Checker<'a> {
             let message = format!("{name} is not known before the answer has come");
             return Err(self.fault(node, message));
         }
+        if self.moment == Moment::End && name == "response.headers" {
+            return Err(self.fault(node, "response.headers are not kept until the end"));
+        }
         Ok(Some(known.kind))
     }
 

@@ -146,6 +146,8 @@ fn what_is_wrong_is_told_with_its_place() {
     }
     let (message, _) = fault("response.status == 200", Moment::Request, Gives::Condition);
     assert_eq!(message, "response.status is not known before the answer has come");
+    let (message, _) = fault("size(response.headers) == 1", Moment::End, Gives::Condition);
+    assert_eq!(message, "response.headers are not kept until the end");
     let (message, _) = fault("request.body_bytes", Moment::Request, Gives::Text);
     assert_eq!(message, "is a number, not text; write string(...) around it");
 }

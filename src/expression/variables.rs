@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::OnceLock;
 
 use cel::common::traits::{Container, Indexer, Sizer};
 use cel::common::types::{CelBool, CelInt, CelString, MAP_TYPE, Type};
@@ -20,6 +21,8 @@ pub enum Moment {
     Request,
     /// The head of its answer has come.
     Answer,
+    /// All is over; the answer's headers are not kept until then.
+    End,
 }
 
 /// A variable.
@@ -136,6 +139,20 @@ pub struct Facts<'a> {
     pub headers: &'a HeaderMap,
     /// The answer, once there is one.
     pub answer: Option<AnswerFacts<'a>>,
+}
+
+impl<'a> Facts<'a> {
+    /// What is known when all is over: the last backend's id and what the client was sent.
+    #[must_use]
+    pub fn at_end(
+        request: &'a Request<'a>,
+        headers: &'a HeaderMap,
+        (backend, status): (&'a str, u16),
+    ) -> Self {
+        static NONE: OnceLock<HeaderMap> = OnceLock::new();
+        let none = NONE.get_or_init(HeaderMap::new);
+        Self { request, headers, answer: Some(AnswerFacts { backend, status, headers: none }) }
+    }
 }
 
 /// What is known of an answer.

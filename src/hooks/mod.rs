@@ -57,10 +57,9 @@ impl At {
     #[must_use]
     pub fn moment(&self) -> Moment {
         match self {
-            Self::Route(_) | Self::RequestHead(_) | Self::RequestBody(_) | Self::Settled(_) => {
-                Moment::Request
-            }
+            Self::Route(_) | Self::RequestHead(_) | Self::RequestBody(_) => Moment::Request,
             Self::AnswerHead(_) | Self::AnswerBody(_) => Moment::Answer,
+            Self::Settled(_) => Moment::End,
         }
     }
 }
@@ -225,6 +224,8 @@ pub struct Settled<'a> {
     pub request: &'a Request<'a>,
     /// The request's headers.
     pub headers: &'a HeaderMap,
+    /// The id of the backend that was asked last; empty: none.
+    pub backend: &'a str,
     /// What the client was sent; 0: nothing.
     pub status: u16,
     /// From the request's head to the end.
@@ -235,6 +236,12 @@ pub struct Settled<'a> {
     pub tokens: Option<(u64, u64)>,
     /// Whether the client left before the end.
     pub is_aborted: bool,
+}
+
+impl Settled<'_> {
+    fn facts(&self) -> Facts<'_> {
+        Facts::at_end(self.request, self.headers, (self.backend, self.status))
+    }
 }
 
 /// What a client is told in the place of an answer.
@@ -496,8 +503,7 @@ impl Chain {
             if !hook.at.iter().any(|at| matches!(at, At::Settled(_))) {
                 continue;
             }
-            let facts = Facts { request: end.request, headers: end.headers, answer: None };
-            let Some(hook) = clock.begin(hook, &facts, runs) else { continue };
+            let Some(hook) = clock.begin(hook, &end.facts(), runs) else { continue };
             for at in &hook.at {
                 if let At::Settled(hook) = at {
                     hook.settled(end);

@@ -21,6 +21,7 @@ use rust_decimal::prelude::ToPrimitive;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::{Calendar, ClientKeys, LimitSpec, MONEY_UNITS, Per, Quantity, Snapshot};
+use crate::expression::Expression;
 use local::Counts;
 pub use reserve::Reservation;
 use rule::{In, Origin, Rule, Tallies};
@@ -72,6 +73,8 @@ pub struct Ask<'a> {
     pub output: u64,
     /// What it costs at most, in shares of money.
     pub cost: &'a (dyn Fn() -> u64 + Sync),
+    /// Whether a condition holds for it.
+    pub holds: &'a (dyn Fn(&Expression) -> bool + Sync),
 }
 
 /// A moment, by both clocks.
@@ -209,6 +212,8 @@ impl Limits {
             input: 0,
             output: 0,
             cost: &|| 0,
+            // What has a condition has no money.
+            holds: &|_| false,
         };
         let now = self.clock.now();
         let spent = shares(spent);
@@ -278,6 +283,7 @@ mod tests {
                 input: 0,
                 output: 0,
                 cost: &|| 0,
+                holds: &|_| true,
             };
             limits.counted_as(&ask) == model
         };

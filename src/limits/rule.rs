@@ -81,12 +81,13 @@ impl Rule {
     }
 
     pub(super) fn holds_for(&self, ask: &Ask<'_>) -> bool {
-        let LimitSpec { keys, models, services, .. } = &self.spec;
+        let LimitSpec { keys, models, services, when, .. } = &self.spec;
         keys.as_ref().is_none_or(|keys| keys.holds(ask.key) || keys.holds(ask.name))
             && services.as_ref().is_none_or(|services| services.holds(ask.service))
             && models.as_ref().is_none_or(|models| {
                 models.holds(ask.model) || models.holds(&format!("{}/{}", ask.service, ask.model))
             })
+            && when.as_ref().is_none_or(|when| (ask.holds)(when))
     }
 
     /// Which of its counts an exchange is counted in; none: it is not counted.

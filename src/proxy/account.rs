@@ -146,6 +146,12 @@ impl Untold {
             is_stream: exchange.observed.is_stream,
             is_tunnel: end.is_tunnel,
             is_aborted: end.is_aborted,
+            is_logged: {
+                let backend = backend.map_or("", |attempt| attempt.backend().spec.id.as_str());
+                let log = exchange.arrived.runtime.snapshot.observed.request_log.as_ref();
+                let when = log.and_then(|log| log.when.as_ref());
+                when.is_none_or(|when| exchange.hooks.held(when, (backend, end.status)))
+            },
             hooks: &exchange.hooks.runs,
         };
         let observed = &exchange.arrived.runtime.snapshot.observed;

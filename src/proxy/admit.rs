@@ -244,8 +244,9 @@ fn decide(proxy: &Proxy, session: &Session, exchange: &mut Exchange) -> Result<D
     let found = course::find(runtime, head);
     let mut course = found.map_err(|refusal| Rights::hide(&grant, refusal))?;
     exchange.arrived.toward = course.leads.to().cloned();
-    // What a body says is of interest to hooks, too.
-    let looks = snapshot.charges && meter::takes(head) || !snapshot.hooks.is_empty();
+    // What a body says is of interest to conditions, too.
+    let has_conditions = snapshot.has_conditions || !snapshot.hooks.is_empty();
+    let looks = snapshot.charges && meter::takes(head) || has_conditions;
     check_rights(head, &mut course, (&grant, client.address), looks)?;
     Ok(Decision::Forward(Passage { course, grant, client, inflight }))
 }

@@ -16,7 +16,7 @@ use super::course::Look;
 use super::exchange::{Admitted, Exchange};
 use super::{body, heads, meter, send};
 use crate::auth::Grant;
-use crate::expression::Request;
+use crate::expression::{Expression, Facts, Request};
 use crate::hooks::{AnswerHead, Bodies, Chain, Runs, Settled, Stop};
 use crate::refusal::Refusal;
 use crate::runtime::Way;
@@ -26,7 +26,9 @@ use crate::telemetry::Taken;
 #[derive(Default)]
 pub(super) struct Hooks {
     /// None: it has none, or is not that far yet.
-    own: Option<Box<Own>>,
+    chain: Option<Arc<Chain>>,
+    /// What they and other conditions are told, where there are any.
+    known: Option<Box<Known>>,
     /// Those that ran.
     pub(super) runs: Runs,
     /// Whether one of them has answered.
@@ -37,12 +39,19 @@ pub(super) struct Hooks {
     pub(super) cut: Option<Refusal>,
 }
 
-/// Some hooks, and what they are told.
-struct Own {
-    chain: Arc<Chain>,
-    known: Known,
-    /// The request's headers, as they were changed; where they are needed at the end.
-    headers: HeaderMap,
+impl Hooks {
+    /// Whether a condition holds for the request; what cannot be told counts as if it did.
+    pub(super) fn holds(&self, when: &Expression) -> bool {
+        let Some(known) = &self.known else { return true };
+        let request = &known.request();
+        when.holds(&Facts { request, headers: &known.headers, answer: None }).unwrap_or(true)
+    }
+
+    /// As [`Hooks::holds`], now that all is over: the last backend, and what the client was sent.
+    pub(super) fn held(&self, when: &Expression, end: (&str, u16)) -> bool {
+        let Some(known) = &self.known else { return true };
+        when.holds(&Facts::at_end(&known.request(), &known.headers, end)).unwrap_or(true)
+    }
 }
 
 /// Why a request does not go on.
@@ -70,8 +79,10 @@ impl From<Stop> for Halt {
     }
 }
 
-/// What is known of a request besides its headers, of its own: those are changed meanwhile.
+/// What is known of a request, of its own: its headers are changed meanwhile.
 struct Known {
+    /// As they were changed; where they are needed after that.
+    headers: HeaderMap,
     method: Method,
     path: String,
     host: String,
@@ -91,6 +102,7 @@ impl Known {
         let (service, model) = meter::model(admitted);
         let asked = admitted.asked.as_ref();
         Self {
+            headers: HeaderMap::new(),
             method: head.method.clone(),
             path: text(split_target(head).0),
             host: text(send::host(head).unwrap_or_default()),
@@ -132,7 +144,15 @@ pub(super) fn request(
     admitted: &Admitted,
     look: Option<Look>,
 ) -> Result<Result<Option<Arc<Way>>, Halt>> {
-    let Some(chain) = admitted.to().hooks.clone() else { return Ok(Ok(None)) };
+    let has_conditions = exchange.arrived.runtime.snapshot.has_conditions;
+    let Some(chain) = admitted.to().hooks.clone() else {
+        if has_conditions {
+            let mut known = Known::of(session, exchange, admitted);
+            known.headers = session.req_header().headers.clone();
+            exchange.hooks.known = Some(Box::new(known));
+        }
+        return Ok(Ok(None));
+    };
     let replay = exchange.arrived.runtime.snapshot.replay;
     let mut held = None;
     if chain.wants_body() {
@@ -145,14 +165,16 @@ pub(super) fn request(
         };
     }
     let before = held.clone();
-    let known = Known::of(session, exchange, admitted);
+    let mut known = Known::of(session, exchange, admitted);
     let runs = &mut exchange.hooks.runs;
     let done = heads::change_request(session.req_header_mut(), |headers| {
         chain.request(&known.request(), headers, held.as_mut(), runs)
     })?;
-    let headers = &session.req_header().headers;
-    let headers = if chain.wants_end() { headers.clone() } else { HeaderMap::new() };
-    exchange.hooks.own = Some(Box::new(Own { chain, known, headers }));
+    if has_conditions || chain.wants_end() {
+        known.headers = session.req_header().headers.clone();
+    }
+    exchange.hooks.known = Some(Box::new(known));
+    exchange.hooks.chain = Some(chain);
     let route = match done {
         Ok(route) => route,
         Err(stop) => {
@@ -174,19 +196,19 @@ pub(super) fn request(
 
 /// Whether bodies of answers are looked at: then they may not be compressed.
 pub(super) fn wants_answer_body(exchange: &Exchange) -> bool {
-    exchange.hooks.own.as_ref().is_some_and(|own| own.chain.wants_answer_body())
+    exchange.hooks.chain.as_ref().is_some_and(|chain| chain.wants_answer_body())
 }
 
 /// The head of an answer goes to the client.
 pub(super) fn answer(session: &Session, answer: &mut Parts, exchange: &mut Exchange) {
-    let Some(own) = &exchange.hooks.own else { return };
+    let (Some(chain), Some(known)) = (&exchange.hooks.chain, &exchange.hooks.known) else { return };
     let Some(attempt) = &exchange.attempts.current else { return };
-    let (wants_head, wants_body) = (own.chain.wants_answer(), own.chain.wants_answer_body());
+    let (wants_head, wants_body) = (chain.wants_answer(), chain.wants_answer_body());
     if !wants_head && !wants_body {
         return;
     }
     let mut head = AnswerHead {
-        request: &own.known.request(),
+        request: &known.request(),
         request_headers: &session.req_header().headers,
         backend: &attempt.backend().spec.id,
         status: answer.status.as_u16(),
@@ -194,10 +216,10 @@ pub(super) fn answer(session: &Session, answer: &mut Parts, exchange: &mut Excha
     };
     let runs = &mut exchange.hooks.runs;
     if wants_head {
-        own.chain.answer(&mut head, runs);
+        chain.answer(&mut head, runs);
     }
     if wants_body && session.req_header().method != Method::HEAD {
-        exchange.hooks.bodies = own.chain.answer_body(&head, runs);
+        exchange.hooks.bodies = chain.answer_body(&head, runs);
     }
     if !exchange.hooks.bodies.is_empty() && answer.headers.remove(CONTENT_LENGTH).is_some() {
         answer.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -238,15 +260,18 @@ pub(super) fn settled(
 ) {
     let Hooks { bodies, runs, .. } = &mut exchange.hooks;
     bodies.end(runs);
-    let Some(own) = exchange.hooks.own.take().filter(|own| own.chain.wants_end()) else { return };
+    let Some(chain) = exchange.hooks.chain.take().filter(|chain| chain.wants_end()) else { return };
+    let Some(known) = &exchange.hooks.known else { return };
+    let backend = exchange.attempts.current.as_ref();
     let end = Settled {
-        request: &own.known.request(),
-        headers: &own.headers,
+        request: &known.request(),
+        headers: &known.headers,
+        backend: backend.map_or("", |attempt| attempt.backend().spec.id.as_str()),
         status,
         duration: exchange.arrived.at.elapsed(),
         first_byte: exchange.observed.first_piece,
         tokens: taken.map(|taken| (taken.input, taken.output)),
         is_aborted,
     };
-    own.chain.settled(&end, &mut exchange.hooks.runs);
+    chain.settled(&end, &mut exchange.hooks.runs);
 }

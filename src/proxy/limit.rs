@@ -66,6 +66,7 @@ pub(super) async fn reserve(
         input,
         output,
         cost: &cost,
+        holds: &|when| exchange.hooks.holds(when),
     };
     // Without Redis nothing is waited for.
     if runtime.snapshot.redis.is_some() {

@@ -73,7 +73,7 @@ impl Telemetry {
 
     /// An exchange is over: writes its line, where there is a request log.
     pub fn write(&self, observed: &Observed, record: &Record<'_>) {
-        if let Some(spec) = &observed.request_log {
+        if let Some(spec) = observed.request_log.as_ref().filter(|_| record.is_logged) {
             self.request_log.write(record, spec);
         }
     }

@@ -61,6 +61,8 @@ pub struct Record<'a> {
     pub is_tunnel: bool,
     /// Whether the client left before the end.
     pub is_aborted: bool,
+    /// Whether it has a line in the request log, if it can.
+    pub is_logged: bool,
     /// The hooks that ran.
     pub hooks: &'a Runs,
 }

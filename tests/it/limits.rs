@@ -41,6 +41,25 @@ fn wait_settled(gateway: &Gateway, exchanges: usize) {
 }
 
 #[test]
+fn a_limit_with_a_condition_holds_where_that_does() {
+    let upstream = Upstream::metered();
+    let text = format!(
+        "{}limits: [{{per: key, requests: 2, window: 1h, when: 'request.stream || request.headers[\"x-batch\"] == \"1\"'}}]",
+        keys(["", ""])
+    );
+    let gateway = Gateway::start(&config(&text, &[&upstream]));
+    let path = &format!("/svc/mdl{CHAT}");
+    assert_eq!(statuses(&gateway, "tg-a", path, 4), [200; 4]);
+    let streams = || ask(&gateway, "tg-a", path, r#"{"model":"mdl","stream":true}"#).status;
+    assert_eq!([streams(), streams(), streams()], [200, 200, 429]);
+    let headers = [as_key("tg-b"), "X-Batch: 1".to_owned()];
+    let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+    let batch = || post(gateway.address(), path, &headers, "{}").status;
+    assert_eq!([batch(), batch(), batch()], [200, 200, 429]);
+    assert_eq!(statuses(&gateway, "tg-b", path, 1), [200]);
+}
+
+#[test]
 fn a_key_that_has_used_up_its_requests_gets_429_and_is_told_when_to_come_again() {
     let upstream = Upstream::start(|_, reply| {
         reply.send(

@@ -133,6 +133,29 @@ fn a_line_tells_all_of_an_exchange_and_no_secret() {
 }
 
 #[test]
+fn lines_are_of_exchanges_for_which_a_condition_holds() {
+    let upstream = Upstream::start(|seen, reply| {
+        let status = if seen.target().ends_with("bad") { 404 } else { 200 };
+        reply.send(status, &[], b"x");
+    });
+    let top = r#"request_log: {file: log, when: 'response.status >= 400 || request.headers["x-log"] == "1" && backend == "a"'}"#;
+    let gateway = Gateway::start(&config(top, &[&upstream]));
+    let path = gateway.folder().join("log");
+    for (target, header, status) in [
+        ("/svc/mdl/one", "X-None: 1", 200),
+        ("/svc/mdl/bad", "X-None: 1", 404),
+        ("/svc/mdl/two", "X-Log: 1", 200),
+        // What has no model yet has a line.
+        ("/svc/none/x", "X-None: 1", 404),
+    ] {
+        assert_eq!(get(gateway.address(), target, &[header]).status, status, "{target}");
+    }
+    let lines = wait_lines(&path, 3);
+    let paths: Vec<&str> = lines.iter().filter_map(|line| line["path"].as_str()).collect();
+    assert_eq!(paths, ["/svc/mdl/bad", "/svc/mdl/two", "/svc/none/x"]);
+}
+
+#[test]
 fn a_line_says_why_an_exchange_failed_and_who_left() {
     let upstream = Upstream::start(|seen, reply| {
         if seen.target().ends_with("stay") {

@@ -141,6 +141,7 @@ pub(super) struct FileLimit {
     pub(super) budget_daily: Option<FileDecimal>,
     pub(super) budget_monthly: Option<FileDecimal>,
     pub(super) shadow: Option<bool>,
+    pub(super) when: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -356,6 +357,7 @@ pub(super) struct FileRequestLog {
     pub(super) rotate_after: Option<Span>,
     pub(super) keep: Option<u32>,
     pub(super) sample: Option<f64>,
+    pub(super) when: Option<String>,
     pub(super) queue_bytes_max: Option<Size>,
 }
 

@@ -100,6 +100,23 @@ impl Shared {
     }
 }
 
+/// Reads an expression.
+pub(super) fn expression(
+    text: &str,
+    path: &KeyPath,
+    moment: Moment,
+    gives: Gives,
+    problems: &mut Problems,
+) -> Option<Expression> {
+    match Expression::read(text, moment, gives) {
+        Ok(expression) => Some(expression),
+        Err(Fault { message, at }) => {
+            problems.push(Problem::new(Place::Inside(path.clone(), at), message));
+            None
+        }
+    }
+}
+
 /// Reads hooks, and what is wrong with them.
 struct Reader<'a> {
     context: &'a Context<'a>,
@@ -130,10 +147,9 @@ impl Reader<'_> {
         let before = self.problems.count();
         let (kind, moments) = self.kind(written, path)?;
         let moment = moments.iter().map(At::moment).min().unwrap_or(Moment::Request);
-        let when = written
-            .when
-            .as_ref()
-            .and_then(|text| self.expression(text, &path.key("when"), moment, Gives::Condition));
+        let when = written.when.as_ref().and_then(|text| {
+            expression(text, &path.key("when"), moment, Gives::Condition, self.problems)
+        });
         let name = self.name(written.name.as_deref(), &kind, path);
         if self.problems.count() > before {
             return None;
@@ -254,22 +270,6 @@ impl Reader<'_> {
         })
     }
 
-    fn expression(
-        &mut self,
-        text: &str,
-        path: &KeyPath,
-        moment: Moment,
-        gives: Gives,
-    ) -> Option<Expression> {
-        match Expression::read(text, moment, gives) {
-            Ok(expression) => Some(expression),
-            Err(Fault { message, at }) => {
-                self.problems.push(Problem::new(Place::Inside(path.clone(), at), message));
-                None
-            }
-        }
-    }
-
     fn headers(
         &mut self,
         written: &FileHeaders,
@@ -295,9 +295,10 @@ impl Reader<'_> {
             let name = self.header(name, &at, is_of_request);
             let text = match text {
                 FileText::Plain(text) => self.value(text, &at).map(HeaderText::Fixed),
-                FileText::Computed(text) => self
-                    .expression(text, &at.key("expression"), moment, Gives::Text)
-                    .map(HeaderText::Computed),
+                FileText::Computed(text) => {
+                    expression(text, &at.key("expression"), moment, Gives::Text, self.problems)
+                        .map(HeaderText::Computed)
+                }
             };
             changes.set.extend(name.zip(text));
         }

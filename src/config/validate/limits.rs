@@ -10,8 +10,10 @@ use super::super::defaults;
 use super::super::file::{FileDecimal, FileLimit, FilePer};
 use super::super::limits::{Calendar, LimitSpec, MONEY_UNITS, Per, Quantity, Tokens};
 use super::super::problem::{KeyPath, Problems};
+use super::hooks::expression;
 use super::keys::names;
 use super::positive;
+use crate::expression::{Gives, Moment};
 
 /// The longest window: what is longer is a budget's.
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
@@ -98,6 +100,9 @@ fn read(
         quantity: Quantity::Concurrent,
         max: 0,
         shadow: limit.shadow.unwrap_or(false),
+        when: limit.when.as_ref().and_then(|text| {
+            expression(text, &at.key("when"), Moment::Request, Gives::Condition, problems)
+        }),
     };
     for (quantity, max) in amounts(limit, window, at, problems) {
         specs.push(LimitSpec { quantity, max, ..spec.clone() });
@@ -108,6 +113,11 @@ fn read(
     ];
     for (key, calendar, amount) in budgets {
         let Some(amount) = amount else { continue };
+        if limit.when.is_some() {
+            let message =
+                "a budget is read from the ledger at the start, which knows no conditions";
+            problems.key(&at.key("when"), message);
+        }
         if matches!(per, Per::Address | Per::Client) {
             problems.key(&at.key(key), "a budget is for a key; write per: key");
         }

@@ -196,11 +196,13 @@ fn snapshot(
             problems,
         ),
         naming: names::naming(file, &services.by_name, problems),
+        has_conditions: false,
         hooks: hooks::chains(file, context, problems),
         services: services.by_name,
     };
     snapshot.charges = snapshot.ledger.is_some() || snapshot.limits_tokens();
     snapshot.meters = snapshot.charges || snapshot.observed.metrics;
+    snapshot.has_conditions = snapshot.asks_for_conditions();
     snapshot.files = context.files.read.borrow().clone();
     check_addresses(file, &snapshot, problems);
     snapshot

@@ -11,6 +11,8 @@ use super::super::observed::{LogFormat, LogTarget, Observed, RequestLogSpec, Tra
 use super::super::problem::{KeyPath, Problems};
 use super::super::snapshot::DefaultsOf;
 use super::Context;
+use super::hooks::expression;
+use crate::expression::{Gives, Moment};
 
 /// The name of standard output.
 const STDOUT: &str = "-";
@@ -76,6 +78,9 @@ fn request_log(
         target,
         is_asked_for,
         sample: share(written.sample, &at.key("sample"), problems),
+        when: written.when.as_ref().and_then(|text| {
+            expression(text, &at.key("when"), Moment::End, Gives::Condition, problems)
+        }),
         queue_bytes_max: queue,
     })
 }
