@@ -285,6 +285,7 @@ mod tests {
         for part in [
             "",
             "route",
+            "mirror",
             "request_headers",
             "request_fields",
             "bounds",

@@ -40,6 +40,8 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 pub enum At {
     /// When the request may pass, and its model is known: whether it goes to another one.
     Route(Box<dyn OnRoute>),
+    /// Then: whether another one gets a copy of it, too, whose answer goes nowhere.
+    Mirror(Box<dyn OnRoute>),
     /// When the request may pass and its model is known.
     RequestHead(Box<dyn OnRequestHead>),
     /// Then, with its body: such a request is held as a whole before it goes on.
@@ -57,7 +59,9 @@ impl At {
     #[must_use]
     pub fn moment(&self) -> Moment {
         match self {
-            Self::Route(_) | Self::RequestHead(_) | Self::RequestBody(_) => Moment::Request,
+            Self::Route(_) | Self::Mirror(_) | Self::RequestHead(_) | Self::RequestBody(_) => {
+                Moment::Request
+            }
             Self::AnswerHead(_) | Self::AnswerBody(_) => Moment::Answer,
             Self::Settled(_) => Moment::End,
         }
@@ -244,6 +248,15 @@ impl Settled<'_> {
     }
 }
 
+/// Where a request goes besides its own model, as `service/model`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// In its place.
+    pub route: Option<Arc<str>>,
+    /// Who gets a copy of it.
+    pub mirrors: SmallVec<[Arc<str>; 1]>,
+}
+
 /// What a client is told in the place of an answer.
 #[derive(Clone, Debug)]
 pub enum Stop {
@@ -380,13 +393,13 @@ impl Chain {
     /// Whether one may send requests elsewhere.
     #[must_use]
     pub fn routes(&self) -> bool {
-        self.has(|at| matches!(at, At::Route(_)))
+        self.has(|at| matches!(at, At::Route(_) | At::Mirror(_)))
     }
 
     /// Whether one acts on bodies of requests.
     #[must_use]
     pub fn wants_body(&self) -> bool {
-        self.has(|at| matches!(at, At::RequestBody(_)))
+        self.has(|at| matches!(at, At::RequestBody(_) | At::Mirror(_)))
     }
 
     /// Whether one acts on heads of answers.
@@ -407,7 +420,7 @@ impl Chain {
         self.has(|at| matches!(at, At::Settled(_)))
     }
 
-    /// A request may pass. `body` is there where one is, and is held. Where it goes, if not to its own model.
+    /// A request may pass. `body` is there where one is, and is held. Where it goes besides.
     ///
     /// # Errors
     /// With what the client is told instead of passing it on.
@@ -417,12 +430,11 @@ impl Chain {
         headers: &mut HeaderMap,
         mut body: Option<&mut Bytes>,
         runs: &mut Runs,
-    ) -> Result<Option<Arc<str>>, Stop> {
+    ) -> Result<Elsewhere, Stop> {
         let mut clock = Clock::start();
-        let mut route = None;
+        let mut elsewhere = Elsewhere::default();
         for hook in &self.0 {
-            let is_of_request =
-                |at: &At| matches!(at, At::Route(_) | At::RequestHead(_) | At::RequestBody(_));
+            let is_of_request = |at: &At| at.moment() == Moment::Request;
             if !hook.at.iter().any(is_of_request) {
                 continue;
             }
@@ -431,8 +443,12 @@ impl Chain {
             let mut found = false;
             for at in &hook.at {
                 let done = match (at, body.as_deref_mut()) {
-                    (At::Route(hook), _) if route.is_none() => {
-                        route = hook.route(&RequestHead { request, headers });
+                    (At::Route(hook), _) if elsewhere.route.is_none() => {
+                        elsewhere.route = hook.route(&RequestHead { request, headers });
+                        Ok(())
+                    }
+                    (At::Mirror(hook), _) => {
+                        elsewhere.mirrors.extend(hook.route(&RequestHead { request, headers }));
                         Ok(())
                     }
                     (At::RequestHead(hook), _) => {
@@ -455,7 +471,7 @@ impl Chain {
             }
             clock.end(hook, if found { Outcome::Found } else { Outcome::Passed }, runs);
         }
-        Ok(route)
+        Ok(elsewhere)
     }
 
     /// The head of an answer has come.

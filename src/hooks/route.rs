@@ -1,4 +1,5 @@
-//! Requests that go to another model than the one that they name: a canary, or the better one for whoever asks.
+//! Requests that go to another model than the one that they name, or to another one, too: a canary, a trial, or the better
+//! one for whoever asks.
 
 use std::sync::Arc;
 

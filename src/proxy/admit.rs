@@ -18,7 +18,7 @@ use super::course::{self, Course, Leads, Look};
 use super::exchange::{Admitted, Client, Exchange};
 use super::hooks::{self, Halt};
 use super::rights::Rights;
-use super::{Proxy, Serves, X_FORWARDED_FOR, account, body, limit, meter, respond, send};
+use super::{Proxy, Serves, X_FORWARDED_FOR, account, body, limit, meter, mirror, respond, send};
 use crate::auth::{self, Grant};
 use crate::config::{ClientBounds, ClientKeys, CorsOrigins};
 use crate::lifecycle::Counted;
@@ -152,6 +152,7 @@ async fn take_in(
         exchange.admitted = Some(admitted);
         return Ok(Err(refusal.into()));
     }
+    mirror::send(proxy, session, exchange, &admitted);
     exchange.attempts.is_for_tunnel = body::is_tunnel_request(session);
     admitted.pool().count_exchange();
     exchange.admitted = Some(admitted);

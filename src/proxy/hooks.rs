@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Response};
 use pingora::http::RequestHeader;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
+use smallvec::SmallVec;
 
 use super::admit::split_target;
 use super::course::Look;
@@ -17,7 +18,7 @@ use super::exchange::{Admitted, Exchange};
 use super::{body, heads, meter, send};
 use crate::auth::Grant;
 use crate::expression::{Expression, Facts, Request};
-use crate::hooks::{AnswerHead, Bodies, Chain, Runs, Settled, Stop};
+use crate::hooks::{AnswerHead, Bodies, Chain, Elsewhere, Runs, Settled, Stop};
 use crate::refusal::Refusal;
 use crate::runtime::Way;
 use crate::telemetry::Taken;
@@ -35,6 +36,8 @@ pub(super) struct Hooks {
     pub(super) has_answered: bool,
     /// What the answer's body goes through.
     bodies: Bodies,
+    /// Who gets a copy of the request, as `service/model`.
+    pub(super) mirrors: SmallVec<[Arc<str>; 1]>,
     /// Why one of them has ended the answer.
     pub(super) cut: Option<Refusal>,
 }
@@ -175,8 +178,8 @@ pub(super) fn request(
     }
     exchange.hooks.known = Some(Box::new(known));
     exchange.hooks.chain = Some(chain);
-    let route = match done {
-        Ok(route) => route,
+    let Elsewhere { route, mirrors } = match done {
+        Ok(elsewhere) => elsewhere,
         Err(stop) => {
             exchange.hooks.has_answered = true;
             return Ok(Err(stop.into()));
@@ -190,6 +193,7 @@ pub(super) fn request(
             return Ok(Err(refusal.into()));
         }
     }
+    exchange.hooks.mirrors = mirrors;
     let routes = &exchange.arrived.runtime.routes;
     Ok(Ok(route.and_then(|to| routes.get(&*to).cloned())))
 }

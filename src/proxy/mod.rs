@@ -28,6 +28,7 @@ mod heads;
 mod hooks;
 mod limit;
 mod meter;
+mod mirror;
 mod receive;
 mod respond;
 mod retry;
@@ -53,6 +54,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 pub use admit::forwarded_client;
 pub use exchange::Exchange;
+pub use mirror::Mirror;
 pub use respond::raw_refusal;
 pub use watch::{ClientSide, watched};
 
@@ -78,6 +80,8 @@ pub struct Proxy {
     pub months: Arc<Months>,
     /// Who is told of exchanges.
     pub telemetry: Arc<Telemetry>,
+    /// What sends copies of requests.
+    pub mirror: Arc<Mirror>,
     /// The gateway's own pages.
     pub pages: Arc<dyn Pages>,
     /// Whether there is traffic here, or just pages.

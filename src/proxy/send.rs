@@ -88,7 +88,16 @@ fn rewrite_head(session: &Session, headers: &mut HeaderMap, exchange: &mut Excha
     }
     let admitted = exchange.admitted.as_ref().expect("only admitted exchanges reach a backend");
     let attempt = exchange.attempts.current.as_ref().expect("an attempt has a backend");
-    let spec = &attempt.backend().spec;
+    address(session, headers, exchange, (admitted, &attempt.backend().spec));
+}
+
+/// Whom it goes to, who asks, and with what credential.
+pub(super) fn address(
+    session: &Session,
+    headers: &mut HeaderMap,
+    exchange: &Exchange,
+    (admitted, spec): (&Admitted, &BackendSpec),
+) {
     forward_headers(session, headers, admitted);
     headers.insert(HOST, spec.url.authority.clone());
     headers.insert(REQUEST_ID, exchange.arrived.request_id.clone());
@@ -149,7 +158,7 @@ fn rewrite_body(
 }
 
 /// `{base path}{tail}{query}`, the client's part byte for byte but for the model's name in it.
-fn target(
+pub(super) fn target(
     request: &mut RequestHeader,
     admitted: &Admitted,
     url: &BackendUrl,

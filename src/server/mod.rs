@@ -160,6 +160,7 @@ impl Gateway {
                 ledger: ledger.clone(),
                 months: Arc::clone(&months),
                 telemetry: Arc::clone(&telemetry),
+                mirror: Arc::default(),
                 pages: Arc::new(Admin::new(scope, sources.clone())),
                 serves,
             };
@@ -167,7 +168,9 @@ impl Gateway {
             let connections = (serves == Serves::PagesAndTraffic).then(Arc::default);
             let listens: Vec<Listen> = sockets.iter().map(|it| it.listen().clone()).collect();
             Workers::start(name, count, sockets, &lifecycle, |load| {
-                let proxy = http_proxy(&server.configuration, proxy.clone());
+                // Its connections belong to the worker's thread.
+                let proxy = Proxy { mirror: Arc::default(), ..proxy.clone() };
+                let proxy = http_proxy(&server.configuration, proxy);
                 let lifecycle = Arc::clone(&lifecycle);
                 Front::new(proxy, &current, lifecycle, connections.clone(), &listens, load)
             })

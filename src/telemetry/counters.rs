@@ -61,6 +61,7 @@ struct Vectors {
     cost: CounterVec,
     aborts: IntCounterVec,
     fallbacks: IntCounterVec,
+    mirrored: IntCounterVec,
     hook_runs: IntCounterVec,
     hook_seconds: CounterVec,
 }
@@ -196,6 +197,7 @@ impl Counters {
             cost: exact(&names::COST)?,
             aborts: counter(&names::CLIENT_ABORTS)?,
             fallbacks: counter(&names::FALLBACKS)?,
+            mirrored: counter(&names::MIRRORED)?,
             hook_runs: counter(&names::HOOK_RUNS)?,
             hook_seconds: exact(&names::HOOK_SECONDS)?,
         };
@@ -289,6 +291,11 @@ impl Counters {
         if let Some((id, name)) = record.key.filter(|(id, _)| !id.is_empty()) {
             self.takers.count(id, name, taken);
         }
+    }
+
+    /// A copy of a request for a service and model has come to this.
+    pub fn count_mirrored(&self, (service, model): (&str, &str), outcome: &str) {
+        self.vectors.mirrored.with_label_values(&[service, model, outcome]).inc();
     }
 
     fn remember(&self, pool: [&str; 2], kind: &'static str, record: &Record<'_>) {

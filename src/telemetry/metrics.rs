@@ -85,6 +85,8 @@ metrics! {
         "Times that a hook ran, by what became of it: skipped, passed, refused, answered or failed.";
     HOOK_SECONDS: Counter "proxy_hook_seconds_total" &["hook"],
         "Time that a hook took.";
+    MIRRORED: Counter "proxy_mirrored_total" &["service", "model", "outcome"],
+        "Copies of requests that a mirror sends to the model: answered, failed or dropped (no room).";
     BACKEND_REQUESTS: Counter "proxy_backend_requests_total" OF_BACKEND,
         "Attempts at the backend.";
     BACKEND_UP: Gauge "proxy_backend_up" OF_BACKEND,

@@ -5,7 +5,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Gateway, Metrics, Model, Upstream, config, hash_of, post, run_program, services,
+    BlackHole, Gateway, Metrics, Model, Upstream, config, eventually, hash_of, post, run_program,
+    services,
 };
 
 const CHAT: &str = "/svc/mdl/v1/chat/completions";
@@ -248,6 +249,88 @@ hooks:
     assert_eq!(count("X-None: 1"), 0);
 }
 
+fn mirrored(gateway: &Gateway, model: &str, outcome: &str) -> f64 {
+    let labels = [format!("model=\"{model}\""), format!("outcome=\"{outcome}\"")];
+    Metrics::of(gateway.address()).sum("proxy_mirrored_total", &[&labels[0], &labels[1]])
+}
+
+#[test]
+fn another_model_gets_a_copy_and_its_answer_goes_nowhere() {
+    let own = echo();
+    let trial = Upstream::start(|_, reply| reply.send(500, &[], b"from the trial"));
+    let text = services(
+        r#"api_key: sk-ours
+hooks:
+  - request_fields: {max: {max_tokens: 5}}
+  - mirror: {to: svc/trial}
+limits: [{per: all, requests: 2, window: 1h}]
+"#,
+        &[("svc", &[Model("mdl", &[&own]), Model("trial", &[&trial])])],
+    );
+    let text = text.replace(
+        &format!("url: \"{}\"", trial.url()),
+        &format!("url: \"{}\", api_key: sk-trial", trial.url()),
+    );
+    let gateway = Gateway::start(&text);
+    let headers =
+        ["Authorization: Bearer sk-ours", "X-Request-ID: r-1", "Connection: x-hop", "X-Hop: 1"];
+    let ask = || {
+        post(
+            gateway.address(),
+            &format!("{CHAT}?a=b"),
+            &headers,
+            r#"{"model":"mdl","max_tokens":9}"#,
+        )
+    };
+    assert_eq!(body(&ask()), json!({"model": "mdl", "max_tokens": 5}));
+    eventually("the copy is answered", || mirrored(&gateway, "trial", "answered") == 1.0);
+    let copy = trial.last();
+    assert_eq!(copy.target(), "/v1/chat/completions?a=b");
+    assert_eq!(
+        serde_json::from_slice::<Value>(&copy.body).unwrap(),
+        json!({"model": "trial", "max_tokens": 5})
+    );
+    assert_eq!(copy.header("authorization"), "Bearer sk-trial");
+    assert_eq!((copy.header("x-request-id").as_str(), copy.has("x-hop")), ("r-1", false));
+    assert_eq!(copy.header("host"), trial.address().to_string());
+    // Over a kept connection, and of what is refused there is none.
+    assert_eq!(ask().status, 200);
+    eventually("so is the next one", || mirrored(&gateway, "trial", "answered") == 2.0);
+    assert_eq!(ask().status, 429);
+    assert_eq!((own.seen().len(), trial.seen().len()), (2, 2));
+    assert_eq!(Metrics::of(gateway.address()).bare("proxy_errors_total"), Some(0.0));
+}
+
+#[test]
+fn a_mirror_that_hangs_or_is_not_there_changes_nothing() {
+    let own = echo();
+    let hole = BlackHole::open();
+    let url = format!("http://{}", hole.address);
+    let text = services(
+        "threads: 1\nhooks: [{mirror: {to: svc/trial}}, {mirror: {to: svc/away}}]",
+        &[("svc", &[Model("mdl", &[&own]), Model("trial", &[&own]), Model("away", &[&own])])],
+    );
+    let mut parts: Vec<&str> = text.splitn(2, "\"trial\":").collect();
+    let others = parts.pop().unwrap().replacen(&own.url(), &url, 1).replacen(
+        &own.url(),
+        "http://127.0.0.1:9",
+        1,
+    );
+    let gateway = Gateway::start(&format!("{}\"trial\":{others}", parts[0]));
+    let big = json!({"model": "mdl", "input": "x".repeat(100_000)}).to_string();
+    for _ in 0..200 {
+        assert_eq!(post(gateway.address(), "/svc/mdl/v1/embeddings", &[], &big).status, 200);
+    }
+    eventually("those that are too many are dropped", || {
+        mirrored(&gateway, "trial", "dropped") > 0.0
+    });
+    eventually("nobody answers", || mirrored(&gateway, "away", "failed") > 0.0);
+    // 64 copies at most are on their way.
+    let held = Metrics::of(gateway.address()).sum("proxy_buffered_bytes", &[]);
+    assert!(held <= 70.0 * 101_000.0, "{held}");
+    assert_eq!(own.seen().len(), 200);
+}
+
 #[test]
 fn what_is_wrong_with_hooks_is_told_with_line_and_column() {
     let folder = tempfile::tempdir().unwrap();
@@ -284,7 +367,7 @@ services: {svc: {models: {mdl: {backends: [{id: b, url: "http://127.0.0.1:1"}]}}
         "hooks[5].custom.mine: there is no such hook: this program has none of its own (tollgate.yaml:13:14)",
         "hooks[6].request_fields.max.max_tokens: expected a number (tollgate.yaml:14:40)",
         r#"hooks[6].request_fields.set.model: the model is what a request is routed by; see "aliases" (tollgate.yaml:14:59)"#,
-        "hooks[7]: does nothing; write one of route, request_headers,",
+        "hooks[7]: does nothing; write one of route, mirror,",
         "hooks[8].route.to: there is no model \"svc/nothing\"; write it as service/model (tollgate.yaml:16:18)",
         "hooks[8].route.percent: expected a number from 0 to 100",
     ] {

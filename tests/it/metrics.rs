@@ -107,7 +107,7 @@ client: {{connections_max: 32}}
 health_check: {{interval: 500ms}}
 breaker: {{consecutive_failures: 1}}
 fallbacks: {{down: [svc/mdl]}}
-hooks: [{{response_headers: {{remove: [server]}}}}]
+hooks: [{{response_headers: {{remove: [server]}}}}, {{mirror: {{to: svc/locked}}, when: 'model == "tight"'}}]
 limits:
   - {{name: tight, per: model, models: [tight], requests: 1, window: 1h}}
   - {{name: shadow, per: model, models: [free], requests: 1, window: 1h, shadow: true}}
@@ -232,6 +232,7 @@ impl Moved {
         assert_eq!([200, 429], ["", ""].map(|body| self.all.ask("tight", "x", body)));
         assert_eq!(self.all.ask("free", "x", ""), 200);
         self.to("proxy_rate_limited_total", &["limit=\"tight\""], 1.0);
+        self.to("proxy_mirrored_total", &["model=\"locked\"", "outcome=\"answered\""], 1.0);
         self.to("proxy_limits_shadowed_total", &["limit=\"shadow\""], 1.0);
         assert_eq!(self.all.ask("two", "retry", ""), 503);
         self.to("proxy_retries_total", &["model=\"two\""], 1.0);

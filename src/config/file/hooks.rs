@@ -15,6 +15,7 @@ pub(in super::super) struct FileHook {
     pub(in super::super) name: Option<String>,
     pub(in super::super) when: Option<String>,
     pub(in super::super) route: Option<FileRoute>,
+    pub(in super::super) mirror: Option<FileRoute>,
     pub(in super::super) request_headers: Option<FileHeaders>,
     pub(in super::super) response_headers: Option<FileHeaders>,
     pub(in super::super) request_fields: Option<FileFields>,

@@ -187,6 +187,7 @@ impl Reader<'_> {
             name: _,
             when: _,
             route,
+            mirror,
             request_headers,
             response_headers,
             request_fields,
@@ -200,6 +201,10 @@ impl Reader<'_> {
         if let Some(route) = route {
             let route = self.route(route, &path.key("route"));
             kinds.push(("route", vec![At::Route(Box::new(route))]));
+        }
+        if let Some(mirror) = mirror {
+            let mirror = self.route(mirror, &path.key("mirror"));
+            kinds.push(("mirror", vec![At::Mirror(Box::new(mirror))]));
         }
         if let Some(headers) = request_headers {
             let changes = self.headers(headers, &path.key("request_headers"), true);
@@ -236,12 +241,17 @@ impl Reader<'_> {
             let moments = self.custom(name, written, &path.key("custom").key(name));
             kinds.push((name, moments));
         }
+        self.only(kinds, path)
+    }
+
+    /// The one of several that there may be.
+    fn only(&mut self, kinds: Vec<(&str, Vec<At>)>, path: &KeyPath) -> Option<(String, Vec<At>)> {
         match <[_; 1]>::try_from(kinds) {
             Ok([(kind, moments)]) => Some((kind.to_owned(), moments)),
             Err(kinds) => {
                 if !self.problems.has_below(path) {
                     let message = if kinds.is_empty() {
-                        "does nothing; write one of route, request_headers, response_headers, \
+                        "does nothing; write one of route, mirror, request_headers, response_headers, \
                          request_fields, bounds, refuse, answer, guard, custom"
                     } else {
                         "does several things; write a hook for each, in the order in which they act"

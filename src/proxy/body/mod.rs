@@ -214,6 +214,24 @@ impl Body {
         }
     }
 
+    /// All of it as a backend gets it that has this name for the model, and whether that is not what came; none where it is
+    /// not here as a whole.
+    pub(super) fn copy(
+        &mut self,
+        name: Option<&str>,
+        coding: &[u8],
+        replay: &ReplayBounds,
+    ) -> Option<(Bytes, bool)> {
+        let resized = self.rewrite(name, false, coding, replay).ok()?;
+        let own = match (&self.content, self.splice.take()) {
+            (Content::Held { .. }, Some(Splice::Whole { bytes, .. })) => bytes,
+            (Content::Held { bytes, .. }, _) => bytes.clone(),
+            (Content::Empty, _) => Bytes::new(),
+            (Content::Passing { .. }, _) => return None,
+        };
+        Some((own, resized != Resized::No))
+    }
+
     /// Puts another body, not compressed, in the place of the one that came as a whole, and looks into it again.
     ///
     /// # Errors
