@@ -13,7 +13,7 @@ use criterion::Criterion;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rust_decimal::Decimal;
 use tollgate::config::{Environment, Source, load};
-use tollgate::hooks::{HookKinds, Runs};
+use tollgate::hooks::{HookKinds, Notes, Runs};
 use tollgate::ledger::{self, Row};
 use tollgate::limits::{Ask, Shown};
 use tollgate::llm::{EndMarker, Kind, Meter, Tail, spliced};
@@ -191,6 +191,7 @@ fn tell(group: &mut Group<'_>) {
         is_aborted: false,
         is_logged: true,
         hooks: &Runs::new(),
+        notes: &Notes::new(),
     };
     group.bench_function("count an exchange", |bench| {
         bench.iter(|| counters.count(&series, black_box(&record)));

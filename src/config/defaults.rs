@@ -249,5 +249,8 @@ pub(super) const WEIGHT_MAX: f64 = 1_000_000.0;
 pub(super) const GUARD_HOLD_BACK: u32 = 64;
 pub(super) const GUARD_REPLACEMENT: &str = "[removed]";
 
+/// About what a log line may have: most prompts and answers.
+pub(super) const CAPTURE_BYTES_MAX: usize = 64 * 1024;
+
 /// A million tokens of text.
 pub(super) const GUARD_ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;

@@ -292,6 +292,8 @@ mod tests {
             "refuse",
             "answer",
             "guard",
+            "capture",
+            "capture/redact",
         ] {
             for key in known_at(&format!("hooks/0/{part}")) {
                 let of_part = |hook| steps(part).try_fold(hook, child);

@@ -6,8 +6,8 @@
 //! gateway's own and one that another program adds ([`HookKind`]) are the same to whoever runs them. The first one that
 //! stops a request has the last word. Nothing here waits: a hook is a computation over what has come.
 
+mod content;
 mod fields;
-mod guard;
 mod headers;
 mod kinds;
 mod prompt;
@@ -26,8 +26,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::expression::{AnswerFacts, Expression, Facts, Moment, Request};
 
+pub use content::{Action, Capture, CaptureSpec, Guard, GuardSpec};
 pub use fields::{FieldChanges, FieldPath};
-pub use guard::{Action, Guard, GuardSpec};
 pub use headers::{HeaderChanges, HeaderText, OfAnswers, OfRequests, may_change};
 pub use kinds::{HookKind, HookKinds};
 pub use route::{By, Route};
@@ -116,7 +116,13 @@ pub trait AnswerBody: Send + Sync {
 
     /// What there was, now that it is over.
     fn found(&self) -> Found;
+
+    /// What the request log is told of it, by the name of its field.
+    fn note(&mut self) -> Option<(&'static str, String)>;
 }
+
+/// What hooks have the request log told, by the names of its fields.
+pub type Notes = SmallVec<[(&'static str, String); 2]>;
 
 /// What a hook that looks for something came upon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -151,6 +157,8 @@ pub struct RequestBody<'a> {
     pub bytes: &'a mut Bytes,
     /// Whether a hook that looks for something has come upon it: metrics tell.
     pub found: &'a mut bool,
+    /// What the request log is told, by the names of its fields.
+    pub notes: &'a mut Notes,
 }
 
 /// The head of an answer, as the client gets it.
@@ -210,8 +218,9 @@ impl Bodies {
     }
 
     /// It is over.
-    pub fn end(&mut self, runs: &mut Runs) {
-        for Passing { hook, body, took } in self.0.drain(..) {
+    pub fn end(&mut self, runs: &mut Runs, notes: &mut Notes) {
+        for Passing { hook, mut body, took } in self.0.drain(..) {
+            notes.extend(body.note());
             let outcome = match body.found() {
                 Found { is_stopped: true, .. } => Outcome::Refused,
                 Found { something: true, .. } => Outcome::Found,
@@ -429,7 +438,7 @@ impl Chain {
         request: &Request<'_>,
         headers: &mut HeaderMap,
         mut body: Option<&mut Bytes>,
-        runs: &mut Runs,
+        (runs, notes): (&mut Runs, &mut Notes),
     ) -> Result<Elsewhere, Stop> {
         let mut clock = Clock::start();
         let mut elsewhere = Elsewhere::default();
@@ -456,7 +465,14 @@ impl Chain {
                     }
                     (At::RequestBody(hook), Some(bytes)) => {
                         let found = &mut found;
-                        hook.request_body(&mut RequestBody { request, headers, bytes, found })
+                        let notes = &mut *notes;
+                        hook.request_body(&mut RequestBody {
+                            request,
+                            headers,
+                            bytes,
+                            found,
+                            notes,
+                        })
                     }
                     _ => Ok(()),
                 };

@@ -80,7 +80,7 @@ mod tests {
     use bytes::Bytes;
     use http::HeaderMap;
 
-    use super::super::{FieldChanges, OnRequestBody, RequestBody};
+    use super::super::{FieldChanges, Notes, OnRequestBody, RequestBody};
     use super::*;
     use crate::expression::Request;
 
@@ -107,6 +107,7 @@ mod tests {
             headers: &HeaderMap::new(),
             bytes: &mut bytes,
             found: &mut false,
+            notes: &mut Notes::new(),
         };
         changes.request_body(&mut body).unwrap();
         serde_json::from_slice(&bytes).unwrap()

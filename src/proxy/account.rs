@@ -153,6 +153,7 @@ impl Untold {
                 when.is_none_or(|when| exchange.hooks.held(when, (backend, end.status)))
             },
             hooks: &exchange.hooks.runs,
+            notes: &exchange.hooks.notes,
         };
         let observed = &exchange.arrived.runtime.snapshot.observed;
         if observed.metrics {

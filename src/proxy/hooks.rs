@@ -18,7 +18,7 @@ use super::exchange::{Admitted, Exchange};
 use super::{body, heads, meter, send};
 use crate::auth::Grant;
 use crate::expression::{Expression, Facts, Request};
-use crate::hooks::{AnswerHead, Bodies, Chain, Elsewhere, Runs, Settled, Stop};
+use crate::hooks::{AnswerHead, Bodies, Chain, Elsewhere, Notes, Runs, Settled, Stop};
 use crate::refusal::Refusal;
 use crate::runtime::Way;
 use crate::telemetry::Taken;
@@ -32,6 +32,8 @@ pub(super) struct Hooks {
     known: Option<Box<Known>>,
     /// Those that ran.
     pub(super) runs: Runs,
+    /// What the request log is told.
+    pub(super) notes: Notes,
     /// Whether one of them has answered.
     pub(super) has_answered: bool,
     /// What the answer's body goes through.
@@ -169,9 +171,9 @@ pub(super) fn request(
     }
     let before = held.clone();
     let mut known = Known::of(session, exchange, admitted);
-    let runs = &mut exchange.hooks.runs;
+    let Hooks { runs, notes, .. } = &mut exchange.hooks;
     let done = heads::change_request(session.req_header_mut(), |headers| {
-        chain.request(&known.request(), headers, held.as_mut(), runs)
+        chain.request(&known.request(), headers, held.as_mut(), (runs, notes))
     })?;
     if has_conditions || chain.wants_end() {
         known.headers = session.req_header().headers.clone();
@@ -262,8 +264,8 @@ pub(super) fn settled(
     taken: Option<&Taken>,
     is_aborted: bool,
 ) {
-    let Hooks { bodies, runs, .. } = &mut exchange.hooks;
-    bodies.end(runs);
+    let Hooks { bodies, runs, notes, .. } = &mut exchange.hooks;
+    bodies.end(runs, notes);
     let Some(chain) = exchange.hooks.chain.take().filter(|chain| chain.wants_end()) else { return };
     let Some(known) = &exchange.hooks.known else { return };
     let backend = exchange.attempts.current.as_ref();

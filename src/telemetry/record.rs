@@ -8,9 +8,9 @@ use rust_decimal::Decimal;
 
 use super::phases::Phases;
 use super::trace::Trace;
-use crate::hooks::Runs;
+use crate::hooks::{Notes, Runs};
 
-/// One exchange. Nothing in it is a prompt, a credential or a query.
+/// One exchange. Nothing in it is a credential or a query, nor a prompt but in its notes.
 #[derive(Debug)]
 pub struct Record<'a> {
     /// When its head had come.
@@ -65,6 +65,9 @@ pub struct Record<'a> {
     pub is_logged: bool,
     /// The hooks that ran.
     pub hooks: &'a Runs,
+    /// What else the request log is told, by the names of its fields: prompts and answers, where the configuration has them
+    /// kept.
+    pub notes: &'a Notes,
 }
 
 /// What an exchange took.

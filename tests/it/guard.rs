@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Connection, Gateway, Metrics, Upstream, config, eventually, http2, post, run_program,
+    Connection, Gateway, Metrics, Upstream, config, eventually, hash_of, http2, post, run_program,
 };
 
 const CHAT: &str = "/svc/mdl/v1/chat/completions";
@@ -160,6 +160,43 @@ fn an_answer_that_cannot_be_read_does_not_pass() {
     let gateway = Gateway::start(&config("hooks: [{guard: {words: [secret]}}]", &[&upstream]));
     let answer = post(gateway.address(), CHAT, &[], ask("x", false));
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (502, &json!("backend_failed")));
+}
+
+#[test]
+fn the_request_log_tells_what_named_keys_ask_and_get() {
+    let upstream = parrot();
+    let top = format!(
+        "keys: [{{name: debug-ada, hash: \"{}\"}}, {{name: bob, hash: \"{}\"}}]\nrequest_log: {{file: log}}\n\
+         hooks: [{{capture: {{keys: [\"debug-*\"], prompt: true, answer: true, bytes_max: 40, \
+         redact: {{words: [secret], patterns: ['sk-[a-z]+']}}}}}}]",
+        hash_of("tg_ada"),
+        hash_of("tg_bob"),
+    );
+    let gateway = Gateway::start(&config(&top, &[&upstream]));
+    let said = "a Secret and sk-abc";
+    let ask = |key: &str, text: &str, stream: bool| {
+        let key = format!("Authorization: Bearer {key}");
+        let answer = post(gateway.address(), CHAT, &[&key], ask(text, stream));
+        assert_eq!(answer.status, 200);
+        answer.text()
+    };
+    assert!(ask("tg_ada", said, false).contains(said), "what passes is not changed");
+    ask("tg_ada", said, true);
+    ask("tg_ada", &"é".repeat(100), false);
+    ask("tg_bob", said, true);
+    let path = gateway.folder().join("log");
+    let lines = || -> Vec<Value> {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    };
+    eventually("four lines", || lines().len() == 4);
+    let told: Vec<Value> =
+        lines().iter().map(|line| json!([line["prompt"], line["answer"]])).collect();
+    let kept = "a [removed] and [removed]";
+    assert_eq!(told[0], json!([kept, kept]));
+    assert_eq!(told[1], json!([kept, kept]));
+    assert_eq!(told[2], json!(["é".repeat(20), "é".repeat(20)]));
+    assert_eq!(told[3], json!([null, null]));
 }
 
 #[test]

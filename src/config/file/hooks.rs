@@ -23,6 +23,7 @@ pub(in super::super) struct FileHook {
     pub(in super::super) refuse: Option<FileRefuse>,
     pub(in super::super) answer: Option<FileAnswer>,
     pub(in super::super) guard: Option<FileGuard>,
+    pub(in super::super) capture: Option<FileCapture>,
     pub(in super::super) custom: Option<IndexMap<String, Value>>,
 }
 
@@ -156,4 +157,23 @@ pub(in super::super) enum FileAction {
     Refuse,
     Redact,
     Count,
+}
+
+/// What the request log tells of what is asked and said.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(in super::super) struct FileCapture {
+    pub(in super::super) keys: Option<OneOrMany>,
+    pub(in super::super) prompt: Option<bool>,
+    pub(in super::super) answer: Option<bool>,
+    pub(in super::super) bytes_max: Option<Size>,
+    pub(in super::super) redact: Option<FileRedact>,
+}
+
+/// What is taken out of it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(in super::super) struct FileRedact {
+    pub(in super::super) words: Option<OneOrMany>,
+    pub(in super::super) patterns: Option<OneOrMany>,
 }

@@ -15,8 +15,8 @@ use super::units::{Size, Span};
 use crate::secret::Secret;
 
 pub(super) use hooks::{
-    FileAction, FileAnswer, FileBy, FileFields, FileGuard, FileHeaders, FileHook, FileRefuse,
-    FileRoute, FileSide, FileText,
+    FileAction, FileAnswer, FileBy, FileCapture, FileFields, FileGuard, FileHeaders, FileHook,
+    FileRefuse, FileRoute, FileSide, FileText,
 };
 
 /// The whole file.

@@ -12,16 +12,17 @@ use serde_json::Value;
 
 use super::super::defaults;
 use super::super::file::{
-    FileAction, FileAnswer, FileBy, FileConfig, FileFields, FileGuard, FileHeaders, FileHook,
-    FileRefuse, FileRoute, FileSide, FileText, OneOrMany,
+    FileAction, FileAnswer, FileBy, FileCapture, FileConfig, FileFields, FileGuard, FileHeaders,
+    FileHook, FileRefuse, FileRoute, FileSide, FileText, OneOrMany,
 };
 use super::super::problem::{KeyPath, Place, Problem, Problems};
 use super::super::seen::SeenFile;
+use super::keys::names;
 use super::{Context, item_path};
 use crate::expression::{Expression, Fault, Gives, Moment};
 use crate::hooks::{
-    Action, At, Bounds, By, Chain, FieldChanges, FieldPath, Guard, GuardSpec, HeaderChanges,
-    HeaderText, Hook, OfAnswers, OfRequests, Route, Say, may_change,
+    Action, At, Bounds, By, Capture, CaptureSpec, Chain, FieldChanges, FieldPath, Guard, GuardSpec,
+    HeaderChanges, HeaderText, Hook, OfAnswers, OfRequests, Route, Say, may_change,
 };
 
 /// The most hooks of one model, with those of everything and of its service.
@@ -195,6 +196,7 @@ impl Reader<'_> {
             refuse,
             answer,
             guard,
+            capture,
             custom,
         } = written;
         let mut kinds: Vec<(&str, Vec<At>)> = Vec::new();
@@ -237,6 +239,10 @@ impl Reader<'_> {
             let moments = self.guard(guard, &path.key("guard"));
             kinds.push(("guard", moments));
         }
+        if let Some(capture) = capture {
+            let moments = self.capture(capture, &path.key("capture"));
+            kinds.push(("capture", moments));
+        }
         for (name, written) in custom.iter().flatten() {
             let moments = self.custom(name, written, &path.key("custom").key(name));
             kinds.push((name, moments));
@@ -252,7 +258,7 @@ impl Reader<'_> {
                 if !self.problems.has_below(path) {
                     let message = if kinds.is_empty() {
                         "does nothing; write one of route, mirror, request_headers, response_headers, \
-                         request_fields, bounds, refuse, answer, guard, custom"
+                         request_fields, bounds, refuse, answer, guard, capture, custom"
                     } else {
                         "does several things; write a hook for each, in the order in which they act"
                     };
@@ -519,6 +525,54 @@ impl Reader<'_> {
                 let at = match (pattern, &written.patterns) {
                     (Some(index), Some(written)) => item_path(written, &patterns, index),
                     _ => path.clone(),
+                };
+                self.problems.value(&at, format!("cannot be looked for: {message}"));
+                Vec::new()
+            }
+        }
+    }
+
+    fn capture(&mut self, written: &FileCapture, path: &KeyPath) -> Vec<At> {
+        let keys = names(written.keys.as_ref(), &path.key("keys"), self.problems);
+        let Some(keys) = keys else {
+            if !self.problems.has_below(path) {
+                let message =
+                    "\"keys\" is missing: whose prompts and answers are kept, by name or id";
+                self.problems.value(path, message);
+            }
+            return Vec::new();
+        };
+        let (prompt, answer) = (written.prompt.unwrap_or(false), written.answer.unwrap_or(false));
+        if !prompt && !answer {
+            self.problems.value(path, "keeps nothing; write prompt: true, answer: true or both");
+        }
+        let without = written.redact.as_ref();
+        let words = without.and_then(|it| it.words.as_ref()).map(|it| it.items.clone());
+        let patterns = without.and_then(|it| it.patterns.as_ref());
+        let guard = Guard::new(GuardSpec {
+            words: words.unwrap_or_default(),
+            patterns: patterns.map(|it| it.items.clone()).unwrap_or_default(),
+            requests: false,
+            answers: false,
+            action: Action::Redact,
+            replacement: defaults::GUARD_REPLACEMENT.to_owned(),
+            hold_back: defaults::GUARD_HOLD_BACK as usize,
+            answer_bytes_max: defaults::GUARD_ANSWER_BYTES_MAX,
+        });
+        match guard {
+            Ok(without) => Capture::new(CaptureSpec {
+                keys,
+                prompt,
+                answer,
+                bytes_max: written.bytes_max.map_or(defaults::CAPTURE_BYTES_MAX, |size| size.0),
+                without,
+            })
+            .moments(),
+            Err((pattern, message)) => {
+                let redact = path.key("redact").key("patterns");
+                let at = match (pattern, patterns) {
+                    (Some(index), Some(written)) => item_path(written, &redact, index),
+                    _ => path.key("redact"),
                 };
                 self.problems.value(&at, format!("cannot be looked for: {message}"));
                 Vec::new()

@@ -64,6 +64,9 @@ pub(super) fn of(record: &Record<'_>) -> Vec<u8> {
     }
     phases(&mut line, record);
     line.truth("stream", record.is_stream).truth("aborted", record.is_aborted);
+    for (name, text) in record.notes {
+        line.text(name, text);
+    }
     line.end();
     bytes.push(b'\n');
     bytes

@@ -5,11 +5,6 @@
 //! pass, which the events behind it show. So what is looked for is found wherever a stream is cut, and nothing of it
 //! has been sent by then.
 
-mod fold;
-mod matcher;
-mod stream;
-mod texts;
-
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -17,10 +12,13 @@ use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use serde_json::Value;
 
-use super::{AnswerBody, AnswerHead, At, Found, OnAnswerBody, OnRequestBody, RequestBody, Stop};
+use super::super::{
+    AnswerBody, AnswerHead, At, Found, OnAnswerBody, OnRequestBody, RequestBody, Stop,
+};
+use super::matcher::Matcher;
+use super::stream::Stream;
+use super::texts;
 use crate::llm::{self, Kind};
-use matcher::Matcher;
-use stream::Stream;
 
 /// The code of what is refused.
 const CONTENT_FILTER: &str = "content_filter";
@@ -29,7 +27,7 @@ const CONTENT_FILTER: &str = "content_filter";
 const REFUSED: &str = "the request has content that is not allowed here";
 
 /// What a client is told whose answer is cut.
-const CUT: &str = "the answer has content that is not allowed here";
+pub(super) const CUT: &str = "the answer has content that is not allowed here";
 
 /// What is done where something is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,16 +62,16 @@ pub struct GuardSpec {
 
 /// A guard.
 #[derive(Clone)]
-pub struct Guard(Arc<Inner>);
+pub struct Guard(pub(super) Arc<Inner>);
 
-struct Inner {
-    matcher: Matcher,
-    requests: bool,
-    answers: bool,
-    action: Action,
-    replacement: String,
-    hold_back: usize,
-    answer_bytes_max: usize,
+pub(super) struct Inner {
+    pub(super) matcher: Matcher,
+    pub(super) requests: bool,
+    pub(super) answers: bool,
+    pub(super) action: Action,
+    pub(super) replacement: String,
+    pub(super) hold_back: usize,
+    pub(super) answer_bytes_max: usize,
 }
 
 impl Guard {
@@ -96,6 +94,11 @@ impl Guard {
         })))
     }
 
+    /// A text without what was found in it.
+    pub(super) fn redacted(&self, text: &str) -> String {
+        self.0.redacted(text)
+    }
+
     /// When it acts.
     #[must_use]
     pub fn moments(self) -> Vec<At> {
@@ -114,7 +117,7 @@ impl Inner {
     }
 
     /// A text without what was found in it.
-    fn redacted(&self, text: &str) -> String {
+    pub(super) fn redacted(&self, text: &str) -> String {
         let mut next = String::with_capacity(text.len());
         let mut from = 0;
         for range in self.matcher.find(text) {
@@ -251,13 +254,18 @@ impl AnswerBody for Document {
     fn found(&self) -> Found {
         Found { something: self.found, is_stopped: false }
     }
+
+    fn note(&mut self) -> Option<(&'static str, String)> {
+        None
+    }
 }
 
 /// The answer ends here.
-fn cut(message: &str) -> Stop {
+pub(super) fn cut(message: &str) -> Stop {
     let (status, code) = (StatusCode::BAD_GATEWAY, CONTENT_FILTER);
     Stop::Refuse { status, code, message: message.to_owned() }
 }
 
 #[cfg(test)]
+#[path = "tests.rs"]
 mod tests;

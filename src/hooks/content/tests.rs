@@ -4,6 +4,7 @@ use http::HeaderMap;
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::super::super::Notes;
 use super::*;
 use crate::expression::Request;
 
@@ -217,6 +218,7 @@ fn asked(guard: &Guard, body: &str) -> (Result<(), Stop>, String, bool) {
         headers: &HeaderMap::new(),
         bytes: &mut bytes,
         found: &mut found,
+        notes: &mut Notes::new(),
     };
     let done = guard.request_body(&mut body);
     (done, String::from_utf8(bytes.to_vec()).unwrap(), found)

@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
-use memchr::memmem;
 use serde_json::Value;
 
 use super::super::{AnswerBody, Found, Stop};
-use super::{Action, CUT, Guard, Inner, cut, texts};
+use super::frames::Frames;
+use super::guard::{Action, CUT, Guard, Inner, cut};
+use super::texts;
 
 /// The most texts of one stream that go on beside each other.
 const TEXTS_MAX: usize = 256;
@@ -19,9 +20,7 @@ const EVENTS_MAX: usize = 4096;
 /// A stream that passes.
 pub(super) struct Stream {
     guard: Guard,
-    is_lines: bool,
-    /// What has come of an event that is not complete.
-    partial: BytesMut,
+    frames: Frames,
     /// Events that wait for those behind them.
     waiting: VecDeque<Event>,
     waiting_bytes: usize,
@@ -60,8 +59,7 @@ impl Stream {
     pub(super) fn new(guard: Guard, is_lines: bool) -> Self {
         Self {
             guard,
-            is_lines,
-            partial: BytesMut::new(),
+            frames: Frames::new(is_lines),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             texts: Vec::new(),
@@ -69,19 +67,9 @@ impl Stream {
         }
     }
 
-    /// How long the first event is that has come, with what ends it.
-    fn first_end(&self) -> Option<usize> {
-        let bytes = &self.partial[..];
-        if self.is_lines {
-            return memchr::memchr(b'\n', bytes).map(|at| at + 1);
-        }
-        let ends = [&b"\n\n"[..], b"\r\n\r\n", b"\r\r"];
-        ends.iter().filter_map(|end| Some(memmem::find(bytes, end)? + end.len())).min()
-    }
-
     /// An event has come.
     fn take(&mut self, bytes: Bytes) -> Result<(), Stop> {
-        let data = data(&bytes, self.is_lines);
+        let data = self.frames.data(&bytes);
         let mut pieces: Vec<Piece> = Vec::new();
         let known = &mut self.texts;
         let mut seen = |way: &str, text: &str| {
@@ -148,7 +136,7 @@ impl Stream {
 
     /// An event without what is taken out of its texts; none where they cannot be told apart.
     fn rewritten(&self, event: &Event) -> Option<Vec<u8>> {
-        let data = data(&event.bytes, self.is_lines);
+        let data = self.frames.data(&event.bytes);
         let mut pieces = event.pieces.iter();
         let mut are_all_known = true;
         let mut next = |text: &mut String| match pieces.next() {
@@ -168,8 +156,7 @@ impl Stream {
                 text
             }
         };
-        (are_all_known && pieces.next().is_none())
-            .then(|| framed(&event.bytes, &data, self.is_lines))
+        (are_all_known && pieces.next().is_none()).then(|| self.frames.framed(&event.bytes, &data))
     }
 }
 
@@ -252,69 +239,19 @@ fn tail(text: &str, letters: usize) -> usize {
     first.map_or(0, |(at, _)| text.len() - at)
 }
 
-/// The lines of an event, each without its end.
-fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
-    // Of a CR and an LF, an empty line comes out between: it is no field.
-    event.split(|byte| matches!(byte, b'\r' | b'\n')).filter(|line| !line.is_empty())
-}
-
-/// What an event says, without its framing.
-fn data(event: &Bytes, is_lines: bool) -> Bytes {
-    if is_lines {
-        return event.slice_ref(event.trim_ascii());
-    }
-    let value = |line: &'_ [u8]| -> Option<Range<usize>> {
-        let value = line.strip_prefix(b"data:")?;
-        let value = value.strip_prefix(b" ").unwrap_or(value);
-        let start = value.as_ptr() as usize - event.as_ptr() as usize;
-        Some(start..start + value.len())
-    };
-    let mut values = lines(event).filter_map(value);
-    let Some(first) = values.next() else { return Bytes::new() };
-    let rest: Vec<Range<usize>> = values.collect();
-    if rest.is_empty() {
-        return event.slice(first);
-    }
-    let all: Vec<&[u8]> = std::iter::once(first).chain(rest).map(|range| &event[range]).collect();
-    all.join(&b"\n"[..]).into()
-}
-
-/// An event that says something else, with the fields that it had besides.
-fn framed(event: &Bytes, data: &str, is_lines: bool) -> Vec<u8> {
-    if is_lines {
-        return format!("{data}\n").into_bytes();
-    }
-    let mut next = Vec::with_capacity(event.len() + data.len());
-    for line in lines(event).filter(|line| !line.starts_with(b"data:")) {
-        next.extend_from_slice(line);
-        next.push(b'\n');
-    }
-    for line in data.split('\n') {
-        next.extend_from_slice(b"data: ");
-        next.extend_from_slice(line.as_bytes());
-        next.push(b'\n');
-    }
-    next.push(b'\n');
-    next
-}
-
 impl AnswerBody for Stream {
     fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Stop> {
-        if let Some(piece) = piece.take() {
-            self.partial.extend_from_slice(&piece);
-        }
-        let mut passes = BytesMut::new();
-        while let Some(end) = self.first_end() {
-            let event = self.partial.split_to(end).freeze();
+        self.frames.push(&piece.take().unwrap_or_default());
+        while let Some(event) = self.frames.next() {
             self.take(event)?;
         }
-        if is_end && !self.partial.is_empty() {
-            let rest = std::mem::take(&mut self.partial).freeze();
+        if is_end && let Some(rest) = self.frames.rest() {
             self.take(rest)?;
         }
-        if self.partial.len() > self.guard.0.answer_bytes_max {
+        if self.frames.waiting() > self.guard.0.answer_bytes_max {
             return Err(cut("the answer has a larger event than is looked at here"));
         }
+        let mut passes = BytesMut::new();
         self.release(is_end, &mut passes)?;
         *piece = (!passes.is_empty()).then(|| passes.freeze());
         Ok(())
@@ -322,5 +259,9 @@ impl AnswerBody for Stream {
 
     fn found(&self) -> Found {
         self.found
+    }
+
+    fn note(&mut self) -> Option<(&'static str, String)> {
+        None
     }
 }
