@@ -54,7 +54,7 @@ clients: .venv/installed .node/installed
 bench: deps ## compare with nginx, HAProxy and bare Pingora; time steps, start, reload (CASES="small tls": some of it)
 	@sh .ci/packages $(BENCH_PACKAGES)
 	$(CARGO) bench --locked --bench compare -- $(CASES)
-	$(if $(CASES),,$(CARGO) bench --locked --bench operate --bench steps --bench scanner --bench keys)
+	$(if $(CASES),,$(CARGO) bench --locked --bench operate --bench steps --bench hooks --bench scanner --bench keys)
 
 chaos: deps ## load for two minutes while backends fail, configurations change and the program is upgraded
 	$(CARGO) test --locked --test stress -- chaos

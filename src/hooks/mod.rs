@@ -1,8 +1,9 @@
 //! What the configuration has done with exchanges besides passing them on: hooks, in the order in which they are
 //! written.
 //!
-//! A hook acts at one moment or several, each a trait of its own: a request's head ([`OnRequestHead`]), its body where
-//! that is held ([`OnRequestBody`]), the head of the answer ([`OnAnswerHead`]), the end ([`OnSettled`]). A hook of the
+//! A hook acts at one moment or several, each a trait of its own: where a request goes ([`OnRoute`]), its head
+//! ([`OnRequestHead`]), its body where that is held ([`OnRequestBody`]), the head of the answer ([`OnAnswerHead`]), its body
+//! ([`OnAnswerBody`]), the end ([`OnSettled`]). A hook of the
 //! gateway's own and one that another program adds ([`HookKind`]) are the same to whoever runs them. The first one that
 //! stops a request has the last word. Nothing here waits: a hook is a computation over what has come.
 
@@ -21,7 +22,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
-use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::expression::{AnswerFacts, Expression, Facts, Moment, Request};
@@ -122,7 +122,7 @@ pub trait AnswerBody: Send + Sync {
 }
 
 /// What hooks have the request log told, by the names of its fields.
-pub type Notes = SmallVec<[(&'static str, String); 2]>;
+pub type Notes = Vec<(&'static str, String)>;
 
 /// What a hook that looks for something came upon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -186,7 +186,7 @@ impl AnswerHead<'_> {
 
 /// What the body of an answer goes through, one after the other.
 #[derive(Default)]
-pub struct Bodies(SmallVec<[Passing; 2]>);
+pub struct Bodies(Vec<Passing>);
 
 /// What one hook does with the body of an answer.
 struct Passing {
@@ -263,7 +263,7 @@ pub struct Elsewhere {
     /// In its place.
     pub route: Option<Arc<str>>,
     /// Who gets a copy of it.
-    pub mirrors: SmallVec<[Arc<str>; 1]>,
+    pub mirrors: Vec<Arc<str>>,
 }
 
 /// What a client is told in the place of an answer.
@@ -326,7 +326,7 @@ pub struct Run {
 }
 
 /// The hooks that ran for an exchange.
-pub type Runs = SmallVec<[Run; 4]>;
+pub type Runs = Vec<Run>;
 
 /// A hook.
 pub struct Hook {

@@ -10,7 +10,6 @@ use http::{HeaderMap, HeaderValue, Method, Response};
 use pingora::http::RequestHeader;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
-use smallvec::SmallVec;
 
 use super::admit::split_target;
 use super::course::Look;
@@ -39,9 +38,9 @@ pub(super) struct Hooks {
     /// What the answer's body goes through.
     bodies: Bodies,
     /// Who gets a copy of the request, as `service/model`.
-    pub(super) mirrors: SmallVec<[Arc<str>; 1]>,
+    pub(super) mirrors: Vec<Arc<str>>,
     /// Why one of them has ended the answer.
-    pub(super) cut: Option<Refusal>,
+    pub(super) cut: Option<Box<Refusal>>,
 }
 
 impl Hooks {
@@ -250,7 +249,7 @@ pub(super) fn pass(exchange: &mut Exchange, piece: &mut Option<Bytes>, is_end: b
         Ok(()) => Ok(()),
         Err(Stop::Refuse { status, code, message }) => {
             exchange.hooks.has_answered = true;
-            exchange.hooks.cut = Some(Refusal::Hook { status, code, message });
+            exchange.hooks.cut = Some(Box::new(Refusal::Hook { status, code, message }));
             Err(Error::explain(ErrorType::InternalError, "ended by a hook"))
         }
         Err(Stop::Answer(_)) => Ok(()),

@@ -166,7 +166,7 @@ pub(super) async fn interrupt(session: &mut Session, exchange: &mut Exchange) {
             "the backend broke off"
         }
     };
-    let refusal = exchange.hooks.cut.take();
+    let refusal = exchange.hooks.cut.take().map(|cut| *cut);
     let pool = || exchange.pool_name().to_owned();
     let refusal = refusal.unwrap_or_else(|| Refusal::Interrupted { pool: pool(), why });
     if let Some(events) = &exchange.observed.events {

@@ -53,7 +53,7 @@ fn refusal(exchange: &mut Exchange, error: &Error) -> Option<Refusal> {
         return exchange.observed.client_fault.take();
     }
     if let Some(cut) = exchange.hooks.cut.take() {
-        return Some(cut);
+        return Some(*cut);
     }
     if error.esource == ErrorSource::Downstream {
         return match error.etype {
