@@ -58,7 +58,8 @@
 //!   leaks it.
 //! - File types never meet an exchange, and the snapshot has no "not written".
 //! - The request path does not resolve names or read files. A body is held only to be sent again or to find
-//!   the model in it, within a bound of its own and one of all; an answer is never held.
+//!   the model in it, or because a hook looks at it, within a bound of its own and one of all; an answer is held only
+//!   where a hook looks at it, within a bound of its own.
 //! - A body passes byte for byte, but for the model's name where a backend has another one for it, and for what hooks change.
 //! - After the first byte of an answer there is no other attempt, and one that breaks never looks whole.
 //! - Paths are decided upon and passed on as the bytes that came.

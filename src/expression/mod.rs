@@ -44,7 +44,7 @@ pub enum Gives {
 pub struct Expression {
     text: Arc<str>,
     tree: Arc<IdedExpr>,
-    patterns: Arc<[Regex]>,
+    patterns: Arc<[Arc<Regex>]>,
 }
 
 /// What is wrong with an expression.
@@ -86,7 +86,11 @@ impl Expression {
             Fault { message, at: position(text, line, column) }
         })?;
         let patterns = Checker::new(moment, &places).check(&mut tree, gives)?;
-        Ok(Self { text: text.into(), tree: Arc::new(tree), patterns: patterns.into() })
+        Ok(Self {
+            text: text.into(),
+            tree: Arc::new(tree),
+            patterns: patterns.into_iter().map(Arc::new).collect(),
+        })
     }
 
     /// As it was written.

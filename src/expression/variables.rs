@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use cel::common::traits::{Container, Indexer, Sizer};
 use cel::common::types::{CelBool, CelInt, CelString, MAP_TYPE, Type};
@@ -49,7 +49,12 @@ const fn variable(
 /// All of them.
 pub const VARIABLES: [Variable; 16] = [
     variable("request.method", Kind::Text, Moment::Request, "its method, as `POST`"),
-    variable("request.path", Kind::Text, Moment::Request, "its path, without the query"),
+    variable(
+        "request.path",
+        Kind::Text,
+        Moment::Request,
+        "its path, decoded, without the query and without empty segments",
+    ),
     variable("request.host", Kind::Text, Moment::Request, "the host that it was sent to"),
     variable(
         "request.headers",
@@ -63,7 +68,12 @@ pub const VARIABLES: [Variable; 16] = [
         Moment::Request,
         "how long its body is; 0 where it does not say",
     ),
-    variable("request.stream", Kind::Condition, Moment::Request, "whether it asks for a stream"),
+    variable(
+        "request.stream",
+        Kind::Condition,
+        Moment::Request,
+        "whether it asks for a stream, or may: its body is too long to tell",
+    ),
     variable(
         "client.address",
         Kind::Text,
@@ -174,7 +184,7 @@ pub(super) fn pattern_name(number: usize) -> String {
 /// Finds what names stand for.
 pub(super) struct Resolver<'a> {
     pub(super) facts: &'a Facts<'a>,
-    pub(super) patterns: &'a [Regex],
+    pub(super) patterns: &'a [Arc<Regex>],
 }
 
 impl cel::context::VariableResolver for Resolver<'_> {
@@ -208,7 +218,7 @@ impl cel::context::VariableResolver for Resolver<'_> {
             "response.headers" => texts(Texts::Headers(facts.answer?.headers)),
             _ => {
                 let number: usize = name.strip_prefix("@pattern")?.parse().ok()?;
-                Some(CowVal::owned(Pattern(self.patterns.get(number)?.clone())))
+                Some(CowVal::owned(Pattern(Arc::clone(self.patterns.get(number)?))))
             }
         }
     }
@@ -323,7 +333,7 @@ impl Sizer for Texts<'_> {
 
 /// A regular expression that was compiled with the configuration.
 #[derive(Clone, Debug)]
-struct Pattern(Regex);
+struct Pattern(Arc<Regex>);
 
 static PATTERN: Type = Type::new_unspecified_type("pattern");
 

@@ -70,9 +70,16 @@ impl FieldPath {
 }
 
 /// One member of an object, as it is written.
-struct Written<'a> {
+pub(super) struct Written<'a> {
     name: Cow<'a, str>,
     value: Cow<'a, str>,
+}
+
+impl Written<'_> {
+    /// Some servers (those in Go) take a name in any case.
+    fn is(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name)
+    }
 }
 
 impl FieldChanges {
@@ -158,12 +165,12 @@ fn named<'m>(members: &'m mut Vec<Member>, name: &str) -> &'m mut Member {
 
 /// The members of an object that is being changed, by their names. Of several of one name the last one counts, as for
 /// most servers; those before it go when it is changed.
-pub(super) struct Members<'m, 'a>(&'m mut Vec<Written<'a>>);
+pub(super) struct Members<'m, 'a>(pub(super) &'m mut Vec<Written<'a>>);
 
 impl<'a> Members<'_, 'a> {
     /// As it is written.
     pub(super) fn find(&self, name: &str) -> Option<&str> {
-        self.0.iter().rev().find(|member| member.name == name).map(|member| &*member.value)
+        self.0.iter().rev().find(|member| member.is(name)).map(|member| &*member.value)
     }
 
     /// As it is written; none where it is null.
@@ -173,14 +180,14 @@ impl<'a> Members<'_, 'a> {
 
     /// Puts another value in its place, or behind all others.
     pub(super) fn put(&mut self, name: &str, value: String) {
-        let last = self.0.iter().rposition(|member| member.name == name);
+        let last = self.0.iter().rposition(|member| member.is(name));
         match last {
             Some(last) => {
                 self.0[last].value = value.into();
                 let mut at = 0;
                 self.0.retain(|member| {
                     at += 1;
-                    member.name != name || at == last + 1
+                    !member.is(name) || at == last + 1
                 });
             }
             None => {
@@ -192,8 +199,15 @@ impl<'a> Members<'_, 'a> {
 
     fn remove(&mut self, name: &str) -> bool {
         let before = self.0.len();
-        self.0.retain(|member| member.name != name);
+        self.0.retain(|member| !member.is(name));
         self.0.len() < before
+    }
+
+    /// Leaves of several of one name the last one; whether there were several. Servers differ in which one counts.
+    fn leave_one(&mut self, name: &str) -> bool {
+        let count = self.0.iter().filter(|member| member.is(name)).count();
+        let own = self.find(name).filter(|_| count > 1).map(str::to_owned);
+        own.map(|own| self.put(name, own)).is_some()
     }
 }
 
@@ -202,6 +216,7 @@ fn change<'a>(members: &mut Vec<Written<'a>>, changes: &[Member]) -> serde_json:
     let mut is_changed = false;
     for Member { name, rule, inside } in changes {
         let mut all = Members(members);
+        is_changed |= all.leave_one(name);
         let next = match rule {
             Some(Rule::Remove) => {
                 is_changed |= all.remove(name);
@@ -242,13 +257,14 @@ fn changed_inside(
 fn is_at_most(own: &str, max: &Number) -> bool {
     let own: Option<Number> = serde_json::from_str(own).ok();
     match (own.as_ref().and_then(Number::as_f64), max.as_f64()) {
-        (Some(own), Some(max)) => own <= max,
+        // Below 0 is without any bound, for some servers.
+        (Some(own), Some(max)) => own <= max && (own >= 0.0 || max < 0.0),
         _ => false,
     }
 }
 
 /// The members of an object.
-fn read(text: &str) -> serde_json::Result<Vec<Written<'_>>> {
+pub(super) fn read(text: &str) -> serde_json::Result<Vec<Written<'_>>> {
     struct Object;
     impl<'a> Visitor<'a> for Object {
         type Value = Vec<Written<'a>>;
@@ -276,7 +292,7 @@ fn read(text: &str) -> serde_json::Result<Vec<Written<'_>>> {
 #[derive(serde::Deserialize)]
 pub(super) struct Name<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
-fn write(members: &[Written<'_>]) -> String {
+pub(super) fn write(members: &[Written<'_>]) -> String {
     let bytes: usize = members.iter().map(|it| it.name.len() + it.value.len() + 4).sum();
     let mut text = String::with_capacity(bytes + 2);
     text.push('{');
@@ -295,7 +311,9 @@ fn write(members: &[Written<'_>]) -> String {
 impl OnRequestBody for FieldChanges {
     fn request_body(&self, body: &mut RequestBody<'_>) -> Result<(), Stop> {
         let kind = body.headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes()).unwrap_or_default();
-        if body.bytes.is_empty() || llm::is_form(kind) {
+        // What says that it is a form and is none may be read as JSON all the same.
+        let is_form = llm::is_form(kind) && body.bytes.starts_with(b"--");
+        if body.bytes.is_empty() || is_form {
             return Ok(());
         }
         match self.apply(body.request.path, body.bytes) {
@@ -348,6 +366,9 @@ mod tests {
             (r#"{"max_tokens":101}"#, format!(r#"{{"max_tokens":100,{rest}}}"#)),
             (r#"{"max_tokens":1e9}"#, format!(r#"{{"max_tokens":100,{rest}}}"#)),
             (r#"{"max_tokens":"9"}"#, format!(r#"{{"max_tokens":100,{rest}}}"#)),
+            (r#"{"max_tokens":-1}"#, format!(r#"{{"max_tokens":100,{rest}}}"#)),
+            (r#"{"Max_Tokens":101}"#, format!(r#"{{"Max_Tokens":100,{rest}}}"#)),
+            (r#"{"max_tokens":999,"max_tokens":1}"#, format!(r#"{{"max_tokens":1,{rest}}}"#)),
             (r#"{"max_tokens":null}"#, format!(r#"{{"max_tokens":null,{rest}}}"#)),
             (r#"{"logit_bias":{"1":2},"a":[1, 2]}"#, format!(r#"{{"a":[1, 2],{rest}}}"#)),
             // Of several the last one counts, for us as for servers.

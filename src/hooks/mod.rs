@@ -129,8 +129,8 @@ pub type Notes = Vec<(&'static str, String)>;
 pub struct Found {
     /// Whether it was there.
     pub something: bool,
-    /// Whether that ended the answer.
-    pub is_stopped: bool,
+    /// Whether the client gets nothing of the answer for it.
+    pub is_refused: bool,
 }
 
 /// Is told of the end.
@@ -193,6 +193,8 @@ struct Passing {
     hook: Arc<str>,
     body: Box<dyn AnswerBody>,
     took: Duration,
+    /// Whether it has ended the answer.
+    is_stopped: bool,
 }
 
 impl Bodies {
@@ -208,10 +210,11 @@ impl Bodies {
     /// With why the answer ends here.
     pub fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Stop> {
         let mut last = Instant::now();
-        for Passing { body, took, .. } in &mut self.0 {
+        for Passing { body, took, is_stopped, .. } in &mut self.0 {
             let done = body.pass(piece, is_end);
             let now = Instant::now();
             *took += now - std::mem::replace(&mut last, now);
+            *is_stopped = done.is_err();
             done?;
         }
         Ok(())
@@ -219,10 +222,11 @@ impl Bodies {
 
     /// It is over.
     pub fn end(&mut self, runs: &mut Runs, notes: &mut Notes) {
-        for Passing { hook, mut body, took } in self.0.drain(..) {
+        for Passing { hook, mut body, took, is_stopped } in self.0.drain(..) {
             notes.extend(body.note());
             let outcome = match body.found() {
-                Found { is_stopped: true, .. } => Outcome::Refused,
+                Found { is_refused: true, .. } => Outcome::Refused,
+                _ if is_stopped => Outcome::Refused,
                 Found { something: true, .. } => Outcome::Found,
                 Found { .. } => Outcome::Passed,
             };
@@ -408,6 +412,22 @@ impl Chain {
     /// Whether one acts on bodies of requests.
     #[must_use]
     pub fn wants_body(&self) -> bool {
+        self.has(|at| matches!(at, At::RequestBody(_)))
+    }
+
+    /// Whether one that acts on this request acts on its body.
+    #[must_use]
+    pub fn needs_body(&self, request: &Request<'_>, headers: &HeaderMap) -> bool {
+        let facts = Facts { request, headers, answer: None };
+        let of_body = |at: &At| matches!(at, At::RequestBody(_));
+        let needs =
+            |hook: &Arc<Hook>| hook.at.iter().any(of_body) && hook.acts(&facts) != Ok(false);
+        self.0.iter().any(needs)
+    }
+
+    /// Whether one can do with a body, where it is held.
+    #[must_use]
+    pub fn takes_body(&self) -> bool {
         self.has(|at| matches!(at, At::RequestBody(_) | At::Mirror(_)))
     }
 
@@ -522,7 +542,7 @@ impl Chain {
             for one in std::iter::once(first).chain(of_bodies) {
                 let Some(body) = one.begin(head) else { continue };
                 let (hook, took) = (Arc::clone(&hook.name), Duration::ZERO);
-                bodies.0.push(Passing { hook, body, took });
+                bodies.0.push(Passing { hook, body, took, is_stopped: false });
             }
         }
         bodies

@@ -3,7 +3,7 @@
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::fields::Members;
+use super::fields::{Members, read, write};
 
 /// Stands between our text and the client's.
 const BETWEEN: &str = "\n\n";
@@ -50,17 +50,7 @@ impl SystemPrompt {
                 Value::from([&self.0, BETWEEN, &own].concat()).to_string()
             }
             (_, None) => json!({"parts": [{"text": self.0}]}).to_string(),
-            (_, Some(own)) => {
-                let mut content: serde_json::Map<String, Value> = serde_json::from_str(own)?;
-                let parts = content.entry("parts").or_insert_with(|| json!([]));
-                // One part may stand there without a list.
-                if parts.is_object() {
-                    *parts = json!([parts.take()]);
-                }
-                *parts =
-                    serde_json::from_str(&first_of(&parts.to_string(), &json!({"text": self.0}))?)?;
-                Value::Object(content).to_string()
-            }
+            (_, Some(own)) => with_first_part(own, &json!({"text": self.0}))?,
         };
         body.put(name, next);
         Ok(true)
@@ -73,6 +63,19 @@ fn first_of(list: &str, first: &Value) -> serde_json::Result<String> {
     let rest = list.trim_start().strip_prefix('[').unwrap_or_default();
     let between = if others.is_empty() { "" } else { "," };
     Ok(format!("[{first}{between}{rest}"))
+}
+
+/// Gemini's content with another part before all others; one may stand there without a list.
+fn with_first_part(content: &str, first: &Value) -> serde_json::Result<String> {
+    let mut members = read(content)?;
+    let mut members = Members(&mut members);
+    let parts = match members.find("parts").filter(|parts| *parts != "null") {
+        None => format!("[{first}]"),
+        Some(parts) if parts.starts_with('[') => first_of(parts, first)?,
+        Some(part) => format!("[{first},{part}]"),
+    };
+    members.put("parts", parts);
+    Ok(write(members.0))
 }
 
 #[cfg(test)]

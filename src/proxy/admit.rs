@@ -115,7 +115,7 @@ async fn take_in(
                 exchange.watch.limit_exchange(exchange.arrived.at, limit);
             }
             let hooks = way.targets[0].hooks.as_ref();
-            retries(way) || hooks.is_some_and(|hooks| hooks.wants_body())
+            retries(way) || hooks.is_some_and(|hooks| hooks.takes_body())
         }
         None => true,
     };
@@ -134,13 +134,9 @@ async fn take_in(
         Ok(admitted) => admitted,
         Err(refusal) => return Ok(Err(refusal.into())),
     };
-    match hooks::request(session, exchange, &admitted, look)? {
-        Ok(None) => {}
-        Ok(Some(way)) => admitted.go(way),
-        Err(halt) => {
-            exchange.admitted = Some(admitted);
-            return Ok(Err(halt));
-        }
+    if let Err(halt) = ask_hooks(session, exchange, &mut admitted, look)? {
+        exchange.admitted = Some(admitted);
+        return Ok(Err(halt));
     }
     admitted.can_rename = exchange.body.can_rename();
     if admitted.to().renames && !admitted.can_rename {
@@ -159,6 +155,25 @@ async fn take_in(
     if let Some(deadlines) = exchange.deadlines() {
         exchange.watch.limit_exchange(exchange.arrived.at, deadlines.exchange);
     }
+    Ok(Ok(()))
+}
+
+/// Hooks have their say, and may send the request elsewhere.
+fn ask_hooks(
+    session: &mut Session,
+    exchange: &mut Exchange,
+    admitted: &mut Admitted,
+    look: Option<Look>,
+) -> Result<Result<(), Halt>> {
+    let way = match hooks::request(session, exchange, admitted, look)? {
+        Ok(way) => way,
+        Err(halt) => return Ok(Err(halt)),
+    };
+    let Some(way) = way else { return Ok(Ok(())) };
+    if !way.targets[0].addresses.permit(admitted.client.address) {
+        return Ok(Err(Refusal::AddressDenied.into()));
+    }
+    admitted.go(way);
     Ok(Ok(()))
 }
 

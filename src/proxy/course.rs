@@ -153,8 +153,10 @@ impl Look {
 
     /// For a request whose way is known; none where no name has to be changed.
     fn along(way: &Way, keys: &'static [&'static str]) -> Option<Self> {
-        let aim = if way.targets[0].renames { Aim::Name } else { Aim::Fallback };
-        way.renames.then(|| Self::new(keys, aim))
+        let first = &way.targets[0];
+        let aim = if first.renames { Aim::Name } else { Aim::Fallback };
+        let may_change = way.renames || first.hooks.as_ref().is_some_and(|it| it.routes());
+        may_change.then(|| Self::new(keys, aim))
     }
 
     /// Begins to look.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::response::Parts;
-use http::{HeaderMap, HeaderValue, Method, Response};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use percent_encoding::percent_decode;
 use pingora::http::RequestHeader;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
@@ -99,6 +100,18 @@ struct Known {
     asked: String,
 }
 
+/// A path as it is meant: decoded, and without empty segments. Those that no two servers read alike were refused.
+fn plain(path: &[u8]) -> String {
+    let path = percent_decode(path).decode_utf8_lossy();
+    let mut plain = String::with_capacity(path.len());
+    for letter in path.chars() {
+        if letter != '/' || !plain.ends_with('/') {
+            plain.push(letter);
+        }
+    }
+    plain
+}
+
 impl Known {
     fn of(session: &Session, exchange: &Exchange, admitted: &Admitted) -> Self {
         let head: &RequestHeader = session.req_header();
@@ -108,10 +121,14 @@ impl Known {
         Self {
             headers: HeaderMap::new(),
             method: head.method.clone(),
-            path: text(split_target(head).0),
+            path: plain(split_target(head).0),
             host: text(send::host(head).unwrap_or_default()),
             body_bytes: exchange.body.held_bytes().or_else(|| body::length(session)),
-            stream: exchange.body.facts().is_some_and(|facts| facts.stream == Some(true)),
+            // Of a body that is not here as a whole, it may say so further on.
+            stream: match exchange.body.facts().and_then(|facts| facts.stream) {
+                Some(stream) => stream,
+                None => exchange.body.is_passing(),
+            },
             address: admitted.client.address,
             grant: Arc::clone(&admitted.rights.grant),
             service: service.to_owned(),
@@ -157,15 +174,27 @@ pub(super) fn request(
         }
         return Ok(Ok(None));
     };
+    let is_blind = chain.wants_body() || chain.wants_answer_body();
+    if is_blind && body::is_tunnel_request(session) {
+        let message = "what passes over a WebSocket cannot be looked at, and here it has to be";
+        let (status, code) = (StatusCode::BAD_REQUEST, "websocket_unsupported");
+        let message = message.to_owned();
+        return Ok(Err(Refusal::Hook { status, code, message }.into()));
+    }
     let replay = exchange.arrived.runtime.snapshot.replay;
     let mut held = None;
     if chain.wants_body() {
         let coding = session.req_header().headers.get(CONTENT_ENCODING);
         let coding = coding.map(HeaderValue::as_bytes).unwrap_or_default();
+        let known = Known::of(session, exchange, admitted);
+        let is_needed = || chain.needs_body(&known.request(), &session.req_header().headers);
         held = match exchange.body.decoded(coding, &replay) {
             Ok(held) => held,
-            Err(None) => return Ok(Err(body::why_not_held(session, &replay).into())),
-            Err(Some(refusal)) => return Ok(Err(refusal.into())),
+            Err(why) if is_needed() => {
+                let refusal = why.unwrap_or_else(|| body::why_not_held(session, &replay));
+                return Ok(Err(refusal.into()));
+            }
+            Err(_) => None,
         };
     }
     let before = held.clone();

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, EXPECT, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use pingora::http::RequestHeader;
@@ -18,6 +19,7 @@ use pingora_proxy::Session;
 
 use super::exchange::{Admitted, Exchange};
 use super::{Proxy, heads, send};
+use crate::auth::CREDENTIAL_HEADERS;
 use crate::lifecycle::HeldShare;
 use crate::pool::{Choice, Permit, Pool};
 use crate::runtime::Target;
@@ -90,6 +92,10 @@ fn copy(
     target: &Target,
 ) -> Option<Copy> {
     let Choice::Taken(permit) = target.pool.choose(&[], false, |_| true) else { return None };
+    // Whether a backend is well again, its own requests find out.
+    if permit.is_probe() {
+        return None;
+    }
     let spec = &permit.backend.spec;
     let peer = permit.backend.peer_at(&permit.backend.addresses.current()?).ok()?;
     let asked = admitted.asked.as_ref().map(|asked| asked.name.as_str());
@@ -106,6 +112,10 @@ fn copy(
     head.set_version(Version::HTTP_11);
     heads::change_request(&mut head, |headers| {
         end_to_end(headers);
+        // The client has shown them to the model that it asked, and to no other.
+        for name in CREDENTIAL_HEADERS.iter().chain(&[COOKIE, AUTHORIZATION]) {
+            headers.remove(name);
+        }
         send::address(session, headers, exchange, (admitted, spec));
         if is_changed {
             headers.remove(CONTENT_ENCODING);

@@ -82,7 +82,7 @@ metrics! {
     LIMITS_SHADOWED: Counter "proxy_limits_shadowed_total" &["limit"],
         "Exchanges that a limit in shadow mode would have refused.";
     HOOK_RUNS: Counter "proxy_hook_runs_total" &["hook", "outcome"],
-        "Times that a hook ran, by what became of it: skipped, passed, refused, answered or failed.";
+        "Times that a hook ran, by what became of it: skipped, passed, found, refused, answered or failed.";
     HOOK_SECONDS: Counter "proxy_hook_seconds_total" &["hook"],
         "Time that a hook took.";
     MIRRORED: Counter "proxy_mirrored_total" &["service", "model", "outcome"],

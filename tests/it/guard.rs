@@ -180,16 +180,23 @@ fn the_request_log_tells_what_named_keys_ask_and_get() {
         assert_eq!(answer.status, 200);
         answer.text()
     };
-    assert!(ask("tg_ada", said, false).contains(said), "what passes is not changed");
-    ask("tg_ada", said, true);
-    ask("tg_ada", &"é".repeat(100), false);
-    ask("tg_bob", said, true);
     let path = gateway.folder().join("log");
     let lines = || -> Vec<Value> {
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     };
-    eventually("four lines", || lines().len() == 4);
+    // One after the other: another thread may tell of the next one first.
+    let asked = [
+        ("tg_ada", said.to_owned(), false),
+        ("tg_ada", said.to_owned(), true),
+        ("tg_ada", "é".repeat(100), false),
+        ("tg_bob", said.to_owned(), true),
+    ];
+    for (at, (key, text, stream)) in asked.iter().enumerate() {
+        let answer = ask(key, text, *stream);
+        assert!(*stream || answer.contains(text), "what passes is not changed");
+        eventually("a line more", || lines().len() == at + 1);
+    }
     let told: Vec<Value> =
         lines().iter().map(|line| json!([line["prompt"], line["answer"]])).collect();
     let kept = "a [removed] and [removed]";
@@ -222,4 +229,32 @@ services: {svc: {models: {mdl: {backends: [{id: b, url: "http://127.0.0.1:1"}]}}
     ] {
         assert!(told.contains(line), "{line}\nis not in\n{told}");
     }
+}
+
+#[test]
+fn nothing_gets_past_a_guard_by_its_form() {
+    let upstream = parrot();
+    let gateway = Gateway::start(&config(
+        "hooks: [{name: g, guard: {words: [secret]}}, {name: s, when: request.stream, refuse: {message: no streams}}]",
+        &[&upstream],
+    ));
+    let hidden = r#"{"messages":[{"content":"s\u0065cret"}]}"#;
+    let form = ["Content-Type: multipart/form-data; boundary=x"];
+    assert_eq!(post(gateway.address(), "/svc/mdl/api/chat", &form, hidden).status, 400);
+    let upgrade = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"];
+    let refused = crate::harness::get(gateway.address(), "/svc/mdl/v1/realtime", &upgrade);
+    assert_eq!(
+        (refused.status, &refused.json()["error"]["code"]),
+        (400, &json!("websocket_unsupported"))
+    );
+    // What is too long to be held may say further on that it wants a stream.
+    let long = format!(r#"{{"messages":[{{"content":"{}"}}],"stream":true}}"#, "x".repeat(60_000));
+    let chunked = format!(
+        "POST {CHAT} HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{long}\r\n0\r\n\r\n",
+        long.len()
+    );
+    assert!(matches!(crate::harness::send(gateway.address(), chunked).status, 403 | 411));
+    assert!(upstream.seen().is_empty());
+    let path = "/svc/mdl/v1//chat/c%6Fmpletions";
+    assert_eq!(post(gateway.address(), path, &[], ask("fine", false)).status, 200);
 }

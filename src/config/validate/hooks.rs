@@ -225,7 +225,12 @@ impl Reader<'_> {
                 head_bytes_max: bounds.head_bytes_max.map(|size| size.0),
                 body_bytes_max: bounds.body_bytes_max.map(|size| size.0),
             };
-            kinds.push(("bounds", bounds.moments()));
+            let moments = bounds.moments();
+            if moments.is_empty() && !self.problems.has_below(&path.key("bounds")) {
+                let message = "bounds nothing; write head_bytes_max, body_bytes_max or both";
+                self.problems.value(&path.key("bounds"), message);
+            }
+            kinds.push(("bounds", moments));
         }
         if let Some(refuse) = refuse {
             let say = self.refusal(refuse, &path.key("refuse"));
@@ -596,6 +601,7 @@ impl Reader<'_> {
                 self.problems.value(&path.key("words_file"), message);
             }
             Ok(_) => {
+                let text = text.trim_start_matches('\u{feff}').to_owned();
                 words.extend(text.lines().map(|line| line.trim().to_owned()));
                 self.beside = text;
             }

@@ -22,6 +22,9 @@ const ANSWER: &str = "answer";
 /// As much of a document is held until its texts are read, in bytes: there is more in it than those.
 const DOCUMENT_BYTES_MAX: usize = 1024 * 1024;
 
+/// Longer than what is looked for, as a rule.
+const BEHIND_BYTES: usize = 1024;
+
 /// What is kept, and of whom.
 pub struct CaptureSpec {
     /// Keys, by name or id.
@@ -132,10 +135,17 @@ struct Kept {
     bytes: usize,
 }
 
+impl CaptureSpec {
+    /// As much is kept until it is redacted: what begins before the end may end behind it.
+    fn room(&self) -> usize {
+        self.bytes_max.saturating_add(BEHIND_BYTES)
+    }
+}
+
 impl Kept {
     fn take(&mut self, data: &[u8]) {
         let (texts, bytes) = (&mut self.texts, &mut self.bytes);
-        let bytes_max = self.spec.bytes_max;
+        let bytes_max = self.spec.room();
         // What is no JSON is the end of a stream.
         let _ = texts::each(data, &mut |way, text| {
             if *bytes >= bytes_max {
@@ -159,7 +169,7 @@ impl AnswerBody for Kept {
             }
             return Ok(());
         };
-        if self.bytes < self.spec.bytes_max && frames.waiting() <= self.spec.bytes_max {
+        if self.bytes < self.spec.room() && frames.waiting() <= self.spec.bytes_max {
             frames.push(piece.as_deref().unwrap_or_default());
             while let Some(event) = frames.next() {
                 self.take(&frames.data(&event));

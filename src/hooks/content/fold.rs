@@ -46,22 +46,35 @@ impl Folding {
         }
     }
 
-    /// Where in the text something is that was found in what it folds to: all letters that it touches.
-    pub(super) fn unfold(self, text: &str, found: Range<usize>) -> Range<usize> {
+    /// Where in the text things are that were found in what it folds to: all letters that they touch. They come in their
+    /// order, and overlap nowhere.
+    pub(super) fn unfold(self, text: &str, found: &[Range<usize>]) -> Vec<Range<usize>> {
+        let mut unfolded = Vec::with_capacity(found.len());
+        let mut letters = text.char_indices();
         let mut folded = 0;
-        let (mut start, mut end) = (None, text.len());
-        for (at, letter) in text.char_indices() {
-            let next = folded + self.length(letter);
-            if next > found.start && start.is_none() {
-                start = Some(at);
-            }
-            if folded >= found.end && start.is_some() {
-                end = at;
-                break;
-            }
-            folded = next;
+        // The letter that was looked at last: one may be the end of a thing and the beginning of the next.
+        let mut last = letters.next();
+        for range in found {
+            let mut start = None;
+            let end = loop {
+                let Some((at, letter)) = last else { break text.len() };
+                if folded >= range.end {
+                    break at;
+                }
+                let next = folded + self.length(letter);
+                if next > range.start && start.is_none() {
+                    start = Some(at);
+                }
+                // Within the folds of one letter.
+                if next > range.end {
+                    break at + letter.len_utf8();
+                }
+                folded = next;
+                last = letters.next();
+            };
+            unfolded.push(start.unwrap_or(end)..end);
         }
-        start.unwrap_or(text.len())..end
+        unfolded
     }
 }
 
@@ -78,7 +91,7 @@ mod tests {
         assert_eq!(fold("Größe ÄÖ 密码"), "größe äö 密码");
         assert_eq!(Folding::Width.fold("Ａbc"), "Abc");
         // One letter may become two.
-        assert_eq!(Folding::WidthAndCase.unfold("aİb", 1..4), 1..3);
+        assert_eq!(Folding::WidthAndCase.unfold("aİb", &[0..2, 2..5]), [0..3, 1..4]);
     }
 
     proptest! {
@@ -88,8 +101,8 @@ mod tests {
                 let text = format!("{before}{word}{after}");
                 let start = folding.fold(&before).len();
                 let range = start..start + folding.fold(&word).len();
-                let found = folding.unfold(&text, range);
-                prop_assert_eq!(&text[found], &word);
+                let found = folding.unfold(&text, &[range]);
+                prop_assert_eq!(&text[found[0].clone()], &word);
             }
         }
     }

@@ -5,6 +5,9 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use memchr::{memchr, memmem};
 
+/// The mark of the byte order, in UTF-8: a stream may begin with it.
+const MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// A stream that comes in pieces.
 pub(super) struct Frames {
     is_lines: bool,
@@ -38,7 +41,8 @@ impl Frames {
         let end = if self.is_lines {
             memchr(b'\n', bytes).map(|at| at + 1)
         } else {
-            let ends = [&b"\n\n"[..], b"\r\n\r\n", b"\r\r"];
+            // Lines end with LF, CR LF or CR, one after the other however they like.
+            let ends = [&b"\n\n"[..], b"\n\r\n", b"\r\r"];
             ends.iter().filter_map(|end| Some(memmem::find(bytes, end)? + end.len())).min()
         };
         let Some(end) = end else {
@@ -58,6 +62,7 @@ impl Frames {
 
     /// What an event says, without its framing.
     pub(super) fn data(&self, event: &Bytes) -> Bytes {
+        let event = &event.slice(if event.starts_with(MARK) { MARK.len() } else { 0 }..);
         if self.is_lines {
             return event.slice_ref(event.trim_ascii());
         }
@@ -110,8 +115,14 @@ mod tests {
 
     #[test]
     fn events_end_where_they_end_however_they_come() {
-        let stream = b"data: a\n\n: x\r\n\r\nid: 1\rdata:b\rdata: c\r\rdata: d";
-        let expected = ["data: a\n\n", ": x\r\n\r\n", "id: 1\rdata:b\rdata: c\r\r", "data: d"];
+        let stream = b"data: a\n\r\n: x\r\n\r\nid: 1\rdata:b\rdata: c\r\rdata: d\r\n\ndata: e";
+        let expected = [
+            "data: a\n\r\n",
+            ": x\r\n\r\n",
+            "id: 1\rdata:b\rdata: c\r\r",
+            "data: d\r\n\n",
+            "data: e",
+        ];
         for size in 1..stream.len() {
             let mut frames = Frames::new(false);
             let mut seen = Vec::new();

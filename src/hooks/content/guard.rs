@@ -173,7 +173,8 @@ impl OnRequestBody for Guard {
             Err(Stop::Refuse { status, code, message: message.to_owned() })
         };
         // A form holds a file, and texts beside it: all that is text in it is one.
-        let is_form = llm::is_form(kind);
+        // What says that it is a form and is none may be read as JSON all the same.
+        let is_form = llm::is_form(kind) && body.bytes.starts_with(b"--");
         let is_in = if is_form {
             Ok(own.matcher.is_in(&String::from_utf8_lossy(body.bytes)))
         } else {
@@ -190,10 +191,14 @@ impl OnRequestBody for Guard {
             Action::Refuse => refuse(CONTENT_FILTER, REFUSED),
             // What cannot be taken out of a form does not pass.
             Action::Redact if is_form => refuse(CONTENT_FILTER, REFUSED),
-            Action::Redact => {
-                *body.bytes = own.redact(body.bytes).unwrap_or_default();
-                Ok(())
-            }
+            Action::Redact => match own.redact(body.bytes) {
+                Ok(next) if !own.is_in(&next).unwrap_or(true) => {
+                    *body.bytes = next;
+                    Ok(())
+                }
+                // It is in a name, or in what takes its place.
+                _ => refuse(CONTENT_FILTER, REFUSED),
+            },
             Action::Count => Ok(()),
         }
     }
@@ -202,7 +207,7 @@ impl OnRequestBody for Guard {
 impl OnAnswerBody for Guard {
     fn begin(&self, head: &AnswerHead<'_>) -> Option<Box<dyn AnswerBody>> {
         let kind = head.headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes()).unwrap_or_default();
-        match Kind::of(kind)? {
+        match form(kind)? {
             Kind::Json => Some(Box::new(Document {
                 guard: self.clone(),
                 held: BytesMut::new(),
@@ -213,6 +218,27 @@ impl OnAnswerBody for Guard {
             }
         }
     }
+}
+
+/// How an answer of this type is read; none: it has no text.
+fn form(kind: &[u8]) -> Option<Kind> {
+    const BINARY: [&[u8]; 6] = [
+        b"audio/",
+        b"image/",
+        b"video/",
+        b"application/octet-stream",
+        b"application/pdf",
+        b"application/zip",
+    ];
+    if let Some(known) = Kind::of(kind) {
+        return Some(known);
+    }
+    let kind = kind.trim_ascii().to_ascii_lowercase();
+    if kind.windows(5).any(|window| window == b"jsonl") {
+        return Some(Kind::Lines);
+    }
+    // Whatever else it is, it is one text.
+    (!BINARY.iter().any(|binary| kind.starts_with(binary))).then_some(Kind::Json)
 }
 
 /// An answer that is one document: it is held until its end.
@@ -252,7 +278,8 @@ impl AnswerBody for Document {
     }
 
     fn found(&self) -> Found {
-        Found { something: self.found, is_stopped: false }
+        let is_refused = self.found && self.guard.0.action == Action::Refuse;
+        Found { something: self.found, is_refused }
     }
 
     fn note(&mut self) -> Option<(&'static str, String)> {

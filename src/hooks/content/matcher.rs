@@ -89,27 +89,22 @@ impl Matcher {
         if let Some(words) = &self.words {
             let folded = Folding::WidthAndCase.fold(text);
             let (input, mut state) = (Input::new(&*folded), OverlappingState::start());
+            let mut in_folds = Vec::new();
             while words.try_find_overlapping(&input, &mut state).is_ok() {
                 let Some(one) = state.get_match() else { break };
-                found.push(Folding::WidthAndCase.unfold(text, one.range()));
+                in_folds.push(one.range());
             }
+            found = Folding::WidthAndCase.unfold(text, &merged(in_folds));
         }
         if self.has_patterns() {
             let folded = Folding::Width.fold(text);
+            let mut in_folds = Vec::new();
             for number in self.any.matches(&folded) {
-                let all = self.patterns[number].find_iter(&folded);
-                found.extend(all.map(|one| Folding::Width.unfold(text, one.range())));
+                in_folds.extend(self.patterns[number].find_iter(&folded).map(|one| one.range()));
             }
+            found.extend(Folding::Width.unfold(text, &merged(in_folds)));
         }
-        found.sort_unstable_by_key(|range| (range.start, range.end));
-        let mut merged: Vec<Range<usize>> = Vec::new();
-        for range in found {
-            match merged.last_mut() {
-                Some(last) if range.start < last.end => last.end = last.end.max(range.end),
-                _ => merged.push(range),
-            }
-        }
-        merged
+        merged(found)
     }
 
     /// Whether a word may have begun at the end of the text that goes on behind it.
@@ -121,6 +116,19 @@ impl Matcher {
             folded.bytes().fold(start, |state, byte| words.next_state(Anchored::No, state, byte));
         state != start
     }
+}
+
+/// In order, and what overlaps as one.
+fn merged(mut found: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    found.sort_unstable_by_key(|range| (range.start, range.end));
+    let mut merged: Vec<Range<usize>> = Vec::new();
+    for range in found {
+        match merged.last_mut() {
+            Some(last) if range.start < last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
 }
 
 #[cfg(test)]

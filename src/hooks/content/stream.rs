@@ -11,8 +11,12 @@ use super::frames::Frames;
 use super::guard::{Action, CUT, Guard, Inner, cut};
 use super::texts;
 
-/// The most texts of one stream that go on beside each other.
-const TEXTS_MAX: usize = 256;
+/// The most texts of one stream.
+const TEXTS_MAX: usize = 4096;
+
+/// A text that none of so many events has gone on with, and as many as there are texts four times over, is at its end: what
+/// waits for it goes on. (Parts of one text are at most as far from each other as there are answers beside each other.)
+const PATIENCE: u64 = 64;
 
 /// The most events that wait for those behind them.
 const EVENTS_MAX: usize = 4096;
@@ -25,6 +29,8 @@ pub(super) struct Stream {
     waiting: VecDeque<Event>,
     waiting_bytes: usize,
     texts: Vec<Text>,
+    /// How many events have come.
+    count: u64,
     found: Found,
 }
 
@@ -39,6 +45,8 @@ struct Text {
     seen: usize,
     /// Up to here nothing begins that may still go on.
     settled: usize,
+    /// Which event was the last to go on with it.
+    last: u64,
     /// What is taken out of it, as far as it has not been sent on.
     taken_out: Vec<Range<usize>>,
 }
@@ -63,6 +71,7 @@ impl Stream {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             texts: Vec::new(),
+            count: 0,
             found: Found::default(),
         }
     }
@@ -71,34 +80,58 @@ impl Stream {
     fn take(&mut self, bytes: Bytes) -> Result<(), Stop> {
         let data = self.frames.data(&bytes);
         let mut pieces: Vec<Piece> = Vec::new();
-        let known = &mut self.texts;
+        self.count += 1;
+        let (known, count) = (&mut self.texts, self.count);
         let mut seen = |way: &str, text: &str| {
-            let at = known.iter().position(|known| known.way == way).unwrap_or_else(|| {
+            // Those that go on are the last ones.
+            let at = known.iter().rposition(|known| known.way == way).unwrap_or_else(|| {
                 known.push(Text::new(way));
                 known.len() - 1
             });
             let own = &mut known[at];
             let start = own.from + own.recent.len();
             own.recent.push_str(text);
+            own.last = count;
             pieces.push(Piece { text: at, at: start..start + text.len() });
         };
         // The end of a stream, or what is no JSON, is one text.
-        if !data.is_empty() && texts::each(&data, &mut seen).is_err() {
-            seen("", &String::from_utf8_lossy(&data));
+        match serde_json::from_slice(&data) {
+            Ok(document) => texts::each_of(&document, &mut seen),
+            Err(_) if data.is_empty() => {}
+            Err(_) => seen("", &String::from_utf8_lossy(&data)),
         }
         if self.texts.len() > TEXTS_MAX {
             return Err(cut("the answer has more texts at once than are looked at here"));
         }
         for piece in &pieces {
-            let found = self.texts[piece.text].look(&self.guard.0);
-            self.found.something |= found;
-            if found && self.guard.0.action == Action::Refuse {
-                self.found.is_stopped = true;
-                return Err(cut(CUT));
-            }
+            let found = self.texts[piece.text].look(&self.guard.0, false);
+            self.judge(found)?;
         }
         self.waiting_bytes += bytes.len();
         self.waiting.push_back(Event { bytes, pieces });
+        Ok(())
+    }
+
+    /// Something was found in a text, or nothing.
+    fn judge(&mut self, found: bool) -> Result<(), Stop> {
+        self.found.something |= found;
+        if found && self.guard.0.action == Action::Refuse {
+            return Err(cut(CUT));
+        }
+        Ok(())
+    }
+
+    /// Texts that nothing goes on with are at their end.
+    fn finish(&mut self, is_end: bool) -> Result<(), Stop> {
+        let patience = PATIENCE.max(4 * self.texts.len() as u64);
+        for at in 0..self.texts.len() {
+            let text = &mut self.texts[at];
+            let is_over = is_end || self.count - text.last > patience;
+            if is_over && !text.is_settled() {
+                let found = text.look(&self.guard.0, true);
+                self.judge(found)?;
+            }
+        }
         Ok(())
     }
 
@@ -163,25 +196,33 @@ impl Stream {
 impl Text {
     fn new(way: &str) -> Self {
         let (way, recent) = (way.to_owned(), String::new());
-        Self { way, recent, from: 0, seen: 0, settled: 0, taken_out: Vec::new() }
+        Self { way, recent, from: 0, seen: 0, settled: 0, last: 0, taken_out: Vec::new() }
     }
 
-    /// Looks at what is new of it, with what stands before it; whether there is something.
-    fn look(&mut self, own: &Inner) -> bool {
+    fn is_settled(&self) -> bool {
+        self.settled == self.from + self.recent.len()
+    }
+
+    /// Looks at what is new of it, with what stands before it, and whether it ends here; whether there is something.
+    fn look(&mut self, own: &Inner, is_end: bool) -> bool {
         let end = self.from + self.recent.len();
+        // Whether a pattern ends with the last letter, the next one may have a say in.
+        let waits_for_next = own.matcher.has_patterns() && !is_end;
+        let judged = end - if waits_for_next { tail(&self.recent, 1) } else { 0 };
         let mut is_found = false;
         if own.matcher.is_in(&self.recent) {
             for range in own.matcher.find(&self.recent) {
                 let range = self.from + range.start..self.from + range.end;
                 // What ends before what is new was found before.
-                if range.end > self.seen {
+                if range.end > self.seen && range.end <= judged {
                     is_found = true;
                     self.take_out(own, range);
                 }
             }
         }
-        self.seen = end;
+        self.seen = judged;
         let waits = match own.action {
+            _ if is_end => 0,
             // Nobody waits for what is only counted.
             Action::Count => 0,
             _ if !own.matcher.has_patterns() && !own.matcher.is_within_word(&self.recent) => 0,
@@ -251,6 +292,7 @@ impl AnswerBody for Stream {
         if self.frames.waiting() > self.guard.0.answer_bytes_max {
             return Err(cut("the answer has a larger event than is looked at here"));
         }
+        self.finish(is_end)?;
         let mut passes = BytesMut::new();
         self.release(is_end, &mut passes)?;
         *piece = (!passes.is_empty()).then(|| passes.freeze());

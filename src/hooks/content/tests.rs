@@ -63,7 +63,7 @@ fn passed(guard: &Guard, kind: &'static str, pieces: &[&[u8]]) -> (String, bool)
     for (at, piece) in pieces.iter().enumerate() {
         let mut piece = Some(Bytes::copy_from_slice(piece));
         if body.pass(&mut piece, at + 1 == pieces.len()).is_err() {
-            assert!(body.found().is_stopped);
+            assert!(body.found().something);
             return (String::from_utf8(all).unwrap(), true);
         }
         all.extend(piece.unwrap_or_default());
@@ -123,7 +123,7 @@ fn a_word_is_found_wherever_events_and_bytes_are_cut() {
         let mut piece = Some(Bytes::from(delta(text, 0)));
         body.pass(&mut piece, false).unwrap();
         assert_eq!(piece.unwrap(), delta(text, 0), "what is counted does not wait");
-        assert_eq!(body.found(), Found { something: true, is_stopped: false });
+        assert_eq!(body.found(), Found { something: true, is_refused: false });
     }
 }
 
@@ -191,7 +191,8 @@ fn a_document_is_held_and_changed_as_a_whole() {
     let document = json!({
         "id": "secret", "model": "secret", "n": 1.5,
         "choices": [{"index": 0, "finish_reason": "stop",
-            "message": {"role": "assistant", "content": "a secret", "image": "data:image/png;base64,secret"}}],
+            "logprobs": {"content": [{"token": "secret"}]},
+            "message": {"role": "assistant", "content": "a secret"}}],
     });
     let text = document.to_string();
     let pieces: Vec<&[u8]> = text.as_bytes().chunks(10).collect();
@@ -204,6 +205,7 @@ fn a_document_is_held_and_changed_as_a_whole() {
     let mut expected = document.clone();
     assert_eq!(answer(Action::Count), expected);
     expected["choices"][0]["message"]["content"] = "a [-]".into();
+    expected["choices"][0].as_object_mut().unwrap().remove("logprobs");
     assert_eq!(answer(Action::Redact), expected);
     expected["choices"][0]["message"]["content"] = "".into();
     expected["choices"][0]["finish_reason"] = "content_filter".into();
@@ -235,12 +237,33 @@ fn a_request_is_refused_redacted_or_counted() {
     assert!(done.is_ok());
     let (done, next, found) = asked(&guard(&["密码"], &[], Action::Count), body);
     assert!(done.is_ok() && found && next == body);
+    // Of tools, models see the names, too; those cannot be redacted.
+    let tools = json!({"tools": [{"type": "function", "function": {"name": "f",
+        "parameters": {"type": "object", "properties": {"my_密码": {"type": "string"}}}}}]});
+    for action in [Action::Refuse, Action::Redact] {
+        assert!(asked(&guard(&["密码"], &[], action), &tools.to_string()).0.is_err());
+    }
+    let kind = tools.to_string().replace("my_密码", "x").replace("\"string\"", "\"密码\"");
+    assert!(asked(&guard(&["密码"], &[], Action::Refuse), &kind).0.is_err());
     // Pictures are not looked at, and what is not JSON does not pass unseen.
     let picture = json!({"messages": [{"content": [{"type": "image_url", "image_url":
-        {"url": "data:image/png;base64,c2VjcmV0"}}]}]});
+        {"url": "https://example.com/a.png"}}]}]});
     let refuses = guard(&["c2vj"], &[], Action::Refuse);
     assert!(asked(&refuses, &picture.to_string()).0.is_ok());
     assert!(asked(&refuses, "{\"a\":").0.is_err());
+    for hidden in [
+        json!({"messages": [{"content": format!("{} c2vj", "x".repeat(3000))}]}),
+        json!({"messages": [{"content": "data:;base64,c2vj"}]}),
+        json!({"messages": [{"role": "user\nc2vj", "content": ""}]}),
+        json!({"messages": [{"content": [{"source": {"type": "text", "data": "a c2vj"}}]}]}),
+        json!({"messages": [{"content": [{"type": "tool_use", "input": {"id": "c2vj"}}]}]}),
+        json!({"a": {"$serde_json::private::RawValue": "1"}}),
+    ] {
+        assert!(asked(&refuses, &hidden.to_string()).0.is_err(), "{hidden}");
+    }
+    let image = format!("data:image/png;base64,{}c2vj", "A".repeat(300));
+    let picture_of_size = json!({"content": [{"image_url": {"url": image}}]});
+    assert!(asked(&refuses, &picture_of_size.to_string()).0.is_ok());
     assert!(asked(&refuses, "").0.is_ok());
 }
 
@@ -257,7 +280,7 @@ proptest! {
         bytes in prop::collection::vec(0_usize..2000, 0..12),
     ) {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let patterns: &[&str] = if with_pattern { &["b c|aa?b"] } else { &[] };
+        let patterns: &[&str] = if with_pattern { &["b c|aa?b", r"\bab\b", r"c\B"] } else { &[] };
         let redacts = guard(&words, patterns, Action::Redact);
         let letters: Vec<char> = text.chars().collect();
         let mut cuts: Vec<usize> = events.iter().map(|at| at % (letters.len() + 1)).collect();
