@@ -1,6 +1,7 @@
 //! From the file types to the snapshot, collecting every problem on the way.
 
 mod backend;
+mod content;
 mod hooks;
 mod jwt;
 mod keys;
