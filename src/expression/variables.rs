@@ -112,7 +112,7 @@ pub const VARIABLES: [Variable; 16] = [
 ];
 
 /// What is known of a request besides its headers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Request<'a> {
     /// The method.
     pub method: &'a str,

@@ -90,20 +90,7 @@ mod tests {
     fn begun(path: &str, body: &Value) -> Value {
         let mut changes = FieldChanges::default();
         changes.begin_with("Be kind.".to_owned());
-        let request = Request {
-            method: "POST",
-            path,
-            host: "",
-            body_bytes: None,
-            stream: false,
-            address: None,
-            key_id: "",
-            key_name: "",
-            labels: &[],
-            service: "",
-            model: "",
-            asked: "",
-        };
+        let request = Request { path, ..Request::default() };
         let mut bytes = Bytes::from(body.to_string());
         let mut body = RequestBody {
             request: &request,

@@ -2,7 +2,8 @@
 //! change it copies and parses again. So heads are changed without it, and lose the case of their names: those mean
 //! the same in either case (RFC 9110, section 5.1), and are in lower case over HTTP/2 anyway.
 
-use http::{HeaderMap, Request, Response, request, response};
+use http::header::CONNECTION;
+use http::{HeaderMap, HeaderName, Request, Response, request, response};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::Result;
 
@@ -37,6 +38,13 @@ pub(super) fn change_request<T>(
         request.set_raw_path(&target)?;
     }
     Ok(changed)
+}
+
+/// Headers that speak of one connection alone, as its side says (RFC 9110, section 7.6.1).
+pub(super) fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
+    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let names = values.flat_map(|value| value.split(','));
+    names.filter_map(|name| name.trim().parse().ok()).collect()
 }
 
 /// Changes an answer.

@@ -182,19 +182,20 @@ pub(super) fn request(
         return Ok(Err(Refusal::Hook { status, code, message }.into()));
     }
     let replay = exchange.arrived.runtime.snapshot.replay;
-    let mut held = None;
+    let (mut held, mut is_unheld) = (None, false);
     if chain.wants_body() {
         let coding = session.req_header().headers.get(CONTENT_ENCODING);
         let coding = coding.map(HeaderValue::as_bytes).unwrap_or_default();
-        let known = Known::of(session, exchange, admitted);
-        let is_needed = || chain.needs_body(&known.request(), &session.req_header().headers);
         held = match exchange.body.decoded(coding, &replay) {
             Ok(held) => held,
-            Err(why) if is_needed() => {
+            Err(why) if is_needed(&chain, session, exchange, admitted) => {
                 let refusal = why.unwrap_or_else(|| body::why_not_held(session, &replay));
                 return Ok(Err(refusal.into()));
             }
-            Err(_) => None,
+            Err(_) => {
+                is_unheld = true;
+                None
+            }
         };
     }
     let before = held.clone();
@@ -207,7 +208,7 @@ pub(super) fn request(
         known.headers = session.req_header().headers.clone();
     }
     exchange.hooks.known = Some(Box::new(known));
-    exchange.hooks.chain = Some(chain);
+    exchange.hooks.chain = Some(Arc::clone(&chain));
     let Elsewhere { route, mirrors } = match done {
         Ok(elsewhere) => elsewhere,
         Err(stop) => {
@@ -215,8 +216,14 @@ pub(super) fn request(
             return Ok(Err(stop.into()));
         }
     };
+    // What one hook changes in the head may be what another one acts by.
+    if is_unheld && is_needed(&chain, session, exchange, admitted) {
+        return Ok(Err(body::why_not_held(session, &replay).into()));
+    }
+    // What takes its place has a place of its own.
+    let place = |bytes: &Bytes| (bytes.as_ptr(), bytes.len());
     if let Some(bytes) = held
-        && before.is_some_and(|before| before != bytes)
+        && before.is_some_and(|before| place(&before) != place(&bytes))
     {
         let headers = &session.req_header().headers;
         if let Err(refusal) = exchange.body.edit(bytes, look, headers, &replay) {
@@ -226,6 +233,12 @@ pub(super) fn request(
     exchange.hooks.mirrors = mirrors;
     let routes = &exchange.arrived.runtime.routes;
     Ok(Ok(route.and_then(|to| routes.get(&*to).cloned())))
+}
+
+/// Whether a hook that acts on this request acts on its body.
+fn is_needed(chain: &Chain, session: &Session, exchange: &Exchange, admitted: &Admitted) -> bool {
+    let known = Known::of(session, exchange, admitted);
+    chain.needs_body(&known.request(), &session.req_header().headers)
 }
 
 /// Whether bodies of answers are looked at: then they may not be compressed.
@@ -263,7 +276,7 @@ pub(super) fn answer(session: &Session, answer: &mut Parts, exchange: &mut Excha
 /// Whether the body of an answer cannot be looked at, though it has to be.
 pub(super) fn is_unreadable(answer: &HeaderMap, exchange: &Exchange) -> bool {
     let coding = answer.get(CONTENT_ENCODING).map(HeaderValue::as_bytes).unwrap_or_default();
-    !exchange.hooks.bodies.is_empty() && !matches!(coding.trim_ascii(), b"" | b"identity")
+    !exchange.hooks.bodies.is_empty() && !body::is_plain(coding)
 }
 
 /// A piece of the answer passes, or its end.

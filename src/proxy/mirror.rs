@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, EXPECT, TE, TRAILER,
+    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, EXPECT, PROXY_AUTHORIZATION, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
@@ -113,7 +113,7 @@ fn copy(
     heads::change_request(&mut head, |headers| {
         end_to_end(headers);
         // The client has shown them to the model that it asked, and to no other.
-        for name in CREDENTIAL_HEADERS.iter().chain(&[COOKIE, AUTHORIZATION]) {
+        for name in CREDENTIAL_HEADERS.iter().chain(&[COOKIE, PROXY_AUTHORIZATION]) {
             headers.remove(name);
         }
         send::address(session, headers, exchange, (admitted, spec));
@@ -136,14 +136,7 @@ fn copy(
 }
 
 fn end_to_end(headers: &mut HeaderMap) {
-    let nominated: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in nominated.iter().chain(&HOP_BY_HOP) {
+    for name in heads::nominated(headers).iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
 }

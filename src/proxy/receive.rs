@@ -236,13 +236,8 @@ fn path_at_backend<'l>(location: &'l [u8], url: &BackendUrl) -> Option<&'l [u8]>
 }
 
 fn hop_by_hop(response: &mut Parts) {
-    let nominated: Vec<HeaderName> = response
-        .headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
+    let nominated: Vec<HeaderName> = heads::nominated(&response.headers)
+        .into_iter()
         .filter(|name| !matches!(*name, CONNECTION | UPGRADE | TRANSFER_ENCODING))
         .filter(|name| *name != CONTENT_LENGTH)
         .collect();

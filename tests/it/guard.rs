@@ -258,3 +258,20 @@ fn nothing_gets_past_a_guard_by_its_form() {
     let path = "/svc/mdl/v1//chat/c%6Fmpletions";
     assert_eq!(post(gateway.address(), path, &[], ask("fine", false)).status, 200);
 }
+
+#[test]
+fn a_guard_that_another_hook_switches_on_takes_the_whole_body_too() {
+    let upstream = parrot();
+    let gateway = Gateway::start(&config(
+        "hooks: [{request_headers: {set: {x-a: on}}}, {when: 'request.headers[\"x-a\"] == \"on\"', guard: {words: [secret]}}]",
+        &[&upstream],
+    ));
+    let long = ask(&format!("{} secret", "x".repeat(60_000)), false);
+    let chunked = format!(
+        "POST {CHAT} HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{long}\r\n0\r\n\r\n",
+        long.len()
+    );
+    assert_eq!(crate::harness::send(gateway.address(), chunked).status, 411);
+    assert_eq!(post(gateway.address(), CHAT, &[], &long).status, 400);
+    assert!(upstream.seen().is_empty());
+}

@@ -22,6 +22,9 @@ const ANSWER: &str = "answer";
 /// As much of a document is held until its texts are read, in bytes: there is more in it than those.
 const DOCUMENT_BYTES_MAX: usize = 1024 * 1024;
 
+/// The most texts of one stream that are kept.
+const TEXTS_MAX: usize = 256;
+
 /// Longer than what is looked for, as a rule.
 const BEHIND_BYTES: usize = 1024;
 
@@ -60,6 +63,11 @@ impl Capture {
 }
 
 impl CaptureSpec {
+    /// As much is kept until it is redacted: what begins before the end may end behind it.
+    fn room(&self) -> usize {
+        self.bytes_max.saturating_add(BEHIND_BYTES)
+    }
+
     fn is_of(&self, key_id: &str, key_name: &str) -> bool {
         self.keys.holds(key_id) || self.keys.holds(key_name)
     }
@@ -135,20 +143,13 @@ struct Kept {
     bytes: usize,
 }
 
-impl CaptureSpec {
-    /// As much is kept until it is redacted: what begins before the end may end behind it.
-    fn room(&self) -> usize {
-        self.bytes_max.saturating_add(BEHIND_BYTES)
-    }
-}
-
 impl Kept {
     fn take(&mut self, data: &[u8]) {
         let (texts, bytes) = (&mut self.texts, &mut self.bytes);
         let bytes_max = self.spec.room();
         // What is no JSON is the end of a stream.
         let _ = texts::each(data, &mut |way, text| {
-            if *bytes >= bytes_max {
+            if *bytes >= bytes_max || text.is_empty() || texts.len() > TEXTS_MAX {
                 return;
             }
             *bytes += text.len();

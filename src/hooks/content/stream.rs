@@ -83,6 +83,10 @@ impl Stream {
         self.count += 1;
         let (known, count) = (&mut self.texts, self.count);
         let mut seen = |way: &str, text: &str| {
+            // More of them end the answer.
+            if known.len() > TEXTS_MAX {
+                return;
+            }
             // Those that go on are the last ones.
             let at = known.iter().rposition(|known| known.way == way).unwrap_or_else(|| {
                 known.push(Text::new(way));

@@ -25,29 +25,12 @@ fn guard(words: &[&str], patterns: &[&str], action: Action) -> Guard {
     Guard::new(spec).ok().unwrap()
 }
 
-fn request() -> Request<'static> {
-    Request {
-        method: "POST",
-        path: "/",
-        host: "",
-        body_bytes: None,
-        stream: false,
-        address: None,
-        key_id: "",
-        key_name: "",
-        labels: &[],
-        service: "",
-        model: "",
-        asked: "",
-    }
-}
-
 fn begin(guard: &Guard, kind: &'static str) -> Box<dyn AnswerBody> {
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
     let none = HeaderMap::new();
     let head = AnswerHead {
-        request: &request(),
+        request: &Request::default(),
         request_headers: &none,
         backend: "",
         status: 200,
@@ -216,7 +199,7 @@ fn asked(guard: &Guard, body: &str) -> (Result<(), Stop>, String, bool) {
     let mut bytes = Bytes::from(body.to_owned());
     let mut found = false;
     let mut body = RequestBody {
-        request: &request(),
+        request: &Request::default(),
         headers: &HeaderMap::new(),
         bytes: &mut bytes,
         found: &mut found,

@@ -420,7 +420,7 @@ impl Body {
 }
 
 /// Whether a `Content-Encoding` is none.
-fn is_plain(coding: &[u8]) -> bool {
+pub(super) fn is_plain(coding: &[u8]) -> bool {
     matches!(coding.trim_ascii(), b"" | b"identity")
 }
 
