@@ -190,6 +190,8 @@ fn tell(group: &mut Group<'_>) {
         is_tunnel: false,
         is_aborted: false,
         is_logged: true,
+        cache: None,
+        saved: None,
         hooks: &Runs::new(),
         notes: &Notes::new(),
     };

@@ -24,8 +24,8 @@
 //! | [`server`] | the composition root: snapshot -> runtime -> Pingora services; signals, sockets |
 //! | [`proxy`], [`admin`] | the data path, a file a step; status pages and dashboard |
 //! | [`runtime`] | everything one exchange needs, behind one `Arc` |
-//! | [`auth`], [`limits`], [`routing`], [`pool`], [`ledger`] | who may pass, and how much; path to target; backends, balance, health, breakers and queue; who used what |
-//! | [`telemetry`], [`lifecycle`] | metrics, logs, traces and history of exchanges; starting to draining |
+//! | [`auth`], [`limits`], [`routing`], [`pool`], [`cache`], [`ledger`] | who may pass, and how much; path to target; backends, balance, health, breakers and queue; answers that are given again; who used what |
+//! | [`telemetry`], [`lifecycle`], [`link`] | metrics, logs, traces and history of exchanges; starting to draining; connections to Redis |
 //! | [`config`], [`refusal`] | files to snapshot; every "no" |
 //! | [`hooks`] | what the configuration has done with exchanges besides passing them on |
 //! | [`expression`], [`llm`], [`names`], [`networks`], [`secret`], [`writing`] | conditions and values that are computed; API families and what a body names; names and wildcards; who comes from where; a string that cannot be printed; numbers, times and JSON as text |
@@ -72,6 +72,7 @@
 
 pub mod admin;
 pub mod auth;
+pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod demo;
@@ -80,6 +81,7 @@ pub mod hooks;
 pub mod ledger;
 pub mod lifecycle;
 pub mod limits;
+pub mod link;
 pub mod llm;
 pub mod names;
 pub mod networks;

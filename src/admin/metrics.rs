@@ -11,6 +11,7 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{Encoder, GaugeVec, IntCounterVec, Opts, Registry, TEXT_FORMAT, TextEncoder};
 
 use super::Sources;
+use crate::cache::CacheState;
 use crate::ledger::Ledger;
 use crate::pool::{BreakerState, HealthState};
 use crate::runtime::{ReloadState, Runtime};
@@ -26,6 +27,7 @@ pub(super) fn page(runtime: &Runtime, sources: &Sources) -> prometheus::Result<R
     process(&registry, sources)?;
     configuration(&registry, runtime, &sources.reloads.state())?;
     limits(&registry, runtime)?;
+    cache(&registry, runtime)?;
     if let Some(ledger) = &sources.ledger {
         self::ledger(&registry, ledger)?;
     }
@@ -108,6 +110,23 @@ fn limits(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
         #[allow(clippy::cast_precision_loss, reason = "a count of gateways")]
         count.with_label_values::<&str>(&[]).set(gateways as f64);
     }
+    Ok(())
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts of answers and bytes")]
+fn cache(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
+    let Some(cache) = &runtime.cache else { return Ok(()) };
+    let CacheState { held: (answers, bytes), shared } = cache.state();
+    let Some((away, failures)) = shared else {
+        for (metric, count) in [(&names::CACHE_ANSWERS, answers), (&names::CACHE_BYTES, bytes)] {
+            gauge(registry, metric)?.with_label_values::<&str>(&[]).set(count as f64);
+        }
+        return Ok(());
+    };
+    let up = gauge(registry, &names::CACHE_UP)?;
+    up.with_label_values::<&str>(&[]).set(f64::from(u8::from(away.is_none())));
+    let failed = counter(registry, &names::CACHE_FAILURES)?;
+    failed.with_label_values::<&str>(&[]).inc_by(failures);
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The gateway's own pages: health, status, dashboard.
 
+mod cache;
 mod change;
 mod dashboard;
 mod metrics;
@@ -132,6 +133,7 @@ impl Pages for Admin {
             (reload::PATH, Scope::Admin) => {
                 return Some(reload::answer(&self.sources.reloads, runtime, request));
             }
+            (cache::PURGE, Scope::Admin) => return Some(cache::purge(runtime, request)),
             (change::DRAIN, Scope::Admin) => return Some(change::drain(runtime, request, true)),
             (change::UNDRAIN, Scope::Admin) => return Some(change::drain(runtime, request, false)),
             (view::PATH, Scope::Admin | Scope::Everything) => {
@@ -193,6 +195,7 @@ fn admins_status(runtime: &Runtime, sources: &Sources) -> Response<Bytes> {
     let mut page = status::all(runtime);
     page["configuration"] = reload::state(&sources.reloads.state());
     page["ledger"] = sources.ledger.as_deref().map_or(Value::Null, ledger_state);
+    page["cache"] = runtime.cache.as_ref().map_or(Value::Null, |it| cache::state(&it.state()));
     page["redis"] = runtime.limits.shared().map_or(Value::Null, redis_state);
     json_page(&page)
 }

@@ -26,6 +26,9 @@ pub(super) fn all(runtime: &Runtime, sources: &Sources) -> Value {
         "services": services(runtime, counters),
     });
     merge(&mut page, totals(&counters.totals()));
+    if let Some(cache) = &runtime.cache {
+        page["cache"] = super::cache::stats(&cache.state(), &counters.cached());
+    }
     page
 }
 
@@ -57,6 +60,9 @@ fn services(runtime: &Runtime, counters: &Counters) -> Value {
     }
     for (service, model, told) in counters.by_model() {
         at(&service, &model, totals(&told));
+    }
+    for (service, model, told) in counters.cached() {
+        at(&service, &model, json!({"cache": super::cache::totals(&told)}));
     }
     Value::Object(services)
 }

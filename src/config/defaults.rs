@@ -124,6 +124,15 @@ pub(super) const REDIS_TIMEOUT: Duration = Duration::from_millis(200);
 pub(super) const REDIS_CONNECTIONS: u32 = 2;
 pub(super) const REDIS_PREFIX: &str = "tollgate";
 
+/// As in the tools that Tollgate replaces.
+pub(super) const CACHE_TTL: Duration = Duration::from_secs(300);
+
+/// Some 10,000 answers of a chat.
+pub(super) const CACHE_MEMORY_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A stream of 4,000 tokens in events of 250 bytes, or some 250 embeddings in text.
+pub(super) const CACHE_ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
 /// Beside the configuration, where systemd names no folder for state.
 pub(super) const STATE_DIRECTORY: &str = "state";
 

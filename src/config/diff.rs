@@ -127,15 +127,20 @@ impl Lines {
     }
 }
 
-/// Models whose hooks are others now, of those that stay; one hook may be that of all.
-fn hooks(before: &Snapshot, next: &Snapshot, lines: &mut Lines) {
-    let is_changed = |name: &String| before.hooks.get(name) != next.hooks.get(name);
+/// Models that have something else under a key now, of those that stay; what one has may be that of all.
+fn models<T: PartialEq>(
+    key: &str,
+    [before, new]: [&HashMap<String, Arc<T>>; 2],
+    next: &Snapshot,
+    lines: &mut Lines,
+) {
+    let is_changed = |name: &String| before.get(name) != new.get(name);
     let both = next.pools().map(|(service, model, _)| format!("{service}/{model}"));
     let changed: Vec<String> = both.filter(is_changed).collect();
     match &changed[..] {
         [] => {}
-        [one] => lines.add("hooks", &format!("changed for {one}")),
-        several => lines.add("hooks", &format!("changed for {} models", several.len())),
+        [one] => lines.add(key, &format!("changed for {one}")),
+        several => lines.add(key, &format!("changed for {} models", several.len())),
     }
 }
 
@@ -147,7 +152,9 @@ fn top(before: &Snapshot, next: &Snapshot, lines: &mut Lines) {
     keys(&before.clients, &next.clients, lines);
     lines.changed("addresses", &before.addresses, &next.addresses);
     lines.changed("limits", &before.limits, &next.limits);
-    hooks(before, next, lines);
+    models("hooks", [&before.hooks, &next.hooks], next, lines);
+    lines.changed("cache", &before.cache, &next.cache);
+    models("cache", [&before.caching, &next.caching], next, lines);
     let assumed = (before.output_tokens_assumed, next.output_tokens_assumed);
     lines.compare("output_tokens_assumed", &assumed.0, &assumed.1);
     lines.changed("redis", &before.redis, &next.redis);

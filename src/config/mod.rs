@@ -6,6 +6,7 @@
 //! module sees what "not written" looks like.
 
 mod beside;
+mod cache;
 mod clients;
 mod decode;
 mod defaults;
@@ -35,6 +36,7 @@ mod warnings;
 
 use std::path::Path;
 
+pub use cache::{CacheSpec, CachedPer, CachedRequests, Caching};
 pub use clients::{ClientKeys, KeySpec, KeySpecs};
 pub use diff::{Fixed, differences};
 pub use environment::Environment;

@@ -49,6 +49,9 @@ pub(super) fn apply(file: &mut FileConfig, environment: &Environment, problems: 
             reader.wrong("REDIS_URL", super::validate::REDIS_URL_EXPECTED);
         }
     }
+    if let Some(ttl) = reader.seconds("CACHE_EXPIRE") {
+        file.cache.get_or_insert_default().ttl = Some(ttl);
+    }
     if let Some(enabled) = reader.switch("METRICS_ENABLED") {
         file.metrics.get_or_insert_default().enabled = Some(enabled);
     }

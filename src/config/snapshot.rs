@@ -11,6 +11,7 @@ use http::{HeaderName, HeaderValue, Method};
 use indexmap::IndexMap;
 use ipnet::IpNet;
 
+use super::cache::{CacheSpec, Caching};
 use super::clients::ClientKeys;
 use super::ledger::LedgerSpec;
 use super::limits::{LimitSpec, Quantity};
@@ -87,6 +88,10 @@ pub struct Snapshot {
     pub has_conditions: bool,
     /// The hooks of models that have any, by `service/model`.
     pub hooks: HashMap<String, Arc<Chain>>,
+    /// Where answers are kept.
+    pub cache: CacheSpec,
+    /// How those of models are kept whose answers are, by `service/model`.
+    pub caching: HashMap<String, Arc<Caching>>,
     /// Services by name, in the order of the file.
     pub services: IndexMap<String, Service>,
 }

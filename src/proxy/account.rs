@@ -9,7 +9,7 @@ use pingora_proxy::Session;
 
 use super::exchange::{Admitted, Events, Exchange};
 use super::watch::Stop;
-use super::{admit, hooks, meter, respond, settle};
+use super::{admit, cached, hooks, meter, respond, settle};
 use crate::refusal::Refusal;
 use crate::runtime::Target;
 use crate::telemetry::{OTHER, Phase, Record, Taken, Telemetry, Try};
@@ -152,6 +152,8 @@ impl Untold {
                 let when = log.and_then(|log| log.when.as_ref());
                 when.is_none_or(|when| exchange.hooks.held(when, (backend, end.status)))
             },
+            cache: exchange.cached.outcome.map(cached::Outcome::name),
+            saved: cached::saved(exchange),
             hooks: &exchange.hooks.runs,
             notes: &exchange.hooks.notes,
         };

@@ -18,14 +18,16 @@ use super::course::{self, Course, Leads, Look};
 use super::exchange::{Admitted, Client, Exchange};
 use super::hooks::{self, Halt};
 use super::rights::Rights;
-use super::{Proxy, Serves, X_FORWARDED_FOR, account, body, limit, meter, mirror, respond, send};
+use super::{
+    Proxy, Serves, X_FORWARDED_FOR, account, body, cached, limit, meter, mirror, respond, send,
+};
 use crate::auth::{self, Grant};
 use crate::config::{ClientBounds, ClientKeys, CorsOrigins};
 use crate::lifecycle::Counted;
 use crate::llm::{Dialect, Found};
 use crate::refusal::Refusal;
 use crate::routing::{self, Miss};
-use crate::runtime::{PageAnswer, PageRequest, Runtime, Way};
+use crate::runtime::{PageAnswer, PageRequest, Runtime, Target, Way};
 use crate::telemetry::{self, Phase, Trace};
 
 /// The methods of LLM APIs. Others are forwarded too, but for two: Pingora refuses CONNECT, and the
@@ -64,6 +66,9 @@ pub(super) async fn admit(
                 exchange.observed.status = page.status().as_u16();
                 exchange.turn(Phase::Answer);
                 return respond::page(session, exchange, *page).await.map(|()| true);
+            }
+            Err(Halt::Served(served)) => {
+                return cached::serve(proxy, session, exchange, *served).await.map(|()| true);
             }
         },
         Ok(Decision::Page(page)) => {
@@ -107,18 +112,7 @@ async fn take_in(
         }
     }
     let leads = std::mem::replace(&mut course.leads, Leads::ByBody(None));
-    let retries = |way: &Way| way.targets.iter().any(|it| it.pool.spec().retry.retries_max > 0);
-    let wants_whole = match leads.way() {
-        Some(way) => {
-            if let Some(first) = way.targets[0].pool.backends().first() {
-                let limit = first.spec.deadlines.exchange;
-                exchange.watch.limit_exchange(exchange.arrived.at, limit);
-            }
-            let hooks = way.targets[0].hooks.as_ref();
-            retries(way) || hooks.is_some_and(|hooks| hooks.takes_body())
-        }
-        None => true,
-    };
+    let wants_whole = wants_whole(session, exchange, leads.way(), &course);
     let look = course.look;
     let found = match body::hold(proxy, session, exchange, look, wants_whole).await? {
         Ok(found) => found,
@@ -143,10 +137,22 @@ async fn take_in(
         let replay = &exchange.arrived.runtime.snapshot.replay;
         return Ok(Err(body::why_not_held(session, replay).into()));
     }
+    let served = match cached::turn(proxy, session, exchange, &admitted).await? {
+        Ok(served) => served,
+        Err(halt) => {
+            exchange.admitted = Some(admitted);
+            return Ok(Err(halt));
+        }
+    };
     meter::begin(session, exchange);
     if let Err(refusal) = limit::reserve(&proxy.months, exchange, &admitted).await {
+        exchange.cached.give_up();
         exchange.admitted = Some(admitted);
         return Ok(Err(refusal.into()));
+    }
+    if let Some(served) = served {
+        exchange.admitted = Some(admitted);
+        return Ok(Err(Halt::Served(Box::new(served))));
     }
     mirror::send(proxy, session, exchange, &admitted);
     exchange.attempts.is_for_tunnel = body::is_tunnel_request(session);
@@ -156,6 +162,19 @@ async fn take_in(
         exchange.watch.limit_exchange(exchange.arrived.at, deadlines.exchange);
     }
     Ok(Ok(()))
+}
+
+/// Whether all of the body is wanted, as far as the way is known; it is bounded in time from now on, too.
+fn wants_whole(session: &Session, exchange: &Exchange, way: Option<&Way>, course: &Course) -> bool {
+    let Some(way) = way else { return true };
+    let target = &way.targets[0];
+    if let Some(first) = target.pool.backends().first() {
+        exchange.watch.limit_exchange(exchange.arrived.at, first.spec.deadlines.exchange);
+    }
+    let retries = |target: &Target| target.pool.spec().retry.retries_max > 0;
+    way.targets.iter().any(retries)
+        || target.hooks.as_ref().is_some_and(|hooks| hooks.takes_body())
+        || target.caching.is_some() && cached::concerns(session, &course.target)
 }
 
 /// Hooks have their say, and may send the request elsewhere.

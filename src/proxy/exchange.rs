@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::account::Untold;
 use super::body::Body;
+use super::cached::Cached;
 use super::course::{Asked, Course};
 use super::hooks::Hooks;
 use super::meter::Metering;
@@ -48,6 +49,8 @@ pub struct Exchange {
     pub(super) why: Option<String>,
     /// What the configuration has done with it.
     pub(super) hooks: Hooks,
+    /// What it has to do with answers that are kept.
+    pub(super) cached: Cached,
     /// What is to be told of it, until it is.
     pub(super) untold: Option<Untold>,
     /// Where its time goes.
@@ -366,6 +369,7 @@ impl Exchange {
             watch,
             why: None,
             hooks: Hooks::default(),
+            cached: Cached::default(),
             untold: None,
             phases: Phases::begin(at),
             fallen_from: SmallVec::new(),

@@ -13,6 +13,7 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::admit::split_target;
+use super::cached::Served;
 use super::course::Look;
 use super::exchange::{Admitted, Exchange};
 use super::{body, heads, meter, send};
@@ -65,6 +66,8 @@ pub(super) enum Halt {
     Refused(Refusal),
     /// The client is told this.
     Answered(Box<Response<Bytes>>),
+    /// There is an answer that another request was given.
+    Served(Box<Served>),
 }
 
 impl From<Refusal> for Halt {
@@ -249,7 +252,7 @@ pub(super) fn wants_answer_body(exchange: &Exchange) -> bool {
 /// The head of an answer goes to the client.
 pub(super) fn answer(session: &Session, answer: &mut Parts, exchange: &mut Exchange) {
     let (Some(chain), Some(known)) = (&exchange.hooks.chain, &exchange.hooks.known) else { return };
-    let Some(attempt) = &exchange.attempts.current else { return };
+    let backend = exchange.attempts.current.as_ref();
     let (wants_head, wants_body) = (chain.wants_answer(), chain.wants_answer_body());
     if !wants_head && !wants_body {
         return;
@@ -257,7 +260,7 @@ pub(super) fn answer(session: &Session, answer: &mut Parts, exchange: &mut Excha
     let mut head = AnswerHead {
         request: &known.request(),
         request_headers: &session.req_header().headers,
-        backend: &attempt.backend().spec.id,
+        backend: backend.map_or("", |attempt| attempt.backend().spec.id.as_str()),
         status: answer.status.as_u16(),
         headers: &mut answer.headers,
     };

@@ -18,7 +18,7 @@ use super::{Proxy, account, respond};
 use crate::config::Tariff;
 use crate::ledger::{self, Month, Months, Row, Taken};
 use crate::limits::{Reservation, shares};
-use crate::llm::{EndMarker, Facts, Kind, Meter, TOKENS_MAX, Trim, Usage};
+use crate::llm::{self, EndMarker, Facts, Kind, Meter, TOKENS_MAX, Trim, Usage};
 use crate::runtime::Runtime;
 use crate::telemetry;
 
@@ -27,22 +27,6 @@ const TOKEN_BYTES: u64 = 4;
 
 /// Tokens of an image or the like, about.
 const MEDIA_TOKENS: u64 = 1000;
-
-/// The last segments of paths whose answers are a model's text.
-const GENERATES: [&[u8]; 12] = [
-    b"completions",
-    b"responses",
-    b"messages",
-    b"generateContent",
-    b"streamGenerateContent",
-    b"chat",
-    b"generate",
-    b"generate_stream",
-    b"completion",
-    b"infill",
-    b"invocations",
-    b"invoke",
-];
 
 /// The last segments of paths under which nothing is taken.
 const TAKES_NOTHING: [&[u8]; 11] = [
@@ -64,7 +48,7 @@ const TAKES_NOTHING: [&[u8]; 11] = [
 pub(super) struct Metering {
     /// Whether the answer takes tokens.
     takes: bool,
-    /// Whether it is a model's text.
+    /// Whether it is a model's text: then what a backend does not tell of it can be counted.
     generates: bool,
     /// About as many tokens the prompt has.
     input_estimate: u64,
@@ -105,6 +89,11 @@ pub(super) fn begin(session: &Session, exchange: &mut Exchange) {
     if !snapshot.meters {
         return;
     }
+    if exchange.cached.is_hit() {
+        // It takes nothing, and that is what its row says.
+        exchange.metering = Some(Metering { is_sent: true, ..Metering::default() });
+        return;
+    }
     let head = session.req_header();
     let path = super::admit::split_target(head).0;
     let facts = exchange.body.facts();
@@ -114,7 +103,7 @@ pub(super) fn begin(session: &Session, exchange: &mut Exchange) {
         is_stream && EndMarker::of_path(path).is_some() && path.ends_with(b"/completions");
     exchange.metering = Some(Metering {
         takes,
-        generates: generates(path),
+        generates: llm::generates(path),
         input_estimate: facts.map_or(0, |facts| {
             // Of a body that has not all come yet, the rest is taken to be like its beginning.
             let share = match (exchange.body.looked_bytes(), super::body::length(session)) {
@@ -136,26 +125,16 @@ fn input_estimate(facts: &Facts) -> u64 {
     facts.text_bytes() / TOKEN_BYTES + facts.media * MEDIA_TOKENS
 }
 
-/// The last segment of a path, or what stands behind the colon in it.
-fn last(path: &[u8]) -> &[u8] {
-    path.rsplit(|byte| matches!(byte, b'/' | b':')).next().unwrap_or_default()
-}
-
 /// Whether the answer to a request takes tokens, as far as its head tells.
 pub(super) fn takes(head: &RequestHeader) -> bool {
     if !matches!(head.method, Method::POST | Method::PUT | Method::PATCH) {
         return false;
     }
     let path = super::admit::split_target(head).0;
-    let last = last(path);
+    let last = llm::operation(path);
     // What is kept of an answer is asked for by its id, and has been paid.
     let is_kept = || memchr::memmem::find(path, b"/chat/completions/").is_some();
     last == b"completions" || !TAKES_NOTHING.contains(&last) && !is_kept()
-}
-
-/// Whether the answer is a model's text: then what a backend does not tell of it can be counted.
-fn generates(path: &[u8]) -> bool {
-    GENERATES.contains(&last(path))
 }
 
 /// The head of the answer has come.
@@ -330,6 +309,12 @@ fn usage(
     }
     let input = exchange.body.facts().map_or(0, input_estimate);
     metering.usage(status, is_cut, input)
+}
+
+/// What a whole answer has taken, as far as that was told or counted.
+pub(super) fn usage_told(exchange: &Exchange) -> Usage {
+    let usage = |it| usage(it, exchange, None, (exchange.observed.status, false)).0;
+    exchange.metering.as_ref().map(usage).unwrap_or_default()
 }
 
 /// What an exchange that may take this much would cost at most, in shares of money. Where no price is known, the

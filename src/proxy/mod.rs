@@ -22,6 +22,7 @@
 mod account;
 mod admit;
 mod body;
+mod cached;
 mod course;
 mod exchange;
 mod heads;
@@ -211,9 +212,11 @@ impl ProxyHttp for Proxy {
         exchange: &mut Box<Exchange>,
     ) -> Result<Option<Duration>> {
         meter::pass(exchange, chunk, end_of_stream);
+        cached::piece(exchange, chunk.as_ref());
         hooks::pass(exchange, chunk, end_of_stream)?;
         receive::pass(session, exchange, chunk.as_ref(), end_of_stream)?;
         if end_of_stream {
+            cached::whole(exchange);
             settle::answered(self, session, exchange);
         }
         Ok(None)

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use super::course::X_TOLLGATE_MODEL;
 use super::exchange::{Events, Exchange, Unwritten};
 use super::send::repeated;
-use super::{Proxy, body, heads, hooks, limit, meter, respond, retry};
+use super::{Proxy, body, cached, heads, hooks, limit, meter, respond, retry};
 use crate::config::{BackendUrl, CorsOrigins, Deadlines};
 use crate::llm::{EndMarker, Kind, Tail};
 use crate::pool::Outcome;
@@ -62,12 +62,14 @@ pub(super) fn receive(
 }
 
 fn rewrite(session: &mut Session, answer: &mut Parts, exchange: &mut Exchange) {
+    cached::begin(exchange, answer);
     meter::answers(exchange, answer);
     expect_body(session, answer, exchange);
     hop_by_hop(answer);
     let headers = &mut answer.headers;
     headers.insert(REQUEST_ID, exchange.arrived.request_id.clone());
     limit::tell(headers, &exchange.shown);
+    cached::tell(headers, exchange);
     cors(headers, exchange);
     location(headers, exchange);
     if let Some(admitted) = exchange.admitted.as_ref().filter(|admitted| admitted.tells_model()) {

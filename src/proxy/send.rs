@@ -82,7 +82,10 @@ fn rewrite_head(session: &Session, headers: &mut HeaderMap, exchange: &mut Excha
         metering.is_sent = true;
     }
     let is_read = |it: &Metering| it.reads() && exchange.arrived.runtime.snapshot.charges;
-    if exchange.metering.as_ref().is_some_and(is_read) || hooks::wants_answer_body(exchange) {
+    if exchange.metering.as_ref().is_some_and(is_read)
+        || hooks::wants_answer_body(exchange)
+        || exchange.cached.leads()
+    {
         // What is compressed cannot be read as it passes.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }

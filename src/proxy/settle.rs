@@ -20,6 +20,10 @@ pub(super) async fn fail(
     error: &Error,
 ) -> FailToProxy {
     let mut error_code = 0;
+    match error.esource {
+        ErrorSource::Downstream => exchange.cached.give_up(),
+        _ => exchange.cached.unfit(),
+    }
     session.set_keepalive(None);
     // What is still written takes as long as the client lets it.
     exchange.turn(Phase::Answer);

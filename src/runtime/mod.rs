@@ -19,6 +19,7 @@ use rustls::ServerConfig;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::auth::{Grant, Keys};
+use crate::cache::Cache;
 use crate::config::{Calendar, ClientKeys, Snapshot, Summary, Tariff};
 use crate::limits::Limits;
 use crate::names::Names;
@@ -45,6 +46,8 @@ pub struct Runtime {
     pub keys: Arc<Keys>,
     /// How much clients may take.
     pub limits: Arc<Limits>,
+    /// Answers that are kept, where any are.
+    pub cache: Option<Arc<Cache>>,
     /// From `/{service}/{model}` to pools.
     pub router: Router<Arc<Way>>,
     /// From a model's name to pools.
@@ -111,6 +114,10 @@ impl Runtime {
         let routes = ways.of_hooks(&snapshot);
         let limits =
             Arc::new(Limits::new(&snapshot, previous.map(|previous| previous.limits.as_ref())));
+        let cache = (!snapshot.caching.is_empty()).then(|| {
+            let previous = previous.and_then(|previous| previous.cache.as_ref());
+            Cache::new(snapshot.cache, snapshot.redis.as_ref(), previous)
+        });
         let mut tariffs = Names::default();
         for (name, tariff) in &snapshot.prices.models {
             tariffs.add(name, Arc::clone(tariff));
@@ -121,6 +128,7 @@ impl Runtime {
             tls,
             keys,
             limits,
+            cache,
             router,
             catalog,
             routes,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use crate::config::{Listed, ModelRef, Snapshot, by_model};
+use crate::config::{Caching, Listed, ModelRef, Snapshot, by_model};
 use crate::hooks::Chain;
 use crate::names::{Names, Pattern};
 use crate::networks::AddressRules;
@@ -45,6 +45,8 @@ pub struct Target {
     pub addresses: Arc<AddressRules>,
     /// What the configuration has done with its exchanges, where it has.
     pub hooks: Option<Arc<Chain>>,
+    /// How its answers are kept, where they are.
+    pub caching: Option<Arc<Caching>>,
 }
 
 impl Target {
@@ -116,6 +118,7 @@ pub(super) struct Ways<'a> {
     fallbacks: Names<&'a [ModelRef]>,
     addresses: HashMap<&'a str, Arc<AddressRules>>,
     hooks: &'a HashMap<String, Arc<Chain>>,
+    caching: &'a HashMap<String, Arc<Caching>>,
 }
 
 impl<'a> Ways<'a> {
@@ -129,7 +132,8 @@ impl<'a> Ways<'a> {
             .iter()
             .map(|(name, service)| (name.as_str(), Arc::new(service.addresses.clone())))
             .collect();
-        Self { pools, fallbacks, addresses, hooks: &snapshot.hooks }
+        let (hooks, caching) = (&snapshot.hooks, &snapshot.caching);
+        Self { pools, fallbacks, addresses, hooks, caching }
     }
 
     /// The ways by the path that names service and model. There is none where one upstream takes everything.
@@ -273,6 +277,7 @@ impl<'a> Ways<'a> {
                 is_fallback: false,
                 addresses: Arc::clone(self.addresses.get(one.service.as_str())?),
                 hooks: self.hooks.get(pool.name()).cloned(),
+                caching: self.caching.get(pool.name()).cloned(),
                 pool,
                 called,
                 shown,

@@ -1,6 +1,6 @@
 //! Counts of exchanges: for Prometheus, and for the gateway's own pages.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
@@ -10,11 +10,12 @@ use prometheus::proto::MetricFamily;
 use prometheus::{
     CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
 };
+use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 
 use super::metrics::{self as names, Metric};
 use super::phases::Phase;
-use super::record::Record;
+use super::record::{Record, Saved};
 use super::spread::Spread;
 use super::takers::Takers;
 use crate::hooks::Run;
@@ -25,6 +26,9 @@ const NAMES_MAX: usize = 200;
 
 /// Stands for what is too much to be counted by its name.
 pub const OTHER: &str = "other";
+
+/// What may come of the cache.
+const OUTCOMES: [&str; 3] = ["hit", "miss", "bypass"];
 
 /// Kinds of failures that are remembered.
 const FAULTS_MAX: usize = 100;
@@ -62,6 +66,9 @@ struct Vectors {
     aborts: IntCounterVec,
     fallbacks: IntCounterVec,
     mirrored: IntCounterVec,
+    cache: IntCounterVec,
+    cache_tokens: IntCounterVec,
+    cache_cost: CounterVec,
     hook_runs: IntCounterVec,
     hook_seconds: CounterVec,
 }
@@ -83,6 +90,9 @@ impl Vectors {
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            cached_answers: Default::default(),
+            saved: Default::default(),
+            saved_cost: Mutex::default(),
         }
     }
 }
@@ -110,6 +120,12 @@ pub struct Series {
     errors: AtomicU64,
     /// Those that were refused.
     refused: AtomicU64,
+    /// Hits, misses and bypasses.
+    cached_answers: [AtomicU64; 3],
+    /// Tokens of prompts and answers that were not taken because of hits.
+    saved: [AtomicU64; 2],
+    /// And what they would have cost, by currency.
+    saved_cost: Mutex<BTreeMap<String, Decimal>>,
 }
 
 /// Exchanges that failed in one way: at the same place, of the same kind, for the same reason.
@@ -168,6 +184,17 @@ pub struct Totals {
     pub tokens_output: u64,
 }
 
+/// What came of the cache since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CacheTotals {
+    /// Hits, misses and bypasses.
+    pub answers: [u64; 3],
+    /// Tokens of prompts and of answers that were not taken because of hits.
+    pub tokens: [u64; 2],
+    /// What they would have cost, by currency.
+    pub cost: BTreeMap<String, Decimal>,
+}
+
 impl Counters {
     /// All are 0.
     ///
@@ -198,6 +225,9 @@ impl Counters {
             aborts: counter(&names::CLIENT_ABORTS)?,
             fallbacks: counter(&names::FALLBACKS)?,
             mirrored: counter(&names::MIRRORED)?,
+            cache: counter(&names::CACHE_REQUESTS)?,
+            cache_tokens: counter(&names::CACHE_TOKENS)?,
+            cache_cost: exact(&names::CACHE_COST)?,
             hook_runs: counter(&names::HOOK_RUNS)?,
             hook_seconds: exact(&names::HOOK_SECONDS)?,
         };
@@ -275,6 +305,9 @@ impl Counters {
             series.errors.fetch_add(1, Ordering::Relaxed);
             self.remember(pool, kind, record);
         }
+        if let Some(outcome) = record.cache {
+            self.count_cached(series, outcome, record.saved.as_ref());
+        }
         let Some(taken) = &record.taken else { return };
         series.tokens[0].inc_by(taken.input);
         series.tokens[1].inc_by(taken.output);
@@ -291,6 +324,31 @@ impl Counters {
         if let Some((id, name)) = record.key.filter(|(id, _)| !id.is_empty()) {
             self.takers.count(id, name, taken);
         }
+    }
+
+    /// An answer came from the cache, or could have.
+    fn count_cached(&self, series: &Series, outcome: &'static str, saved: Option<&Saved>) {
+        let [service, model] = [series.service.as_str(), series.model.as_str()];
+        self.vectors.cache.with_label_values(&[service, model, outcome]).inc();
+        if let Some(outcome) = OUTCOMES.iter().position(|known| *known == outcome) {
+            series.cached_answers[outcome].fetch_add(1, Ordering::Relaxed);
+        }
+        let Some(saved) = saved else { return };
+        for ((direction, tokens), sum) in
+            [("input", saved.input), ("output", saved.output)].into_iter().zip(&series.saved)
+        {
+            self.vectors
+                .cache_tokens
+                .with_label_values(&[service, model, direction])
+                .inc_by(tokens);
+            sum.fetch_add(tokens, Ordering::Relaxed);
+        }
+        let Some(cost) = saved.cost.filter(|cost| !cost.is_zero()) else { return };
+        let labels = &[service, model, &saved.currency];
+        self.vectors.cache_cost.with_label_values(labels).inc_by(cost.to_f64().unwrap_or_default());
+        let mut sums = series.saved_cost.lock().unwrap_or_else(PoisonError::into_inner);
+        let sum = sums.entry(saved.currency.to_string()).or_default();
+        *sum = sum.saturating_add(cost);
     }
 
     /// A copy of a request for a service and model has come to this.
@@ -339,6 +397,17 @@ impl Counters {
             totals.tokens_output += own.tokens_output;
         }
         totals
+    }
+
+    /// What came of the cache, for each service and model where anything did.
+    #[must_use]
+    pub fn cached(&self) -> Vec<(String, String, CacheTotals)> {
+        let known = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        let all =
+            known.by_name.values().map(|it| (it.service.clone(), it.model.clone(), it.cached()));
+        let mut all: Vec<_> = all.filter(|(.., totals)| totals.answers != [0; 3]).collect();
+        all.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        all
     }
 
     /// What went to each service and model.
@@ -390,6 +459,16 @@ impl Series {
             tokens_input: self.tokens[0].get(),
             tokens_output: self.tokens[1].get(),
         }
+    }
+
+    /// What came of the cache.
+    #[must_use]
+    pub fn cached(&self) -> CacheTotals {
+        let [hits, misses, bypasses] =
+            self.cached_answers.each_ref().map(|count| count.load(Ordering::Relaxed));
+        let [input, output] = self.saved.each_ref().map(|sum| sum.load(Ordering::Relaxed));
+        let cost = self.saved_cost.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        CacheTotals { answers: [hits, misses, bypasses], tokens: [input, output], cost }
     }
 
     /// Its model could not serve, and another one is asked.

@@ -81,6 +81,20 @@ metrics! {
         "Exchanges that a limit refused.";
     LIMITS_SHADOWED: Counter "proxy_limits_shadowed_total" &["limit"],
         "Exchanges that a limit in shadow mode would have refused.";
+    CACHE_REQUESTS: Counter "proxy_cache_requests_total" &["service", "model", "outcome"],
+        "Requests to models whose answers are kept: hit (answered without a backend), miss, bypass.";
+    CACHE_TOKENS: Counter "proxy_cache_saved_tokens_total" &["service", "model", "direction"],
+        "Tokens that backends did not take because of hits: of prompts (input) and answers (output).";
+    CACHE_COST: Counter "proxy_cache_saved_cost_total" &["service", "model", "currency"],
+        "What those would have cost.";
+    CACHE_ANSWERS: Gauge "proxy_cache_answers" &[],
+        "Answers that are kept in memory.";
+    CACHE_BYTES: Gauge "proxy_cache_bytes" &[],
+        "Bytes that those take.";
+    CACHE_UP: Gauge "proxy_cache_up" &[],
+        "Where answers are kept in Redis: 1 while that answers, else 0.";
+    CACHE_FAILURES: Counter "proxy_cache_failures_total" &[],
+        "Round trips for the cache to Redis without an answer.";
     HOOK_RUNS: Counter "proxy_hook_runs_total" &["hook", "outcome"],
         "Times that a hook ran, by what became of it: skipped, passed, found, refused, answered or failed.";
     HOOK_SECONDS: Counter "proxy_hook_seconds_total" &["hook"],

@@ -22,11 +22,11 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora_core::{Error, ErrorType};
 
 pub use app_log::AppLog;
-pub use counters::{Counters, Fault, OTHER, Series, Totals};
+pub use counters::{CacheTotals, Counters, Fault, OTHER, Series, Totals};
 pub use history::History;
 pub use phases::{Phase, Phases};
 pub use recent::Recent;
-pub use record::{Record, Taken};
+pub use record::{Record, Saved, Taken};
 pub use request_log::RequestLog;
 pub use spans::{Spans, Try};
 pub use takers::Taker;

@@ -9,6 +9,8 @@ pub enum Phase {
     Own,
     /// The client sends its body, which is read before a backend is chosen.
     Body,
+    /// An answer is looked for in Redis, or is on its way for another request.
+    Cache,
     /// Limits are asked for in Redis.
     Limits,
     /// Waiting for a place at a backend, or before backends are asked again.
@@ -23,9 +25,10 @@ pub enum Phase {
 
 impl Phase {
     /// All of them, in the order in which an exchange meets them first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Own,
         Self::Body,
+        Self::Cache,
         Self::Limits,
         Self::Queue,
         Self::Connect,
@@ -39,6 +42,7 @@ impl Phase {
         match self {
             Self::Own => "own",
             Self::Body => "body",
+            Self::Cache => "cache",
             Self::Limits => "limits",
             Self::Queue => "queue",
             Self::Connect => "connect",
@@ -119,7 +123,7 @@ mod tests {
         phases.turn(Phase::Answer, at(20));
         phases.turn(Phase::Own, at(50));
         let spent = Phase::ALL.map(|phase| phases.spent(phase).as_millis());
-        assert_eq!(spent, [10, 0, 0, 10, 0, 0, 30]);
+        assert_eq!(spent, [10, 0, 0, 0, 10, 0, 0, 30]);
         assert_eq!(phases.total(), Duration::from_millis(50));
         // A clock that went back takes nothing away.
         phases.turn(Phase::Own, at(40));

@@ -63,11 +63,28 @@ pub struct Record<'a> {
     pub is_aborted: bool,
     /// Whether it has a line in the request log, if it can.
     pub is_logged: bool,
+    /// What came of the cache, where answers of its model are kept: hit, miss or bypass.
+    pub cache: Option<&'static str>,
+    /// What a backend took for the answer, where that was not asked for this one.
+    pub saved: Option<Saved>,
     /// The hooks that ran.
     pub hooks: &'a Runs,
     /// What else the request log is told, by the names of its fields: prompts and answers, where the configuration has them
     /// kept.
     pub notes: &'a Notes,
+}
+
+/// What an exchange did not take, because its answer was there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Saved {
+    /// Tokens of the prompt.
+    pub input: u64,
+    /// Tokens of the answer.
+    pub output: u64,
+    /// What they would have cost, if that is known.
+    pub cost: Option<Decimal>,
+    /// What that is in.
+    pub currency: Arc<str>,
 }
 
 /// What an exchange took.

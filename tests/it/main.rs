@@ -9,6 +9,7 @@ mod balancing;
 mod bodies;
 mod bounds;
 mod breaker;
+mod cache;
 mod clients;
 mod configuration;
 mod credentials;

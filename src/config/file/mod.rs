@@ -1,6 +1,7 @@
 //! The configuration as it is written: `Option` means "not written". Nothing outside `config`
 //! sees these types.
 
+mod cache;
 mod hooks;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use super::snapshot::TlsVersion;
 use super::units::{Size, Span};
 use crate::secret::Secret;
 
+pub(super) use cache::{FileCache, FileCachedPer, FileCachedRequests, FileCaching, FileStore};
 pub(super) use hooks::{
     FileAction, FileAnswer, FileBy, FileCapture, FileFields, FileGuard, FileHeaders, FileHook,
     FileRefuse, FileRoute, FileSide, FileText,
@@ -62,6 +64,7 @@ pub(super) struct FileConfig {
     pub(super) balance: Option<FileBalance>,
     pub(super) health_check: Option<FileHealthCheck>,
     pub(super) hooks: Option<Vec<Option<FileHook>>>,
+    pub(super) cache: Option<FileCache>,
     pub(super) aliases: Option<IndexMap<String, String>>,
     pub(super) fallbacks: Option<IndexMap<String, Option<OneOrMany>>>,
     pub(super) default_model: Option<String>,
@@ -500,6 +503,7 @@ pub(super) struct FileProbe {
 pub(super) struct FileService {
     pub(super) addresses: Option<FileAddresses>,
     pub(super) hooks: Option<Vec<Option<FileHook>>>,
+    pub(super) cache: Option<FileCaching>,
     pub(super) balance: Option<FileBalance>,
     pub(super) deadlines: Option<FileDeadlines>,
     pub(super) retry: Option<FileRetry>,
@@ -514,6 +518,7 @@ pub(super) struct FileService {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct FileModel {
     pub(super) hooks: Option<Vec<Option<FileHook>>>,
+    pub(super) cache: Option<FileCaching>,
     pub(super) balance: Option<FileBalance>,
     pub(super) deadlines: Option<FileDeadlines>,
     pub(super) retry: Option<FileRetry>,

@@ -1,6 +1,7 @@
 //! From the file types to the snapshot, collecting every problem on the way.
 
 mod backend;
+mod cache;
 mod content;
 mod hooks;
 mod jwt;
@@ -199,6 +200,8 @@ fn snapshot(
         naming: names::naming(file, &services.by_name, problems),
         has_conditions: false,
         hooks: hooks::chains(file, context, problems),
+        cache: cache::cache(file, problems),
+        caching: cache::caching(file, problems),
         services: services.by_name,
     };
     snapshot.charges = snapshot.ledger.is_some() || snapshot.limits_tokens();

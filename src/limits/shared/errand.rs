@@ -4,9 +4,9 @@ use std::sync::atomic::Ordering;
 
 use super::super::Moment;
 use super::super::local::Subject;
-use super::link::Link;
 use super::{COMPARED_MAX, NUMBER_MAX, Shared, extra, kind};
 use crate::config::Quantity;
+use crate::link::Link;
 
 /// What is known of an amount afterwards.
 pub(in super::super) struct Settlement {

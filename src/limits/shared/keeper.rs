@@ -10,9 +10,9 @@ use tokio::sync::mpsc;
 use super::super::local::{Amounts, Counts, Known, Subject};
 use super::super::{Clock, Moment};
 use super::errand::{Errand, Seed};
-use super::link::Link;
 use super::{BEAT, Place, SETTLED_AT_ONCE, Settlement, Shared, extra, is_of_window};
 use crate::config::{Quantity, WhenDown};
+use crate::link::Link;
 
 /// Errands that wait for the server, beyond which settlements are given up: it stays away for long, and is told all
 /// of it anew then.

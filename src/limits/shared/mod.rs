@@ -2,7 +2,6 @@
 
 mod errand;
 mod keeper;
-mod link;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,8 +17,8 @@ use super::local::{Counts, Exceeded, Standing, Subject};
 use super::window::{Length, PARTS};
 use super::{Clock, until_end};
 use crate::config::{Quantity, RedisSpec, WhenDown};
+use crate::link::Link;
 pub(super) use errand::Settlement;
-use link::Link;
 
 /// How often a gateway says that it is there, and looks for a server that was away.
 const BEAT: Duration = Duration::from_secs(1);

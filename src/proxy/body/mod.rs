@@ -204,7 +204,9 @@ impl Body {
         match &self.content {
             Content::Empty => Ok(None),
             Content::Passing { .. } => Err(None),
-            Content::Held { bytes, .. } if is_plain(coding) => Ok(Some(bytes.clone())),
+            Content::Held { bytes, .. } if self.is_edited || is_plain(coding) => {
+                Ok(Some(bytes.clone()))
+            }
             Content::Held { bytes, .. } => {
                 let bytes_max = replay.body_bytes_max;
                 let body = llm::decode(coding, bytes, bytes_max);

@@ -51,6 +51,15 @@ pub(super) fn of(record: &Record<'_>) -> Vec<u8> {
         }
     }
     line.number("bytes_in", record.bytes_in).number("bytes_out", record.bytes_out);
+    if let Some(outcome) = record.cache {
+        line.text("cache", outcome);
+    }
+    if let Some(saved) = &record.saved {
+        line.number("saved_input", saved.input).number("saved_output", saved.output);
+        if let Some(cost) = saved.cost {
+            line.shown("saved_cost", cost).text("currency", &saved.currency);
+        }
+    }
     if let Some(taken) = &record.taken {
         line.number("tokens_input", taken.input).number("tokens_output", taken.output);
         line.number("tokens_cached", taken.cached).truth("estimated", taken.is_estimated);

@@ -1,4 +1,4 @@
-//! Connections to Redis.
+//! Connections to Redis: to one server, to a cluster, or to the server that sentinels name.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use redis::aio::MultiplexedConnection;
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use redis::sentinel::{SentinelClient, SentinelServerType};
-use redis::{AsyncConnectionConfig, Client, FromRedisValue, RedisError, ScriptInvocation};
+use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, ScriptInvocation};
 
 use crate::config::{RedisKind, RedisSpec};
 
@@ -14,13 +14,19 @@ use crate::config::{RedisKind, RedisSpec};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection that many use at a time.
-pub(super) enum Link {
+pub enum Link {
+    /// To one server.
     One(MultiplexedConnection),
+    /// To all of a cluster.
     Cluster(ClusterConnection),
 }
 
 impl Link {
-    pub(super) async fn open(spec: &RedisSpec) -> Result<Self, RedisError> {
+    /// Connects, from a task of the runtime that then serves the connection.
+    ///
+    /// # Errors
+    /// When nobody answers, or not to us.
+    pub async fn open(spec: &RedisSpec) -> Result<Self, RedisError> {
         let urls: Vec<&str> = spec.urls.iter().map(|url| url.expose()).collect();
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
@@ -46,8 +52,11 @@ impl Link {
         })
     }
 
-    /// Runs a script; or says why not. It is in the words of the server, which know no secret of ours.
-    pub(super) async fn call<T: FromRedisValue>(
+    /// Runs a script.
+    ///
+    /// # Errors
+    /// Why not, in the words of the server, which know no secret of ours.
+    pub async fn call<T: FromRedisValue>(
         &self,
         call: &ScriptInvocation<'_>,
         timeout: Duration,
@@ -58,9 +67,30 @@ impl Link {
                 Self::Cluster(link) => call.invoke_async(&mut link.clone()).await,
             }
         };
-        match tokio::time::timeout(timeout, answer).await {
-            Ok(answer) => answer.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer in {} ms", timeout.as_millis())),
-        }
+        within(timeout, answer).await
+    }
+
+    /// Runs a command.
+    ///
+    /// # Errors
+    /// As [`Link::call`].
+    pub async fn ask<T: FromRedisValue>(&self, ask: &Cmd, timeout: Duration) -> Result<T, String> {
+        let answer = async {
+            match self {
+                Self::One(link) => ask.query_async(&mut link.clone()).await,
+                Self::Cluster(link) => ask.query_async(&mut link.clone()).await,
+            }
+        };
+        within(timeout, answer).await
+    }
+}
+
+async fn within<T>(
+    timeout: Duration,
+    answer: impl Future<Output = Result<T, RedisError>>,
+) -> Result<T, String> {
+    match tokio::time::timeout(timeout, answer).await {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer in {} ms", timeout.as_millis())),
     }
 }

@@ -1,0 +1,168 @@
+//! Who asks a backend for an answer that others may have, and what becomes of it.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::HeaderValue;
+
+use super::answer::Answer;
+use super::flight::{End, Flight, Head, Listener};
+use super::{Cache, Purges, Wanted};
+use crate::llm::Usage;
+
+/// A request that asks a backend for an answer that others may have. Dropped before the end, it is cut for those who
+/// follow; or another one asks, if it has not begun.
+pub struct Lead {
+    cache: Arc<Cache>,
+    flight: Arc<Flight>,
+    wanted: Wanted,
+    at: SystemTime,
+    head: Option<HeaderValue>,
+    /// Most that is held of all answers together, in bytes.
+    total_max: usize,
+    /// How often what it is of was purged when it was asked for.
+    purged: Purges,
+    /// In Redis; none: it gave no answer.
+    purged_there: Option<Purges>,
+    /// Whether it is larger than what is kept.
+    is_too_large: bool,
+    /// Whether its end is known.
+    is_over: bool,
+}
+
+impl Lead {
+    pub(super) fn new(
+        cache: &Arc<Cache>,
+        flight: Arc<Flight>,
+        wanted: &Wanted,
+        total_max: usize,
+    ) -> Box<Self> {
+        Box::new(Self {
+            flight,
+            wanted: wanted.clone(),
+            at: SystemTime::now(),
+            head: None,
+            total_max,
+            purged: cache.purged(&wanted.of),
+            purged_there: None,
+            is_too_large: false,
+            is_over: false,
+            cache: Arc::clone(cache),
+        })
+    }
+
+    /// How often Redis says that what it is of was purged.
+    pub(super) fn is_of(&mut self, purges: Option<Purges>) {
+        self.purged_there = purges;
+    }
+
+    /// Redis had it.
+    pub(super) fn found(mut self: Box<Self>, answer: &Arc<Answer>) {
+        let at = SystemTime::now().checked_sub(answer.age(SystemTime::now()));
+        let head = Head { content_type: answer.content_type().clone(), at: at.unwrap_or(self.at) };
+        self.flight.begin(head);
+        self.flight.is_whole(answer);
+        // There is no more of it than what is held already.
+        let is_held = self.flight.push(answer.body(), usize::MAX).is_some();
+        self.end(if is_held { End::Whole(answer.usage()) } else { End::Unfit });
+    }
+
+    /// The flight that others follow.
+    #[must_use]
+    pub fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+
+    /// Waits for the answer, too: as long as anybody does, it goes on.
+    #[must_use]
+    pub fn listen(&self) -> Listener {
+        self.flight.lead()
+    }
+
+    /// `service/model` whose answer it is.
+    #[must_use]
+    pub fn pool(&self) -> &str {
+        &self.wanted.of.pool
+    }
+
+    /// The answer begins, with status 200 and this `Content-Type`.
+    pub fn begin(&mut self, content_type: &HeaderValue) {
+        self.head = Some(content_type.clone());
+        self.flight.begin(Head { content_type: content_type.clone(), at: self.at });
+    }
+
+    /// A piece of it has come.
+    pub fn piece(&mut self, piece: &Bytes) {
+        if self.is_over || self.head.is_none() {
+            return;
+        }
+        match self.flight.push(piece, self.total_max) {
+            Some(bytes) if bytes <= self.cache.spec.answer_bytes_max => {}
+            Some(_) if self.is_too_large => {}
+            // Those who follow get it to its end; nobody joins them.
+            Some(_) => {
+                self.is_too_large = true;
+                self.cache.forget(&self.wanted.key, &self.flight);
+                if self.flight.followers() == 0 {
+                    self.end(End::Unfit);
+                }
+            }
+            None => self.end(if self.flight.followers() == 0 { End::Unfit } else { End::Cut }),
+        }
+    }
+
+    /// It is none for others.
+    pub fn unfit(&mut self) {
+        self.end(End::Unfit);
+    }
+
+    /// It has come to its end, as it seems, and took this much. It is kept if that is so.
+    pub fn whole(mut self: Box<Self>, usage: Usage) {
+        let content_type = self.head.take().filter(|_| !self.is_over);
+        let Some(content_type) = content_type else { return };
+        let answer = Answer::new(content_type, self.flight.body(), usage, self.at);
+        let Some(answer) = answer.map(Arc::new) else { return self.end(End::Cut) };
+        if self.is_too_large {
+            return self.end(End::Whole(usage));
+        }
+        self.flight.is_whole(&answer);
+        self.keep(&answer);
+        self.end(End::Whole(usage));
+    }
+
+    fn keep(&mut self, answer: &Arc<Answer>) {
+        let Wanted { key, of, ttl, .. } = self.wanted.clone();
+        let Some(remote) = self.cache.remote.clone() else {
+            // What was purged meanwhile is not kept.
+            if self.cache.purged(&of) == self.purged {
+                self.cache.memory.put(key, &of, answer);
+            }
+            return;
+        };
+        let Some(purges) = self.purged_there else { return };
+        let (cache, flight, answer) =
+            (Arc::clone(&self.cache), Arc::clone(&self.flight), Arc::clone(answer));
+        // Until it is there, who asks for it follows.
+        self.is_over = true;
+        self.flight.end(End::Whole(answer.usage()));
+        tokio::spawn(async move {
+            remote.put(&key, &answer, purges, ttl).await;
+            cache.forget(&key, &flight);
+        });
+    }
+
+    fn end(&mut self, end: End) {
+        if !std::mem::replace(&mut self.is_over, true) {
+            self.flight.end(end);
+            self.cache.forget(&self.wanted.key, &self.flight);
+        }
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        let end = if self.flight.has_begun() { End::Cut } else { End::Lost };
+        self.end(end);
+    }
+}

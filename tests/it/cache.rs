@@ -1,0 +1,282 @@
+//! Answers that are given again, and one answer for all who ask for the same at a time.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Answer, Connection, Gateway, Upstream, config, eventually, get, hash_of, post,
+};
+
+const CHAT: &str = "/svc/mdl/v1/chat/completions";
+
+/// Keeps what has to be the same each time.
+const CACHE: &str = "cache: {enabled: true}";
+
+/// Says how often it was asked: a document, or a word an event.
+fn counting() -> Upstream {
+    let count = AtomicUsize::new(0);
+    Upstream::start(move |seen, reply| {
+        let asked: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
+        let number = count.fetch_add(1, Ordering::SeqCst) + 1;
+        let usage = json!({"prompt_tokens": 100, "completion_tokens": 50});
+        if asked["stream"] != true {
+            let message = json!({"role": "assistant", "content": format!("answer {number}")});
+            let answer = json!({"choices": [{"message": message}], "usage": usage});
+            let headers = [("content-type", "application/json"), ("x-own", "1"), ("age", "7")];
+            return reply.send(200, &headers, answer.to_string().as_bytes());
+        }
+        reply.begin("text/event-stream");
+        for word in ["answer ", &number.to_string()] {
+            let event = json!({"choices": [{"delta": {"content": word}}]});
+            reply.chunk(format!("data: {event}\n\n").as_bytes());
+        }
+        if asked["stream_options"]["include_usage"] == true {
+            let event = json!({"choices": [], "usage": usage});
+            reply.chunk(format!("data: {event}\n\n").as_bytes());
+        }
+        reply.chunk(b"data: [DONE]\n\n");
+        reply.end();
+    })
+}
+
+fn prompt(text: &str, more: &str) -> String {
+    format!(
+        r#"{{"model":"mdl","temperature":0,"messages":[{{"role":"user","content":"{text}"}}]{more}}}"#
+    )
+}
+
+fn ask(gateway: &Gateway, body: &str, headers: &[&str]) -> Answer {
+    post(gateway.address(), CHAT, headers, body)
+}
+
+/// What came of the cache, and what was answered.
+fn told(answer: &Answer) -> (String, String) {
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let said = match answer.text() {
+        text if text.starts_with('{') => answer.json()["choices"][0]["message"]["content"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned(),
+        text => {
+            assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+            let events = text.split("\n\n").filter_map(|event| event.strip_prefix("data: {"));
+            let words = events.map(|rest| {
+                let event: Value = serde_json::from_str(&format!("{{{rest}")).unwrap();
+                event["choices"][0]["delta"]["content"].as_str().unwrap_or_default().to_owned()
+            });
+            words.collect()
+        }
+    };
+    (answer.header("x-cache"), said)
+}
+
+fn pair(outcome: &str, said: &str) -> (String, String) {
+    (outcome.to_owned(), said.to_owned())
+}
+
+#[test]
+fn the_same_request_is_answered_by_the_same_answer() {
+    let upstream = counting();
+    let gateway = Gateway::start(&config(CACHE, &[&upstream]));
+    let first = ask(&gateway, &prompt("a", ""), &[]);
+    assert_eq!(told(&first), pair("miss", "answer 1"));
+    assert_eq!((first.header("age"), first.header("x-own")), (String::new(), "1".to_owned()));
+    // In other words.
+    let body = r#"{ "messages": [ { "content": "\u0061", "role": "user" } ], "temperature":0, "model":"mdl" }"#;
+    let second = ask(&gateway, body, &[]);
+    assert_eq!(told(&second), pair("hit", "answer 1"));
+    assert_eq!(second.body, first.body);
+    let age: u64 = second.header("age").parse().unwrap();
+    assert!(age < 60, "{age}");
+    assert_eq!(second.header("content-type"), "application/json");
+    assert_ne!(second.header("x-request-id"), first.header("x-request-id"));
+    assert_eq!(told(&ask(&gateway, &prompt("b", ""), &[])), pair("miss", "answer 2"));
+
+    let stream = prompt("a", r#","stream":true"#);
+    let first = ask(&gateway, &stream, &[]);
+    assert_eq!(told(&first), pair("miss", "answer 3"));
+    let second = ask(&gateway, &stream, &["Accept-Encoding: gzip"]);
+    assert_eq!(told(&second), pair("hit", "answer 3"));
+    assert_eq!(second.body, first.body);
+    assert_eq!(second.header("content-type"), "text/event-stream");
+    assert_eq!(upstream.seen().len(), 3);
+    assert_eq!(upstream.last().header("accept-encoding"), "identity");
+}
+
+#[test]
+fn what_may_differ_each_time_is_asked_for_each_time() {
+    let upstream = counting();
+    let gateway = Gateway::start(&config(CACHE, &[&upstream]));
+    for (at, body) in [
+        r#"{"model":"mdl"}"#.to_owned(),
+        r#"{"model":"mdl","temperature":0.1}"#.to_owned(),
+        prompt("a", r#","temperature":0"#),
+        prompt("a", r#","store":true"#),
+        "no JSON".to_owned(),
+    ]
+    .iter()
+    .enumerate()
+    {
+        for again in 1..=2 {
+            let answer = ask(&gateway, body, &[]);
+            let said = format!("answer {}", 2 * at + again);
+            assert_eq!(told(&answer), pair("bypass", &said), "{body}");
+        }
+    }
+    // What is no question to a model has nothing to do with it.
+    assert_eq!(get(gateway.address(), "/svc/mdl/v1/models", &[]).header("x-cache"), "");
+    // Off where nobody wants it, and for all requests where somebody does.
+    let gateway = Gateway::start(&config("", &[&upstream]));
+    assert_eq!(ask(&gateway, &prompt("a", ""), &[]).header("x-cache"), "");
+    let gateway = Gateway::start(&config("cache: {enabled: true, requests: all}", &[&upstream]));
+    let body = r#"{"model":"mdl","temperature":1}"#;
+    let outcomes = [0, 1].map(|_| ask(&gateway, body, &[]).header("x-cache"));
+    assert_eq!(outcomes, ["miss", "hit"]);
+}
+
+#[test]
+fn clients_say_how_old_an_answer_may_be() {
+    let upstream = counting();
+    let gateway = Gateway::start(&config(CACHE, &[&upstream]));
+    let body = prompt("a", "");
+    let with = |wish: &str| {
+        let header = format!("Cache-Control: {wish}");
+        told(&ask(&gateway, &body, &[&header]))
+    };
+    assert_eq!(with("no-store"), pair("bypass", "answer 1"));
+    assert_eq!(with("max-age=60"), pair("miss", "answer 2"));
+    assert_eq!(with("max-age=60"), pair("hit", "answer 2"));
+    assert_eq!(with("no-store"), pair("bypass", "answer 3"));
+    // What is new is for the others, too.
+    assert_eq!(with("no-cache"), pair("bypass", "answer 4"));
+    assert_eq!(with("max-age=60"), pair("hit", "answer 4"));
+    eventually("it is older than a second", || with("max-age=1") != pair("hit", "answer 4"));
+    assert_eq!(told(&ask(&gateway, &body, &[])), pair("hit", "answer 5"));
+}
+
+#[test]
+fn an_answer_is_kept_as_long_as_configured() {
+    let upstream = counting();
+    let top = "cache: {enabled: true}";
+    let variables = [("CACHE_EXPIRE", "1")];
+    let gateway = Gateway::start_with(&config(top, &[&upstream]), &variables, &[]);
+    let body = prompt("a", "");
+    let outcome = || ask(&gateway, &body, &[]).header("x-cache");
+    assert_eq!([outcome(), outcome()], ["miss", "hit"]);
+    eventually("it has expired", || outcome() == "miss");
+    let gateway = Gateway::start_with(&config(top, &[&upstream]), &[("CACHE_EXPIRE", "0")], &[]);
+    assert_eq!(ask(&gateway, &body, &[]).header("x-cache"), "");
+}
+
+/// Two keys, with models whose answers are kept.
+fn two_keys(top: &str, upstream: &Upstream) -> Gateway {
+    let keys: Vec<Value> = ["one", "two"]
+        .iter()
+        .map(|name| json!({"id": format!("key-{name}"), "name": name, "hash": hash_of(name)}))
+        .collect();
+    Gateway::start(&config(&format!("keys: {}\n{top}", json!(keys)), &[upstream]))
+}
+
+#[test]
+fn keys_do_not_share_answers_unless_they_are_told_to() {
+    let upstream = counting();
+    let body = prompt("a", "");
+    let ask = |gateway: &Gateway, key: &str| {
+        told(&ask(gateway, &body, &[&format!("Authorization: Bearer {key}")]))
+    };
+    let gateway = two_keys(CACHE, &upstream);
+    assert_eq!(ask(&gateway, "one"), pair("miss", "answer 1"));
+    assert_eq!(ask(&gateway, "two"), pair("miss", "answer 2"));
+    assert_eq!(ask(&gateway, "one"), pair("hit", "answer 1"));
+    assert_eq!(ask(&gateway, "two"), pair("hit", "answer 2"));
+    let gateway = two_keys("cache: {enabled: true, per: all}", &upstream);
+    assert_eq!(ask(&gateway, "one"), pair("miss", "answer 3"));
+    assert_eq!(ask(&gateway, "two"), pair("hit", "answer 3"));
+    // Whose keys are the backend's business share nothing, whatever is configured.
+    let gateway = Gateway::start(&config("cache: {enabled: true, per: all}", &[&upstream]));
+    assert_eq!(ask(&gateway, "one"), pair("miss", "answer 4"));
+    assert_eq!(ask(&gateway, "two"), pair("miss", "answer 5"));
+    assert_eq!(ask(&gateway, "one"), pair("hit", "answer 4"));
+}
+
+/// Answers when it is told to: `stream` in two pieces, the second one when it is told again.
+fn held_back() -> (Upstream, Sender<()>, Receiver<()>) {
+    let (go, wait) = channel::<()>();
+    let (begins, begun) = channel();
+    let (wait, begins) = (Mutex::new(wait), Mutex::new(begins));
+    let upstream = Upstream::start(move |seen, reply| {
+        let asked: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
+        begins.lock().unwrap().send(()).unwrap();
+        let wait = || wait.lock().unwrap().recv().unwrap();
+        if asked["stream"] != true {
+            wait();
+            let body = br#"{"choices":[{"message":{"content":"late"}}],"usage":{"prompt_tokens":2,"completion_tokens":1}}"#;
+            return reply.send(200, &[("content-type", "application/json")], body);
+        }
+        reply.begin("text/event-stream");
+        reply.chunk(b"data: {\"choices\":[{\"delta\":{\"content\":\"la\"}}]}\n\n");
+        wait();
+        reply.chunk(b"data: {\"choices\":[{\"delta\":{\"content\":\"te\"}}]}\n\ndata: [DONE]\n\n");
+        reply.end();
+    });
+    (upstream, go, begun)
+}
+
+fn open(gateway: &Gateway, body: &str) -> Connection {
+    let mut client = Connection::open(gateway.address());
+    let head = format!(
+        "POST {CHAT} HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    client.write((head + body).as_bytes()).unwrap();
+    client
+}
+
+#[test]
+fn a_thousand_who_ask_the_same_at_once_make_one_request() {
+    for stream in ["", r#","stream":true"#] {
+        let (upstream, go, begun) = held_back();
+        let gateway = Gateway::start(&config(CACHE, &[&upstream]));
+        let body = prompt("a", stream);
+        let mut clients: Vec<Connection> = (0..1000).map(|_| open(&gateway, &body)).collect();
+        begun.recv().unwrap();
+        eventually("all have asked", || gateway.inflight() == 1000);
+        go.send(()).unwrap();
+        let mut outcomes = [0, 0];
+        for client in &mut clients {
+            let answer = client.read(false).expect("an answer");
+            let (outcome, said) = told(&answer);
+            assert_eq!(said, "late");
+            outcomes[usize::from(outcome == "hit")] += 1;
+        }
+        assert_eq!((outcomes, upstream.seen().len()), ([1, 999], 1));
+        assert_eq!(told(&ask(&gateway, &body, &[])), pair("hit", "late"));
+    }
+}
+
+#[test]
+fn those_who_follow_a_stream_get_each_event_as_it_comes() {
+    let (upstream, go, begun) = held_back();
+    let gateway = Gateway::start(&config(CACHE, &[&upstream]));
+    let body = prompt("a", r#","stream":true"#);
+    let mut first = open(&gateway, &body);
+    begun.recv().unwrap();
+    let mut second = open(&gateway, &body);
+    for (client, outcome) in [(&mut first, "miss"), (&mut second, "hit")] {
+        assert_eq!(client.read_head().unwrap().header("x-cache"), outcome);
+        let piece = client.read_chunk().unwrap();
+        assert!(String::from_utf8(piece).unwrap().contains("\"la\""));
+    }
+    go.send(()).unwrap();
+    for client in [&mut first, &mut second] {
+        let mut rest = Vec::new();
+        while let Some(piece) = client.read_chunk().filter(|piece| !piece.is_empty()) {
+            rest.extend(piece);
+        }
+        assert!(rest.ends_with(b"data: [DONE]\n\n"), "{}", String::from_utf8_lossy(&rest));
+    }
+    assert_eq!(upstream.seen().len(), 1);
+}
