@@ -132,9 +132,10 @@ impl Flight {
         Listener { flight: Arc::clone(self), leads: true }
     }
 
-    /// How many follow.
-    pub(super) fn followers(&self) -> usize {
-        self.state().followers
+    /// Whether anybody follows.
+    #[must_use]
+    pub fn has_followers(&self) -> bool {
+        self.state().followers > 0
     }
 
     /// Returns when nobody waits for it.

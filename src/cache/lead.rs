@@ -25,6 +25,8 @@ pub struct Lead {
     purged: Purges,
     /// In Redis; none: it gave no answer.
     purged_there: Option<Purges>,
+    /// Whether others may follow.
+    is_public: bool,
     /// Whether it is larger than what is kept.
     is_too_large: bool,
     /// Whether its end is known.
@@ -46,6 +48,7 @@ impl Lead {
             total_max,
             purged: cache.purged(&wanted.of),
             purged_there: None,
+            is_public: false,
             is_too_large: false,
             is_over: false,
             cache: Arc::clone(cache),
@@ -68,16 +71,15 @@ impl Lead {
         self.end(if is_held { End::Whole(answer.usage()) } else { End::Unfit });
     }
 
-    /// The flight that others follow.
-    #[must_use]
-    pub fn flight(&self) -> &Arc<Flight> {
-        &self.flight
+    /// Others may follow from now on.
+    pub(super) fn is_public(&mut self) {
+        self.is_public = true;
     }
 
-    /// Waits for the answer, too: as long as anybody does, it goes on.
+    /// Waits for the answer as those do who follow: as long as anybody does, it goes on. None: nobody can follow.
     #[must_use]
-    pub fn listen(&self) -> Listener {
-        self.flight.lead()
+    pub fn listen(&self) -> Option<(Arc<Flight>, Listener)> {
+        self.is_public.then(|| (Arc::clone(&self.flight), self.flight.lead()))
     }
 
     /// `service/model` whose answer it is.
@@ -104,11 +106,11 @@ impl Lead {
             Some(_) => {
                 self.is_too_large = true;
                 self.cache.forget(&self.wanted.key, &self.flight);
-                if self.flight.followers() == 0 {
+                if !self.flight.has_followers() {
                     self.end(End::Unfit);
                 }
             }
-            None => self.end(if self.flight.followers() == 0 { End::Unfit } else { End::Cut }),
+            None => self.end(if self.flight.has_followers() { End::Cut } else { End::Unfit }),
         }
     }
 

@@ -162,6 +162,7 @@ impl Cache {
             flights.insert(wanted.key, Arc::clone(&flight));
             Lead::new(self, flight, wanted, total_max)
         };
+        lead.is_public();
         if let Some(remote) = &self.remote {
             let (found, purges) = remote.get(&wanted.key, &wanted.of).await.unzip();
             if let Some(answer) = found.flatten().filter(|answer| wanted.takes(answer)) {

@@ -233,7 +233,7 @@ fn is_aborted(session: &Session, exchange: &Exchange, error: Option<&Error>) -> 
     error.is_some_and(|error| error.esource == ErrorSource::Downstream)
         && exchange.observed.refusal.is_none()
         && !session.was_upgraded()
-        && !is_complete(exchange)
+        && (exchange.observed.client_left || !is_complete(exchange))
 }
 
 /// What failed, where that was not the client's fault.

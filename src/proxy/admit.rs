@@ -19,7 +19,8 @@ use super::exchange::{Admitted, Client, Exchange};
 use super::hooks::{self, Halt};
 use super::rights::Rights;
 use super::{
-    Proxy, Serves, X_FORWARDED_FOR, account, body, cached, limit, meter, mirror, respond, send,
+    Proxy, Serves, X_FORWARDED_FOR, account, body, cached, detached, limit, meter, mirror, respond,
+    send,
 };
 use crate::auth::{self, Grant};
 use crate::config::{ClientBounds, ClientKeys, CorsOrigins};
@@ -154,6 +155,7 @@ async fn take_in(
         exchange.admitted = Some(admitted);
         return Ok(Err(Halt::Served(Box::new(served))));
     }
+    detached::detach(proxy, session, exchange).await?;
     mirror::send(proxy, session, exchange, &admitted);
     exchange.attempts.is_for_tunnel = body::is_tunnel_request(session);
     admitted.pool().count_exchange();

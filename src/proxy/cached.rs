@@ -78,6 +78,11 @@ impl Cached {
         self.lead.is_some()
     }
 
+    /// Where others may have its answer: its client waits for it, too.
+    pub(super) fn listen(&self) -> Option<(Arc<Flight>, Listener)> {
+        self.lead.as_ref()?.listen()
+    }
+
     /// Its answer is none for others, who ask for themselves.
     pub(super) fn unfit(&mut self) {
         if let Some(mut lead) = self.lead.take() {
@@ -188,7 +193,8 @@ pub(super) async fn turn(
     };
     exchange.cached.outcome = Some(Outcome::Bypass);
     let wishes = Wishes::of(&session.req_header().headers);
-    if wishes.no_store {
+    // HTTP/1.0 says too little about connections that end.
+    if wishes.no_store || exchange.arrived.is_http_10 {
         return Ok(Ok(None));
     }
     let wanted = wanted(session, exchange, admitted, caching, wishes.age_max);

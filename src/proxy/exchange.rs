@@ -14,6 +14,7 @@ use super::account::Untold;
 use super::body::Body;
 use super::cached::Cached;
 use super::course::{Asked, Course};
+use super::detached::Detached;
 use super::hooks::Hooks;
 use super::meter::Metering;
 use super::rights::Rights;
@@ -51,6 +52,8 @@ pub struct Exchange {
     pub(super) hooks: Hooks,
     /// What it has to do with answers that are kept.
     pub(super) cached: Cached,
+    /// Its client, where another one stands in.
+    pub(super) detached: Option<Detached>,
     /// What is to be told of it, until it is.
     pub(super) untold: Option<Untold>,
     /// Where its time goes.
@@ -265,6 +268,8 @@ pub(super) struct Observed {
     pub(super) first_piece: Option<Duration>,
     /// Whether the answer comes in events or lines.
     pub(super) is_stream: bool,
+    /// Whether the client left while the answer went on for others.
+    pub(super) client_left: bool,
     /// Whether the response's status has said all about the backend that it can.
     pub(super) is_judged: bool,
     /// Whether the end of the answer's body is the end of the backend's connection.
@@ -370,6 +375,7 @@ impl Exchange {
             why: None,
             hooks: Hooks::default(),
             cached: Cached::default(),
+            detached: None,
             untold: None,
             phases: Phases::begin(at),
             fallen_from: SmallVec::new(),

@@ -24,6 +24,7 @@ mod admit;
 mod body;
 mod cached;
 mod course;
+mod detached;
 mod exchange;
 mod heads;
 mod hooks;
@@ -259,6 +260,9 @@ impl ProxyHttp for Proxy {
         exchange: &mut Box<Exchange>,
     ) {
         exchange.watch.attempt_over();
+        let gone = detached::attach(session, exchange).await;
+        exchange.observed.client_left = gone.is_some();
+        let error = error.or(gone.as_deref());
         settle::judge(exchange, error);
         settle::log(session, exchange, error);
         let taken = meter::settle(self, session, exchange, error);

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Connection, Gateway, Upstream, config, eventually, get, hash_of, post,
+    Answer, Connection, Gateway, Metrics, Upstream, config, eventually, get, hash_of, post,
 };
 
 const CHAT: &str = "/svc/mdl/v1/chat/completions";
@@ -279,4 +279,111 @@ fn those_who_follow_a_stream_get_each_event_as_it_comes() {
         assert!(rest.ends_with(b"data: [DONE]\n\n"), "{}", String::from_utf8_lossy(&rest));
     }
     assert_eq!(upstream.seen().len(), 1);
+}
+
+/// Reads the rest of a stream; whether it has its last event and a clean end.
+fn rest(client: &mut Connection) -> (String, bool) {
+    let mut rest = Vec::new();
+    while let Some(piece) = client.read_chunk() {
+        if piece.is_empty() {
+            return (String::from_utf8(rest).unwrap(), true);
+        }
+        rest.extend(piece);
+    }
+    (String::from_utf8(rest).unwrap(), false)
+}
+
+#[test]
+fn a_stream_goes_on_for_those_who_follow_when_its_first_client_leaves() {
+    let (upstream, go, begun) = held_back();
+    let gateway = Gateway::start(&config(CACHE, &[&upstream]));
+    let body = prompt("a", r#","stream":true"#);
+    let mut first = open(&gateway, &body);
+    begun.recv().unwrap();
+    assert_eq!(first.read_head().unwrap().header("x-cache"), "miss");
+    let mut second = open(&gateway, &body);
+    assert_eq!(second.read_head().unwrap().header("x-cache"), "hit");
+    second.read_chunk().unwrap();
+    drop(first);
+    let mut third = open(&gateway, &body);
+    assert_eq!(third.read_head().unwrap().header("x-cache"), "hit");
+    third.read_chunk().unwrap();
+    go.send(()).unwrap();
+    for client in [&mut second, &mut third] {
+        let (rest, is_whole) = rest(client);
+        assert!(is_whole && rest.ends_with("data: [DONE]\n\n"), "{rest}");
+    }
+    assert_eq!(told(&ask(&gateway, &body, &[])), pair("hit", "late"));
+    assert_eq!(upstream.seen().len(), 1);
+    let aborts = || Metrics::of(gateway.address()).sum("proxy_client_aborts_total", &[]);
+    eventually("it is told that one has left", || aborts() == 1.0);
+}
+
+#[test]
+fn a_stream_that_nobody_waits_for_ends_at_its_backend() {
+    let (begins, begun) = channel();
+    let (ends, ended) = channel();
+    let (begins, ends) = (Mutex::new(begins), Mutex::new(ends));
+    let upstream = Upstream::start(move |_, reply| {
+        reply.begin("text/event-stream");
+        reply.chunk(b"data: {}\n\n");
+        begins.lock().unwrap().send(()).unwrap();
+        ends.lock().unwrap().send(reply.wait_closed()).unwrap();
+    });
+    let gateway = Gateway::start(&config(CACHE, &[&upstream]));
+    let body = prompt("a", r#","stream":true"#);
+    let mut first = open(&gateway, &body);
+    begun.recv().unwrap();
+    let mut second = open(&gateway, &body);
+    for client in [&mut first, &mut second] {
+        client.read_head().unwrap();
+        client.read_chunk().unwrap();
+    }
+    drop(first);
+    drop(second);
+    assert!(ended.recv().unwrap());
+    eventually("both are over", || gateway.inflight() == 0);
+    // Who comes next begins anew.
+    let mut next = open(&gateway, &body);
+    begun.recv().unwrap();
+    assert_eq!(next.read_head().unwrap().header("x-cache"), "miss");
+}
+
+#[test]
+fn who_leaves_before_there_is_an_answer_takes_nobody_along() {
+    for stream in ["", r#","stream":true"#] {
+        let (upstream, go, begun) = held_back();
+        let gateway = Gateway::start(&config(CACHE, &[&upstream]));
+        let body = prompt("a", stream);
+        let first = open(&gateway, &body);
+        begun.recv().unwrap();
+        let mut others: Vec<Connection> = (0..10).map(|_| open(&gateway, &body)).collect();
+        eventually("all have asked", || gateway.inflight() == 11);
+        drop(first);
+        go.send(()).unwrap();
+        for client in &mut others {
+            assert_eq!(told(&client.read(false).expect("an answer")), pair("hit", "late"));
+        }
+        assert_eq!(upstream.seen().len(), 1);
+    }
+}
+
+#[test]
+fn a_connection_is_kept_behind_an_answer_that_others_shared() {
+    let upstream = counting();
+    let gateway = Gateway::start(&config(CACHE, &[&upstream]));
+    let mut client = open(&gateway, &prompt("a", ""));
+    assert_eq!(told(&client.read(false).unwrap()), pair("miss", "answer 1"));
+    for (text, more, outcome, said) in [
+        ("a", "", "hit", "answer 1"),
+        ("b", r#","stream":true"#, "miss", "answer 2"),
+        ("b", r#","stream":true"#, "hit", "answer 2"),
+        ("c", "", "miss", "answer 3"),
+    ] {
+        let body = prompt(text, more);
+        let head =
+            format!("POST {CHAT} HTTP/1.1\r\nHost: g\r\nContent-Length: {}\r\n\r\n", body.len());
+        client.write((head + &body).as_bytes()).unwrap();
+        assert_eq!(told(&client.read(false).unwrap()), pair(outcome, said));
+    }
 }

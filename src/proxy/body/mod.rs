@@ -607,11 +607,12 @@ pub(super) fn is_idempotent(session: &Session) -> bool {
         || head.headers.contains_key("idempotency-key")
 }
 
-/// Returns when an HTTP/2 client takes its request back. The watch looks after those of HTTP/1.
+/// Returns when an HTTP/2 client takes its request back, or nobody waits for its answer. The watch looks after those of
+/// HTTP/1.
 pub(super) async fn taken_back(session: &mut Session) {
-    if let ServerSession::H2(session) = session.as_mut() {
-        let _ = session.idle().await;
-        return;
-    }
-    std::future::pending().await
+    let _ = match session.as_mut() {
+        ServerSession::H2(session) => session.idle().await.map(|_| ()),
+        ServerSession::Subrequest(session) => session.idle().await.map(|_| ()),
+        _ => std::future::pending().await,
+    };
 }
