@@ -385,8 +385,8 @@ async fn follow(session: &mut Session, exchange: &mut Exchange, flight: &Flight)
             Next::End(_) => {
                 let pool = exchange.pool_name().to_owned();
                 exchange.attempts.failure = Some(Refusal::BackendFailed { pool });
-                exchange.why = Some("the answer that it was given a share of was cut".to_owned());
-                let error = Error::explain(ErrorType::ConnectionClosed, "cut on its way");
+                let why = "the answer that it was given a share of was cut";
+                let error = Error::explain(ErrorType::ConnectionClosed, why);
                 return Err(error.into_up());
             }
         };

@@ -1,20 +1,21 @@
 //! An exchange whose answer others wait for, too, goes on when its client leaves.
 //!
 //! Pingora ends what it does for a client when that is gone. So it is given a client of our own in the place of the real
-//! one, which never leaves as long as anybody waits; what it writes to that is passed on to the real client by a task
-//! beside it. Before the exchange is over the two change places again.
+//! one, which never leaves as long as anybody waits; what it writes to that is passed on to the real client beside it.
+//! Before the exchange is over the two change places again.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::HeaderValue;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderValue, Method};
+use pingora::http::RequestHeader;
 use pingora_core::protocols::http::subrequest::server::{HttpSession as StandIn, SubrequestHandle};
 use pingora_core::protocols::http::{HttpTask, ServerSession};
 use pingora_core::{Error, Result};
 use pingora_proxy::Session;
 use tokio::sync::mpsc::Receiver;
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
 
 use super::Proxy;
 use super::exchange::Exchange;
@@ -25,7 +26,7 @@ use crate::lifecycle::Lifecycle;
 const WAITING_MAX: usize = 4;
 
 /// The real client of an exchange, while another one stands in.
-pub(super) struct Detached(JoinHandle<Returned>);
+pub(super) struct Detached(oneshot::Receiver<Returned>);
 
 /// The client, and why it was not sent all, if so.
 type Returned = (Box<ServerSession>, Option<Box<Error>>);
@@ -44,8 +45,11 @@ pub(super) async fn detach(
     let stand_in = Box::new(ServerSession::new_subrequest(stand_in));
     let client = std::mem::replace(&mut session.downstream_session, stand_in);
     let lifecycle = Arc::clone(&proxy.lifecycle);
-    exchange.detached =
-        Some(Detached(tokio::spawn(pass_on(client, handle, (flight, listener), lifecycle))));
+    let (back, passing) = oneshot::channel();
+    exchange.watch.beside(async move {
+        let _ = back.send(pass_on(client, handle, (flight, listener), lifecycle).await);
+    });
+    exchange.detached = Some(Detached(passing));
     Ok(())
 }
 
@@ -60,10 +64,14 @@ pub(super) async fn attach(session: &mut Session, exchange: &mut Exchange) -> Op
 }
 
 /// Who stands in for a client whose request has been read.
-async fn stand_in(session: &Session) -> Result<(StandIn, SubrequestHandle)> {
+async fn stand_in(session: &mut Session) -> Result<(StandIn, SubrequestHandle)> {
+    // Pingora has it read the client's head as one of HTTP/1. That of an HTTP/1 client it has read before; that of
+    // another one may be too large for it.
+    let any = RequestHeader::build(Method::POST, b"/", None)?;
+    let head = std::mem::replace(session.req_header_mut(), any);
     let (mut stand_in, handle) = StandIn::new_from_session(&session.downstream_session);
+    *session.req_header_mut() = head.clone();
     stand_in.read_request().await?;
-    let head = session.req_header().clone();
     // One byte is all that comes from it: the body is held, and stands in the place of what Pingora has kept.
     let own = stand_in.req_header_mut();
     own.remove_header(&TRANSFER_ENCODING);

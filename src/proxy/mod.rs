@@ -259,8 +259,8 @@ impl ProxyHttp for Proxy {
         error: Option<&Error>,
         exchange: &mut Box<Exchange>,
     ) {
-        exchange.watch.attempt_over();
         let gone = detached::attach(session, exchange).await;
+        exchange.watch.attempt_over();
         exchange.observed.client_left = gone.is_some();
         let error = error.or(gone.as_deref());
         settle::judge(exchange, error);

@@ -12,8 +12,10 @@ mod socket;
 mod stop;
 
 use std::os::fd::RawFd;
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
@@ -61,6 +63,17 @@ pub(super) struct Watch {
     is_request_ended: AtomicBool,
     stopped: AtomicU8,
     ended: Notify,
+    beside: Mutex<Beside>,
+}
+
+/// What is done for an exchange beside it, in the same task: what a task writes to a connection is sent by that task.
+#[derive(Default)]
+struct Beside(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
+
+impl std::fmt::Debug for Beside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Beside").field(&self.0.is_some()).finish()
+    }
 }
 
 const NEVER: u64 = u64::MAX;
@@ -130,6 +143,26 @@ impl Watch {
             is_request_ended: AtomicBool::new(false),
             stopped: AtomicU8::new(0),
             ended: Notify::new(),
+            beside: Mutex::default(),
+        }
+    }
+
+    /// Has something done beside the exchange, as long as that goes on.
+    pub(super) fn beside(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.lock_beside().0 = Some(Box::pin(work));
+    }
+
+    fn lock_beside(&self) -> MutexGuard<'_, Beside> {
+        self.beside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes on with what is done beside the exchange.
+    fn poll_beside(&self, context: &mut Context<'_>) {
+        let mut beside = self.lock_beside();
+        if let Some(work) = &mut beside.0
+            && work.as_mut().poll(context).is_ready()
+        {
+            beside.0 = None;
         }
     }
 

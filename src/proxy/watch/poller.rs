@@ -77,10 +77,11 @@ async fn poll_watched<F: Future>(
             return Poll::Ready(None);
         }
         poller.is_stirred |= !timer.is_elapsed();
-        if poller.parting_since.is_none()
-            && let Poll::Ready(end) = exchange.as_mut().poll(context)
-        {
-            return Poll::Ready(Some(end));
+        if poller.parting_since.is_none() {
+            if let Poll::Ready(end) = exchange.as_mut().poll(context) {
+                return Poll::Ready(Some(end));
+            }
+            watch.poll_beside(context);
         }
         loop {
             if let Some(earlier) = poller.arm() {

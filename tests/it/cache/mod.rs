@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Connection, Gateway, Metrics, Upstream, config, eventually, get, hash_of, post,
+    Answer, Connection, Gateway, Metrics, Model, Upstream, config, eventually, get, hash_of, http2,
+    post, run_program, services,
 };
 
 const CHAT: &str = "/svc/mdl/v1/chat/completions";
@@ -387,3 +388,221 @@ fn a_connection_is_kept_behind_an_answer_that_others_shared() {
         assert_eq!(told(&client.read(false).unwrap()), pair(outcome, said));
     }
 }
+
+#[test]
+fn a_failure_is_for_who_asked_and_not_for_those_who_wait() {
+    for (status, stream) in [(503, ""), (400, r#","stream":true"#)] {
+        let (begins, begun) = channel();
+        let (go, wait) = channel::<()>();
+        let (begins, wait) = (Mutex::new(begins), Mutex::new(wait));
+        let count = AtomicUsize::new(0);
+        let upstream = Upstream::start(move |_, reply| {
+            let number = count.fetch_add(1, Ordering::SeqCst) + 1;
+            if number == 1 {
+                begins.lock().unwrap().send(()).unwrap();
+                wait.lock().unwrap().recv().unwrap();
+                return reply.send(status, &[("content-type", "application/json")], b"{}");
+            }
+            reply.send(200, &[("content-type", "application/json")], br#"{"choices":[]}"#);
+        });
+        let top = format!("{CACHE}\nretry: {{retries_max: 0}}\nbreaker: {{enabled: false}}");
+        let gateway = Gateway::start(&config(&top, &[&upstream]));
+        let body = prompt("a", stream);
+        let mut first = open(&gateway, &body);
+        begun.recv().unwrap();
+        let mut others: Vec<Connection> = (0..5).map(|_| open(&gateway, &body)).collect();
+        eventually("all have asked", || gateway.inflight() == 6);
+        go.send(()).unwrap();
+        assert_eq!(first.read(false).unwrap().status, status);
+        for client in &mut others {
+            let answer = client.read(false).unwrap();
+            assert_eq!((answer.status, answer.header("x-cache")), (200, "miss".to_owned()));
+        }
+        assert_eq!(upstream.seen().len(), 6);
+    }
+}
+
+#[test]
+fn what_is_not_whole_is_not_kept() {
+    let (sse, json) = ("text/event-stream", "application/json");
+    let cases: [(&str, &str, bool); 9] = [
+        (json, r#"{"choices":["#, false),
+        (json, r#"{"error":{"message":"overloaded"}}"#, false),
+        (json, r#"{"choices":[]}"#, true),
+        (sse, "data: {\"choices\":[]}\n\n", false),
+        (sse, "data: {\"error\":{\"message\":\"x\"}}\n\ndata: [DONE]\n\n", false),
+        (sse, "event: error\ndata: {}\n\ndata: [DONE]\n\n", false),
+        (sse, "data: {\"choices\":[]}\n\ndata: [DONE]\n\n", true),
+        ("text/html", "<html>", false),
+        ("", r#"{"choices":[]}"#, false),
+    ];
+    // Ended as said, broken off, and by the end of the connection.
+    for how in 0..3 {
+        let upstream = Upstream::start(move |seen, reply| {
+            let asked: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
+            let at = asked["seed"].as_u64().unwrap() as usize;
+            let (kind, body, _) = cases[at];
+            let kind =
+                if kind.is_empty() { String::new() } else { format!("Content-Type: {kind}\r\n") };
+            let head = match how {
+                0 => format!("HTTP/1.1 200 OK\r\n{kind}Content-Length: {}\r\n\r\n", body.len()),
+                1 => format!("HTTP/1.1 200 OK\r\n{kind}Content-Length: {}\r\n\r\n", body.len() + 1),
+                _ => format!("HTTP/1.1 200 OK\r\n{kind}Connection: close\r\n\r\n"),
+            };
+            reply.raw((head + body).as_bytes());
+            if how > 0 {
+                reply.cut();
+            }
+        });
+        let top = format!("{CACHE}\nretry: {{retries_max: 0}}\nbreaker: {{enabled: false}}");
+        let gateway = Gateway::start(&config(&top, &[&upstream]));
+        for (at, (_, body, is_kept)) in cases.iter().enumerate() {
+            let ask = || {
+                let mut client = open(&gateway, &prompt("a", &format!(",\"seed\":{at}")));
+                client.read_head().unwrap().header("x-cache")
+            };
+            assert_eq!(ask(), "miss");
+            let expected = if *is_kept && how != 1 { "hit" } else { "miss" };
+            // It is kept when the client has it.
+            if expected == "hit" {
+                eventually(&format!("{how} {body:?} is kept"), || ask() == "hit");
+            } else {
+                assert_eq!(ask(), "miss", "{how} {body:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stream_that_breaks_breaks_for_all_and_is_asked_for_anew() {
+    let (begins, begun) = channel();
+    let (go, wait) = channel::<()>();
+    let (begins, wait) = (Mutex::new(begins), Mutex::new(wait));
+    let upstream = Upstream::start(move |_, reply| {
+        reply.begin("text/event-stream");
+        reply.chunk(b"data: {\"choices\":[]}\n\n");
+        begins.lock().unwrap().send(()).unwrap();
+        wait.lock().unwrap().recv().unwrap();
+        reply.cut();
+    });
+    let gateway = Gateway::start(&config(CACHE, &[&upstream]));
+    let body = prompt("a", r#","stream":true"#);
+    let mut first = open(&gateway, &body);
+    begun.recv().unwrap();
+    let mut second = open(&gateway, &body);
+    for client in [&mut first, &mut second] {
+        client.read_head().unwrap();
+        client.read_chunk().unwrap();
+    }
+    go.send(()).unwrap();
+    for client in [&mut first, &mut second] {
+        let (rest, is_whole) = rest(client);
+        assert!(rest.contains("\"error\"") && !rest.contains("[DONE]"), "{rest}");
+        assert!(!is_whole, "it looks whole");
+    }
+    let mut third = open(&gateway, &body);
+    begun.recv().unwrap();
+    assert_eq!(third.read_head().unwrap().header("x-cache"), "miss");
+    let log = gateway.log().join("\n");
+    assert!(log.contains("the answer that it was given a share of was cut"), "{log}");
+}
+
+#[test]
+fn http_2_clients_share_and_leave_as_others_do() {
+    let (upstream, go, begun) = held_back();
+    let gateway = Gateway::start(&config(CACHE, &[&upstream]));
+    let body = prompt("a", r#","stream":true"#);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let client = http2(gateway.address()).await;
+        let ask = async || {
+            let mut client = client.clone().ready().await.unwrap();
+            let request = http::Request::post(format!("http://g{CHAT}")).body(()).unwrap();
+            let (response, mut sending) = client.send_request(request, false).unwrap();
+            sending.send_data(body.clone().into(), true).unwrap();
+            (response, sending)
+        };
+        let (first, mut reset) = ask().await;
+        let first = first.await.unwrap();
+        begun.recv().unwrap();
+        assert_eq!(first.headers()["x-cache"], "miss");
+        let second = ask().await.0.await.unwrap();
+        assert_eq!(second.headers()["x-cache"], "hit");
+        assert!(!second.headers().contains_key("transfer-encoding"));
+        reset.send_reset(h2::Reason::CANCEL);
+        drop(first);
+        let mut third = open(&gateway, &body);
+        assert_eq!(third.read_head().unwrap().header("x-cache"), "hit");
+        go.send(()).unwrap();
+        let (text, is_whole) = rest(&mut third);
+        assert!(is_whole && text.ends_with("[DONE]\n\n"), "{text}");
+        let mut body = second.into_body();
+        let mut all = Vec::new();
+        while let Some(data) = body.data().await {
+            all.extend_from_slice(&data.expect("a clean end"));
+        }
+        assert!(all.ends_with(b"[DONE]\n\n"));
+        let (again, _) = ask().await;
+        let again = again.await.unwrap();
+        assert_eq!(again.headers()["x-cache"], "hit");
+    });
+    assert_eq!(upstream.seen().len(), 1);
+}
+
+#[test]
+fn a_slow_client_keeps_nobody_waiting() {
+    // Much more than sockets and gateway hold for one that takes nothing.
+    let pieces = 3000;
+    let (begins, begun) = channel();
+    let (go, wait) = channel::<()>();
+    let (begins, wait) = (Mutex::new(begins), Mutex::new(wait));
+    let upstream = Upstream::start(move |_, reply| {
+        reply.begin("text/event-stream");
+        begins.lock().unwrap().send(()).unwrap();
+        wait.lock().unwrap().recv().unwrap();
+        let event = format!("data: {{\"text\":\"{}\"}}\n\n", "x".repeat(10_000));
+        for _ in 0..pieces {
+            reply.chunk(event.as_bytes());
+        }
+        reply.chunk(b"data: [DONE]\n\n");
+        reply.end();
+    });
+    let gateway = Gateway::start(&config(CACHE, &[&upstream]));
+    let body = prompt("a", r#","stream":true"#);
+    let mut first = open(&gateway, &body);
+    begun.recv().unwrap();
+    assert_eq!(first.read_head().unwrap().header("x-cache"), "miss");
+    let mut second = open(&gateway, &body);
+    assert_eq!(second.read_head().unwrap().header("x-cache"), "hit");
+    go.send(()).unwrap();
+    let (text, is_whole) = rest(&mut second);
+    assert!(is_whole && text.len() > pieces * 10_000);
+    // It is too large to be kept, and whole for who takes it at last.
+    let (late, is_whole) = rest(&mut first);
+    assert!(is_whole && late == text);
+    go.send(()).unwrap();
+    assert_eq!(open(&gateway, &body).read_head().unwrap().header("x-cache"), "miss");
+}
+
+#[test]
+fn what_another_model_answers_is_not_kept_for_the_one_that_was_asked() {
+    let other = counting();
+    let down = Upstream::start(|_, reply| reply.send(503, &[], b""));
+    let top = format!("{CACHE}\nretry: {{retries_max: 0}}\nfallbacks: {{mdl: other}}");
+    let models = [Model("mdl", &[&down]), Model("other", &[&other])];
+    let gateway = Gateway::start(&services(&top, &[("svc", &models)]));
+    let ask = |model: &str| {
+        let body = format!(r#"{{"model":"{model}","temperature":0}}"#);
+        let answer = post(gateway.address(), "/v1/chat/completions", &[], body);
+        (answer.header("x-tollgate-model"), told(&answer))
+    };
+    for number in 1..=2 {
+        let said = format!("answer {number}");
+        assert_eq!(ask("mdl"), ("svc/other".to_owned(), pair("miss", &said)));
+    }
+    assert_eq!(ask("other"), ("svc/other".to_owned(), pair("miss", "answer 3")));
+    assert_eq!(ask("other"), ("svc/other".to_owned(), pair("hit", "answer 3")));
+}
+
+mod money;
+mod redis;
