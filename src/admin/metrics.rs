@@ -27,7 +27,7 @@ pub(super) fn page(runtime: &Runtime, sources: &Sources) -> prometheus::Result<R
     process(&registry, sources)?;
     configuration(&registry, runtime, &sources.reloads.state())?;
     limits(&registry, runtime)?;
-    cache(&registry, runtime)?;
+    shared(&registry, runtime)?;
     if let Some(ledger) = &sources.ledger {
         self::ledger(&registry, ledger)?;
     }
@@ -101,31 +101,30 @@ fn limits(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
         refused.with_label_values(&[name]).inc_by(tally.refused());
         shadowed.with_label_values(&[name]).inc_by(tally.shadowed());
     }
-    if let Some((gateways, failures, away)) = runtime.limits.shared() {
-        let up = gauge(registry, &names::REDIS_UP)?;
-        up.with_label_values::<&str>(&[]).set(f64::from(u8::from(away.is_none())));
-        let failed = counter(registry, &names::REDIS_FAILURES)?;
-        failed.with_label_values::<&str>(&[]).inc_by(failures);
-        let count = gauge(registry, &names::GATEWAYS)?;
-        #[allow(clippy::cast_precision_loss, reason = "a count of gateways")]
-        count.with_label_values::<&str>(&[]).set(gateways as f64);
-    }
     Ok(())
 }
 
-#[allow(clippy::cast_precision_loss, reason = "counts of answers and bytes")]
-fn cache(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
-    let Some(cache) = &runtime.cache else { return Ok(()) };
-    let CacheState { held: (answers, bytes), shared } = cache.state();
-    let Some((away, failures)) = shared else {
-        for (metric, count) in [(&names::CACHE_ANSWERS, answers), (&names::CACHE_BYTES, bytes)] {
-            gauge(registry, metric)?.with_label_values::<&str>(&[]).set(count as f64);
-        }
+#[allow(clippy::cast_precision_loss, reason = "counts of answers, bytes and gateways")]
+fn shared(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
+    let cache = runtime.cache.as_ref().map(|cache| cache.state());
+    if let Some(CacheState { held: (answers, bytes), shared: None }) = cache {
+        gauge(registry, &names::CACHE_ANSWERS)?.with_label_values::<&str>(&[]).set(answers as f64);
+        gauge(registry, &names::CACHE_BYTES)?.with_label_values::<&str>(&[]).set(bytes as f64);
+    }
+    let limits = runtime.limits.shared();
+    if let Some((gateways, ..)) = limits {
+        gauge(registry, &names::GATEWAYS)?.with_label_values::<&str>(&[]).set(gateways as f64);
+    }
+    let users =
+        [limits.map(|(_, failures, away)| (away, failures)), cache.and_then(|it| it.shared)];
+    if users.iter().flatten().next().is_none() {
         return Ok(());
-    };
-    let up = gauge(registry, &names::CACHE_UP)?;
-    up.with_label_values::<&str>(&[]).set(f64::from(u8::from(away.is_none())));
-    let failed = counter(registry, &names::CACHE_FAILURES)?;
+    }
+    let is_up = users.iter().flatten().all(|(away, _)| away.is_none());
+    let failures = users.iter().flatten().map(|(_, failures)| failures).sum();
+    let up = gauge(registry, &names::REDIS_UP)?;
+    up.with_label_values::<&str>(&[]).set(f64::from(u8::from(is_up)));
+    let failed = counter(registry, &names::REDIS_FAILURES)?;
     failed.with_label_values::<&str>(&[]).inc_by(failures);
     Ok(())
 }

@@ -249,6 +249,7 @@ mod tests {
             "limits/0",
             "request_log",
             "redis",
+            "cache",
             "addresses",
             "ledger",
             "prices",
@@ -269,7 +270,9 @@ mod tests {
             "dns",
             "health_check",
             "services/google",
+            "services/google/cache",
             "services/google/models/gemma-4-26b",
+            "services/google/models/gemma-4-26b/cache",
             "services/google/models/gemma-4-26b/backends/0",
             "services/google/models/gemma-4-26b/backends/0/tls",
         ];

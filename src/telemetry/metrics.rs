@@ -91,10 +91,6 @@ metrics! {
         "Answers that are kept in memory.";
     CACHE_BYTES: Gauge "proxy_cache_bytes" &[],
         "Bytes that those take.";
-    CACHE_UP: Gauge "proxy_cache_up" &[],
-        "Where answers are kept in Redis: 1 while that answers, else 0.";
-    CACHE_FAILURES: Counter "proxy_cache_failures_total" &[],
-        "Round trips for the cache to Redis without an answer.";
     HOOK_RUNS: Counter "proxy_hook_runs_total" &["hook", "outcome"],
         "Times that a hook ran, by what became of it: skipped, passed, found, refused, answered or failed.";
     HOOK_SECONDS: Counter "proxy_hook_seconds_total" &["hook"],
@@ -122,7 +118,7 @@ metrics! {
     LEDGER_UP: Gauge "proxy_ledger_up" &["part"],
         "1 while a part of the ledger (spool, database) takes rows.";
     REDIS_UP: Gauge "proxy_redis_up" &[],
-        "1 while Redis answers, 0 while limits hold in each gateway by itself.";
+        "1 while Redis answers; 0 while limits hold in each gateway by itself, and no answers are kept there.";
     REDIS_FAILURES: Counter "proxy_redis_failures_total" &[],
         "Round trips to Redis without an answer.";
     GATEWAYS: Gauge "proxy_gateways" &[],

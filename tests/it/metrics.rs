@@ -101,6 +101,7 @@ api_key: sk
 redis: {{url: "{redis_url}"}}
 ledger: {{database: "postgres://u:p@127.0.0.1:9/db"}}
 request_log: {{}}
+cache: {{store: memory}}
 traces: {{otlp_url: "{otlp}/v1/traces"}}
 prices: {{models: {{svc/mdl: {{input: 1, output: 2}}}}}}
 client: {{connections_max: 32}}
@@ -114,7 +115,7 @@ limits:
 services:
   svc:
     models:
-      mdl: {{backends: [{{id: a, url: "{up}"}}]}}
+      mdl: {{cache: {{enabled: true}}, backends: [{{id: a, url: "{up}"}}]}}
       free: {{backends: [{{id: a, url: "{up}"}}]}}
       tight: {{backends: [{{id: a, url: "{up}"}}]}}
       full: {{backends: [{{id: a, url: "{up}", inflight_max: 1}}]}}
@@ -212,6 +213,19 @@ impl Moved {
         self.until("proxy_tokens_wasted_total", &["reason=\"client\""], |tokens| tokens > 0.0);
     }
 
+    fn answers_that_are_kept(&mut self) {
+        let mdl = ["model=\"mdl\""];
+        for _ in 0..2 {
+            let body = r#"{"temperature":0}"#;
+            assert_eq!(self.all.ask("mdl", "v1/chat/completions", body), 200);
+        }
+        self.to("proxy_cache_requests_total", &["outcome=\"hit\""], 1.0);
+        self.to("proxy_cache_saved_tokens_total", &["direction=\"input\""], 100.0);
+        self.to("proxy_cache_saved_cost_total", &mdl, 0.0002);
+        self.to("proxy_cache_answers", &[], 1.0);
+        self.until("proxy_cache_bytes", &[], |bytes| bytes > 0.0);
+    }
+
     fn what_is_in_flight_held_and_in_line(&mut self) {
         let hanging = self.all.open("full", "hang", r#"{"a":1}"#);
         self.to("proxy_inflight", &[], 1.0);
@@ -287,6 +301,7 @@ fn every_metric_appears_and_moves() {
     let all = everything();
     let mut moved = Moved { before: all.metrics(), all, names: BTreeSet::new() };
     moved.usual_exchanges();
+    moved.answers_that_are_kept();
     moved.what_is_in_flight_held_and_in_line();
     moved.limits_and_failures();
     moved.what_is_sent_elsewhere();

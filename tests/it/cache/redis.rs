@@ -116,8 +116,8 @@ fn without_redis_there_are_only_misses() {
     assert_eq!([outcome(), outcome()], ["miss", "miss"]);
     let before = hits.load(Ordering::SeqCst);
     assert_eq!(post(admin, "/admin/cache/purge?all=true", &[], "").status, 503);
-    assert_eq!(Metrics::of(admin).sum("proxy_cache_up", &[]), 0.0);
-    assert!(Metrics::of(admin).sum("proxy_cache_failures_total", &[]) > 0.0);
+    assert_eq!(Metrics::of(admin).sum("proxy_redis_up", &[]), 0.0);
+    assert!(Metrics::of(admin).sum("proxy_redis_failures_total", &[]) > 0.0);
     redis.restart();
     eventually("there are hits again", || outcome() == "hit" && more(before));
     stop.store(1, Ordering::SeqCst);
