@@ -46,6 +46,8 @@ const PROXIES: &[Who] = &[Who::Nginx, Who::Haproxy, Who::Bare, Who::Default, Who
 const POOLS: &[Who] = &[Who::Bare, Who::Default, Who::Pools(100), Who::Pools(10_000)];
 const KEYS: &[Who] = &[Who::Bare, Who::Full, Who::Keys(100_000)];
 
+const CACHE: &[Who] = &[Who::Bare, Who::Default, Who::Hits, Who::Misses];
+
 const CHAT: &str = "/v1/chat/completions";
 
 /// All cases, in the order in which they run.
@@ -96,6 +98,7 @@ fn others() -> Vec<Case> {
     };
     let http2 = |it: &Contestant, size: Size| client::http2(it, CHAT, 8, 16, size.seconds(2));
     let small = || requests(Prose, 0, 32);
+    let large = || requests(Prose, 300_000, 16);
     let of_flaky = "One answer in a hundred is 503, and another backend is asked";
     let of_http2 = "Small JSON, 8 connections of HTTP/2 with 16 requests each at once";
     vec![
@@ -107,6 +110,8 @@ fn others() -> Vec<Case> {
         Case { speaks: Speaks::Http2, ..other("http2", of_http2, PROXIES, Box::new(http2)) },
         other("pools", "Small JSON, 1, 100 and 10,000 pools", POOLS, small()),
         other("keys", "Small JSON, 1 and 100,000 keys", KEYS, small()),
+        other("cache", "Small JSON, answers that are kept", CACHE, small()),
+        other("cache-300k", "Prompts of 300 KB, answers that are kept", CACHE, large()),
     ]
 }
 

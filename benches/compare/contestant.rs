@@ -38,6 +38,10 @@ pub(crate) enum Who {
     Pools(usize),
     /// As the full one, with so many keys.
     Keys(usize),
+    /// As the default, with answers that are kept: all requests are the same.
+    Hits,
+    /// The same, and no two requests are.
+    Misses,
 }
 
 /// What clients speak.
@@ -57,6 +61,8 @@ pub(crate) struct Contestant {
     speaks: Speaks,
     /// What comes before the path of an API.
     prefix: &'static str,
+    /// Whether each request has a number of its own, in a header.
+    pub(crate) numbers: bool,
     /// Memory that it holds before it has done anything.
     pub(crate) resident_kb_at_start: u64,
     child: Option<Child>,
@@ -141,6 +147,7 @@ pub(crate) fn start(who: Who, upstream: SocketAddr, case: &Case) -> Option<Conte
             address: upstream,
             speaks,
             prefix: "",
+            numbers: false,
             resident_kb_at_start: 0,
             child: None,
             folder,
@@ -188,6 +195,8 @@ fn tollgate(
         Who::Full => "Tollgate, everything on".to_owned(),
         Who::Pools(count) => format!("Tollgate, {count} pools"),
         Who::Keys(count) => format!("Tollgate, {count} keys"),
+        Who::Hits => "Tollgate, kept answers".to_owned(),
+        Who::Misses => "Tollgate, none kept yet".to_owned(),
         _ => "Tollgate".to_owned(),
     };
     let listen = match speaks {
@@ -216,6 +225,9 @@ fn tollgate(
                  limits: [{{per: key, requests: 1000000000, tokens: 1000000000000}}]\n"
             )
         }
+        Who::Hits | Who::Misses => {
+            "cache: {enabled: true, requests: all, headers: [x-number]}\n".to_owned()
+        }
         _ => String::new(),
     };
     // Checks of ten thousand backends are another question.
@@ -229,7 +241,9 @@ fn tollgate(
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     command.arg("-c").arg(file).current_dir(path);
     let prefix = if who == Who::FrontDoor { "" } else { "/bench/m" };
-    launch(name, (address, speaks, prefix), command, folder)
+    let mut contestant = launch(name, (address, speaks, prefix), command, folder);
+    contestant.numbers = who == Who::Misses;
+    contestant
 }
 
 /// The first key is the one that clients send.
@@ -342,8 +356,16 @@ fn launch(
         .spawn()
         .unwrap_or_else(|error| panic!("{name} does not start: {error}"));
     let child = Some(child);
-    let mut contestant =
-        Contestant { name, address, speaks, prefix, resident_kb_at_start: 0, child, folder };
+    let mut contestant = Contestant {
+        name,
+        address,
+        speaks,
+        prefix,
+        numbers: false,
+        resident_kb_at_start: 0,
+        child,
+        folder,
+    };
     let begun = Instant::now();
     while TcpStream::connect(address).is_err() {
         let has_ended =

@@ -16,10 +16,21 @@ wrk.headers["Content-Type"] = "application/json"
 wrk.headers["Accept"] = "application/json"
 wrk.headers["User-Agent"] = "OpenAI/Python 2.54.0"
 wrk.headers["Authorization"] = "Bearer sk-bench"
+NUMBERS
 function done(summary, latency, requests)
   io.write(string.format("figures %d %d %d %d %d %d %d\n", summary.requests, summary.duration,
     latency:percentile(50), latency:percentile(99), latency:percentile(99.9), summary.errors.status,
     summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout))
+end
+"#;
+
+/// Gives each request a number.
+const NUMBERS: &str = r#"
+local number = 0
+function request()
+  number = number + 1
+  wrk.headers["X-Number"] = number
+  return wrk.format()
 end
 "#;
 
@@ -63,8 +74,10 @@ pub(crate) fn run(
     let folder = contestant.folder();
     let (script, file) = (folder.join("wrk.lua"), folder.join("body.json"));
     fs::write(&file, body).expect("a file");
-    fs::write(&script, SCRIPT.replace("BODY", &format!("{:?}", file.display().to_string())))
-        .expect("a file");
+    let numbers = if contestant.numbers { NUMBERS } else { "" };
+    let text = SCRIPT.replace("NUMBERS", numbers);
+    let text = text.replace("BODY", &format!("{:?}", file.display().to_string()));
+    fs::write(&script, text).expect("a file");
     let before = contestant.cpu();
     let output = Command::new("wrk")
         .args([
