@@ -50,6 +50,7 @@ pub fn differences(before: &Snapshot, next: &Snapshot) -> Vec<String> {
         if let Some(known) = before.services.get(name) {
             let at = format!("services.{name}.addresses");
             lines.changed(&at, &known.addresses, &service.addresses);
+            lines.changed(&format!("services.{name}.cors"), &known.cors, &service.cors);
         }
     }
     for (service, model, pool) in next.pools() {

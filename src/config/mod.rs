@@ -271,6 +271,7 @@ mod tests {
             "health_check",
             "services/google",
             "services/google/cache",
+            "services/google/cors",
             "services/google/models/gemma-4-26b",
             "services/google/models/gemma-4-26b/cache",
             "services/google/models/gemma-4-26b/backends/0",

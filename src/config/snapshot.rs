@@ -97,6 +97,13 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Origins whose browsers may send traffic to the service of this number.
+    #[must_use]
+    pub fn cors_of(&self, service: Option<usize>) -> &CorsOrigins {
+        let service = service.and_then(|at| self.services.get_index(at));
+        service.and_then(|(_, service)| service.cors.as_ref()).unwrap_or(&self.cors)
+    }
+
     /// Whether there is a limit of tokens or money, of all or of a key.
     #[must_use]
     pub fn limits_tokens(&self) -> bool {
@@ -349,6 +356,8 @@ pub struct QueueSpec {
 pub struct Service {
     /// Where its clients may come from.
     pub addresses: AddressRules,
+    /// Origins whose browsers may send it traffic; none: those of all.
+    pub cors: Option<CorsOrigins>,
     /// Models by name, in the order of the file.
     pub models: IndexMap<String, PoolSpec>,
 }

@@ -10,7 +10,8 @@ use http::HeaderMap;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    AnswerBody, AnswerHead, At, Elsewhere, Found, Notes, RequestBody, RequestHead, Settled, Stop,
+    AnswerBody, AnswerHead, At, Cut, Elsewhere, Found, Notes, RequestBody, RequestHead, Settled,
+    Stop,
 };
 use crate::expression::{Expression, Facts, Moment, Request};
 
@@ -351,7 +352,7 @@ impl Bodies {
     ///
     /// # Errors
     /// With why the answer ends here.
-    pub fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Stop> {
+    pub fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Cut> {
         let mut last = Instant::now();
         for Passing { body, took, is_stopped, .. } in &mut self.0 {
             let done = body.pass(piece, is_end);

@@ -108,7 +108,7 @@ pub trait AnswerBody: Send + Sync {
     ///
     /// # Errors
     /// With why the answer ends here.
-    fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Stop>;
+    fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Cut>;
 
     /// What there was, now that it is over.
     fn found(&self) -> Found;
@@ -213,6 +213,15 @@ pub struct Elsewhere {
     pub route: Option<Arc<str>>,
     /// Who gets a copy of it.
     pub mirrors: Vec<Arc<str>>,
+}
+
+/// Why an answer ends in the middle. A client that has seen nothing of it is told so with 502.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The machine-readable code.
+    pub code: &'static str,
+    /// What the client is told.
+    pub message: String,
 }
 
 /// What a client is told in the place of an answer.

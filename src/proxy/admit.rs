@@ -231,7 +231,8 @@ fn arrive(session: &Session, exchange: &mut Exchange) {
     arrived.dialect = Dialect::of(split_target(head).0, &head.headers);
     arrived.is_http_10 = head.version == Version::HTTP_10;
     arrived.is_http_2 = head.version == Version::HTTP_2;
-    arrived.cors_origin = cors_origin(&arrived.runtime.snapshot.cors, &head.headers);
+    arrived.service = arrived.runtime.service_of(split_target(head).0);
+    arrived.cors_origin = cors_origin(arrived.cors(), &head.headers);
     if arrived.is_traced() {
         exchange.phases.keep_turns();
     }
@@ -391,7 +392,7 @@ fn preflight(head: &RequestHeader, exchange: &Exchange) -> Option<Response<Bytes
     let asks = head.method == Method::OPTIONS
         && head.headers.contains_key(ORIGIN)
         && head.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
-    if !asks || exchange.arrived.runtime.snapshot.cors == CorsOrigins::Off {
+    if !asks || *exchange.arrived.cors() == CorsOrigins::Off {
         return None;
     }
     let mut response = Response::new(Bytes::new());

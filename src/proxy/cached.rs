@@ -297,18 +297,18 @@ pub(super) async fn serve(
             let length = (!is_stream).then(|| answer.body().len());
             let head = head(session, exchange, answer.content_type(), length);
             let mut body = Some(answer.body().clone());
-            hooks::pass(exchange, &mut body, true)?;
+            hooks::pass(proxy, exchange, &mut body, true)?;
             write_head(session, exchange, head).await?;
             finish(proxy, session, exchange, body).await
         }
         Served::Coming(flight, listener, head) => {
             let head = self::head(session, exchange, &head.content_type, None);
             write_head(session, exchange, head).await?;
-            let followed = follow(session, exchange, &flight).await;
+            let followed = follow(proxy, session, exchange, &flight).await;
             drop(listener);
             exchange.cached.saved = Some(followed?);
             let mut rest = None;
-            hooks::pass(exchange, &mut rest, true)?;
+            hooks::pass(proxy, exchange, &mut rest, true)?;
             finish(proxy, session, exchange, rest).await
         }
     }
@@ -367,7 +367,12 @@ async fn write_head(session: &mut Session, exchange: &Exchange, mut head: Parts)
 }
 
 /// Passes a stream on as it comes, to its end; what a backend took for it.
-async fn follow(session: &mut Session, exchange: &mut Exchange, flight: &Flight) -> Result<Usage> {
+async fn follow(
+    proxy: &Proxy,
+    session: &mut Session,
+    exchange: &mut Exchange,
+    flight: &Flight,
+) -> Result<Usage> {
     let mut passed = 0;
     loop {
         let next = tokio::select! {
@@ -393,7 +398,7 @@ async fn follow(session: &mut Session, exchange: &mut Exchange, flight: &Flight)
         for piece in pieces {
             passed += 1;
             let mut piece = Some(piece);
-            hooks::pass(exchange, &mut piece, false)?;
+            hooks::pass(proxy, exchange, &mut piece, false)?;
             let Some(piece) = piece.filter(|piece| !piece.is_empty()) else { continue };
             if let Some(events) = &mut exchange.observed.events {
                 events.pass(&piece, session.body_bytes_sent());

@@ -20,7 +20,7 @@ use super::meter::Metering;
 use super::rights::Rights;
 use super::watch::{Stop, Watch};
 use crate::auth::Grant;
-use crate::config::Deadlines;
+use crate::config::{CorsOrigins, Deadlines};
 use crate::ledger::Held;
 use crate::lifecycle::Counted;
 use crate::limits::{Reservation, Shown};
@@ -73,6 +73,8 @@ pub(super) struct Arrived {
     pub(super) at: Instant,
     pub(super) request_id: HeaderValue,
     pub(super) dialect: Dialect,
+    /// The number of the service that its path names, where services have origins of their own.
+    pub(super) service: Option<usize>,
     /// The `Access-Control-Allow-Origin` to send, where the client's origin may talk to us.
     pub(super) cors_origin: Option<HeaderValue>,
     pub(super) is_http_10: bool,
@@ -90,6 +92,11 @@ pub(super) struct Arrived {
 }
 
 impl Arrived {
+    /// Origins whose browsers may send it.
+    pub(super) fn cors(&self) -> &CorsOrigins {
+        self.runtime.snapshot.cors_of(self.service)
+    }
+
     /// Whether spans of it are sent.
     pub(super) fn is_traced(&self) -> bool {
         self.trace.is_sampled && self.runtime.snapshot.observed.traces.is_some()
@@ -354,6 +361,7 @@ impl Exchange {
                 at,
                 request_id: HeaderValue::from_static(""),
                 dialect: Dialect::OpenAi,
+                service: None,
                 cors_origin: None,
                 is_http_10: false,
                 is_http_2: false,

@@ -16,13 +16,17 @@ use super::admit::split_target;
 use super::cached::Served;
 use super::course::Look;
 use super::exchange::{Admitted, Exchange};
-use super::{body, heads, meter, send};
+use super::{Proxy, body, heads, meter, send};
 use crate::auth::Grant;
 use crate::expression::{Expression, Facts, Request};
-use crate::hooks::{AnswerHead, Bodies, Chain, Elsewhere, Notes, Runs, Settled, Stop};
+use crate::hooks::{AnswerHead, Bodies, Chain, Cut, Elsewhere, Notes, Runs, Settled, Stop};
+use crate::lifecycle::HeldShare;
 use crate::refusal::Refusal;
 use crate::runtime::Way;
 use crate::telemetry::Taken;
+
+/// What is held of an answer is counted in steps of this.
+const COUNTED_BYTES: usize = 64 * 1024;
 
 /// The hooks of an exchange.
 #[derive(Default)]
@@ -39,6 +43,9 @@ pub(super) struct Hooks {
     pub(super) has_answered: bool,
     /// What the answer's body goes through.
     bodies: Bodies,
+    /// Bytes of the answer that have come and not passed, about; and what is counted of them.
+    held_bytes: usize,
+    share: Option<HeldShare>,
     /// Who gets a copy of the request, as `service/model`.
     pub(super) mirrors: Vec<Arc<str>>,
     /// Why one of them has ended the answer.
@@ -286,19 +293,50 @@ pub(super) fn is_unreadable(answer: &HeaderMap, exchange: &Exchange) -> bool {
 ///
 /// # Errors
 /// When the answer ends here.
-pub(super) fn pass(exchange: &mut Exchange, piece: &mut Option<Bytes>, is_end: bool) -> Result<()> {
+pub(super) fn pass(
+    proxy: &Proxy,
+    exchange: &mut Exchange,
+    piece: &mut Option<Bytes>,
+    is_end: bool,
+) -> Result<()> {
     if exchange.hooks.bodies.is_empty() {
         return Ok(());
     }
+    let came = piece.as_ref().map_or(0, Bytes::len);
     match exchange.hooks.bodies.pass(piece, is_end) {
-        Ok(()) => Ok(()),
-        Err(Stop::Refuse { status, code, message }) => {
+        Ok(()) => {
+            let passes = piece.as_ref().map_or(0, Bytes::len);
+            hold(proxy, exchange, came, if is_end { usize::MAX } else { passes })
+        }
+        Err(Cut { code, message }) => {
+            let status = StatusCode::BAD_GATEWAY;
             exchange.hooks.has_answered = true;
             exchange.hooks.cut = Some(Box::new(Refusal::Hook { status, code, message }));
             Err(Error::explain(ErrorType::InternalError, "ended by a hook"))
         }
-        Err(Stop::Answer(_)) => Ok(()),
     }
+}
+
+/// Counts what hooks hold of an answer, as far as it is much.
+///
+/// # Errors
+/// When there is no room for it.
+fn hold(proxy: &Proxy, exchange: &mut Exchange, came: usize, passes: usize) -> Result<()> {
+    let total_max = exchange.arrived.runtime.snapshot.replay.total_bytes_max;
+    let Hooks { held_bytes, share, cut, .. } = &mut exchange.hooks;
+    *held_bytes = (*held_bytes + came).saturating_sub(passes);
+    let counted = *held_bytes / COUNTED_BYTES * COUNTED_BYTES;
+    if counted == 0 && share.is_none() {
+        return Ok(());
+    }
+    let share = share.get_or_insert_with(|| HeldShare::none(&proxy.lifecycle.held));
+    let more = counted.saturating_sub(share.bytes());
+    share.shrink(counted);
+    if more == 0 || share.grow(more, total_max) {
+        return Ok(());
+    }
+    *cut = Some(Box::new(Refusal::TooManyBodies));
+    Err(Error::explain(ErrorType::InternalError, "no room for what a hook has to look at"))
 }
 
 /// The exchange is over, and this is what became of it.

@@ -214,7 +214,7 @@ impl ProxyHttp for Proxy {
     ) -> Result<Option<Duration>> {
         meter::pass(exchange, chunk, end_of_stream);
         cached::piece(exchange, chunk.as_ref());
-        hooks::pass(exchange, chunk, end_of_stream)?;
+        hooks::pass(self, exchange, chunk, end_of_stream)?;
         receive::pass(session, exchange, chunk.as_ref(), end_of_stream)?;
         if end_of_stream {
             cached::whole(exchange);

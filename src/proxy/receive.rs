@@ -187,7 +187,7 @@ pub(super) fn check_switch(session: &Session, response: &ResponseHeader) -> Resu
 
 /// Where the gateway answers for CORS, a backend's own answer would overrule it.
 fn cors(headers: &mut HeaderMap, exchange: &Exchange) {
-    if exchange.arrived.runtime.snapshot.cors == CorsOrigins::Off {
+    if *exchange.arrived.cors() == CorsOrigins::Off {
         return;
     }
     let is_cors = |name: &&HeaderName| name.as_str().starts_with("access-control-");

@@ -219,7 +219,7 @@ pub(super) fn status(session: &Session) -> u16 {
 
 /// Lets a browser on an allowed origin read the answer, and caches know what it depends on.
 pub(super) fn allow_origin(headers: &mut HeaderMap, exchange: &Exchange) {
-    if let CorsOrigins::Listed(_) = exchange.arrived.runtime.snapshot.cors {
+    if let CorsOrigins::Listed(_) = exchange.arrived.cors() {
         headers.append(VARY, HeaderValue::from_static("Origin"));
     }
     if let Some(origin) = &exchange.arrived.cors_origin {

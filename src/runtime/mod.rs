@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response};
+use percent_encoding::percent_decode;
 use pingora_core::ErrorType::InvalidCert;
 use pingora_core::OrErr;
 use rustls::ServerConfig;
@@ -54,6 +55,8 @@ pub struct Runtime {
     pub catalog: Catalog,
     /// Where hooks may send requests, by `service/model`.
     pub routes: HashMap<String, Arc<Way>>,
+    /// Whether services have origins of their own.
+    has_service_cors: bool,
     /// From a model's name to what it costs.
     tariffs: Names<Arc<Tariff>>,
     /// All pools by `service/model`, in no order.
@@ -123,7 +126,9 @@ impl Runtime {
             tariffs.add(name, Arc::clone(tariff));
         }
         let since = SystemTime::now();
+        let has_service_cors = snapshot.services.values().any(|service| service.cors.is_some());
         Ok(Self {
+            has_service_cors,
             since,
             tls,
             keys,
@@ -153,6 +158,14 @@ impl Runtime {
             let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             since_1970.as_secs().cast_signed()
         })
+    }
+
+    /// The number of the service that a raw path names, where services have origins of their own.
+    #[must_use]
+    pub fn service_of(&self, path: &[u8]) -> Option<usize> {
+        let path = path.strip_prefix(b"/").filter(|_| self.has_service_cors)?;
+        let name = path.split(|byte| *byte == b'/').next()?;
+        self.snapshot.services.get_index_of(&*percent_decode(name).decode_utf8().ok()?)
     }
 
     /// What a model costs: by its pool's name, else by its own.

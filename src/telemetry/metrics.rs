@@ -70,7 +70,7 @@ metrics! {
     CONNECTIONS_REFUSED: Counter "proxy_connections_refused_total" &[],
         "Connections that were refused because there were too many.";
     BUFFERED_BYTES: Gauge "proxy_buffered_bytes" &[],
-        "Bytes of request bodies that are held to be sent again.";
+        "Bytes that are held: of request bodies, to be sent again; of answers, for hooks to look at and for who shares them.";
     QUEUE_LENGTH: Gauge "proxy_queue_length" OF_POOL,
         "Exchanges that wait for a place at a backend.";
     RETRIES: Counter "proxy_retries_total" OF_POOL,

@@ -152,6 +152,31 @@ fn cors_for_traffic_is_off_unless_configured() {
 }
 
 #[test]
+fn a_service_may_have_origins_of_its_own() {
+    let upstream = Upstream::named("x");
+    let backends = format!("{{backends: [{{id: a, url: \"{}\"}}]}}", upstream.url());
+    let gateway = Gateway::start(&format!(
+        "listen: 127.0.0.1:0\ncors: {{origins: [\"https://all.example\"]}}\nservices:\n\
+         \x20 own: {{cors: {{origins: [\"https://own.example\"]}}, models: {{mdl: {backends}}}}}\n\
+         \x20 none: {{cors: {{origins: []}}, models: {{mdl: {backends}}}}}\n\
+         \x20 other: {{models: {{mdl: {backends}}}}}\n"
+    ));
+    let allowed = |path: &str, origin: &str| {
+        let header = format!("Origin: https://{origin}.example");
+        get(gateway.address(), path, &[&header]).header("access-control-allow-origin")
+    };
+    for (path, own, all) in [
+        ("/own/mdl/x", "https://own.example", ""),
+        ("/%6fwn/mdl/x", "https://own.example", ""),
+        ("/none/mdl/x", "", ""),
+        ("/other/mdl/x", "", "https://all.example"),
+        ("/v1/models", "", "https://all.example"),
+    ] {
+        assert_eq!([allowed(path, "own"), allowed(path, "all")], [own, all], "{path}");
+    }
+}
+
+#[test]
 fn a_malformed_request_to_the_admin_address_leaves_no_credential_in_the_log() {
     let upstream = Upstream::named("x");
     let mut gateway = Gateway::start(&config(

@@ -504,6 +504,7 @@ pub(super) struct FileService {
     pub(super) addresses: Option<FileAddresses>,
     pub(super) hooks: Option<Vec<Option<FileHook>>>,
     pub(super) cache: Option<FileCaching>,
+    pub(super) cors: Option<FileCors>,
     pub(super) balance: Option<FileBalance>,
     pub(super) deadlines: Option<FileDeadlines>,
     pub(super) retry: Option<FileRetry>,

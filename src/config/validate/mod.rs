@@ -30,7 +30,7 @@ use super::beside::Beside;
 use super::clients::ClientKeys;
 use super::defaults::{self, Defaults};
 use super::environment::Environment;
-use super::file::{FileAuthMode, FileClient, FileConfig, FileSecret, OneOrMany};
+use super::file::{FileAuthMode, FileClient, FileConfig, FileCors, FileSecret, OneOrMany};
 use super::listen::Listen;
 use super::prices::Prices;
 use super::problem::{KeyPath, Problems};
@@ -175,7 +175,8 @@ fn snapshot(
             .as_ref()
             .is_some_and(|proxies| proxies.items.iter().any(|item| item == "unix")),
         trusted_proxies: trusted_proxies(file.trusted_proxies.as_ref(), problems),
-        cors: cors(file, context.defaults, problems),
+        cors: cors(file.cors.as_ref(), &root.key("cors"), problems)
+            .unwrap_or(if context.defaults.cors_any { CorsOrigins::Any } else { CorsOrigins::Off }),
         log_level: level(file, problems),
         observed: observed::observed(file, context, problems),
         threads: threads(file, problems),
@@ -349,18 +350,17 @@ fn network(text: &str) -> Option<IpNet> {
     text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()
 }
 
-fn cors(file: &FileConfig, defaults: &Defaults, problems: &mut Problems) -> CorsOrigins {
-    let path = KeyPath::default().key("cors").key("origins");
-    let Some(written) = file.cors.as_ref().and_then(|cors| cors.origins.as_ref()) else {
-        return if defaults.cors_any { CorsOrigins::Any } else { CorsOrigins::Off };
-    };
+/// The origins whose browsers may send traffic, where they are written.
+fn cors(written: Option<&FileCors>, at: &KeyPath, problems: &mut Problems) -> Option<CorsOrigins> {
+    let path = at.key("origins");
+    let written = written?.origins.as_ref()?;
     let mut origins = Vec::new();
     for (index, item) in written.items.iter().enumerate() {
         let is_origin = item.split_once("://").is_some_and(|(scheme, host)| {
             !scheme.is_empty() && !host.is_empty() && !host.contains('/')
         });
         match HeaderValue::from_str(item) {
-            Ok(_) if item == "*" => return CorsOrigins::Any,
+            Ok(_) if item == "*" => return Some(CorsOrigins::Any),
             Ok(origin) if is_origin => origins.push(origin),
             _ => problems.value(
                 &item_path(written, &path, index),
@@ -368,7 +368,7 @@ fn cors(file: &FileConfig, defaults: &Defaults, problems: &mut Problems) -> Cors
             ),
         }
     }
-    if origins.is_empty() { CorsOrigins::Off } else { CorsOrigins::Listed(origins) }
+    Some(if origins.is_empty() { CorsOrigins::Off } else { CorsOrigins::Listed(origins) })
 }
 
 /// Reads a log level, in Python's names or Rust's.

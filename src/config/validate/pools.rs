@@ -11,7 +11,7 @@ use super::super::file::{
 use super::super::problem::{KeyPath, Problems};
 use super::super::snapshot::{BackendSpec, Balance, HealthSpec, PoolSpec, Service};
 use super::policy::{Policies, Written};
-use super::{Context, backend, keys, names, positive};
+use super::{Context, backend, cors, keys, names, positive};
 
 /// The services, and whether any backend has a key of its own.
 pub(super) struct Services {
@@ -106,7 +106,8 @@ pub(super) fn services(
         check_service_name(name, &at, problems);
         let models = service_models(service, &at, &inherited, context, &mut services, problems);
         let addresses = keys::addresses(service.addresses.as_ref(), &at.key("addresses"), problems);
-        services.by_name.insert(name.clone(), Service { addresses, models });
+        let cors = cors(service.cors.as_ref(), &at.key("cors"), problems);
+        services.by_name.insert(name.clone(), Service { addresses, cors, models });
     }
     services
 }

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 
 use super::super::{
-    AnswerBody, AnswerHead, At, Found, OnAnswerBody, OnRequestBody, RequestBody, Stop,
+    AnswerBody, AnswerHead, At, Cut, Found, OnAnswerBody, OnRequestBody, RequestBody, Stop,
 };
 use super::frames::Frames;
 use super::guard::Guard;
@@ -162,7 +162,7 @@ impl Kept {
 }
 
 impl AnswerBody for Kept {
-    fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Stop> {
+    fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Cut> {
         let Some(mut frames) = self.frames.take() else {
             if let Some(piece) = piece {
                 let room = DOCUMENT_BYTES_MAX.max(self.spec.bytes_max) - self.held.len();

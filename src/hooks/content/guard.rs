@@ -13,7 +13,7 @@ use http::header::CONTENT_TYPE;
 use serde_json::Value;
 
 use super::super::{
-    AnswerBody, AnswerHead, At, Found, OnAnswerBody, OnRequestBody, RequestBody, Stop,
+    AnswerBody, AnswerHead, At, Cut, Found, OnAnswerBody, OnRequestBody, RequestBody, Stop,
 };
 use super::matcher::Matcher;
 use super::stream::Stream;
@@ -249,7 +249,7 @@ struct Document {
 }
 
 impl AnswerBody for Document {
-    fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Stop> {
+    fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Cut> {
         let own = &self.guard.0;
         if let Some(piece) = piece.take() {
             if self.held.len() + piece.len() > own.answer_bytes_max {
@@ -288,9 +288,8 @@ impl AnswerBody for Document {
 }
 
 /// The answer ends here.
-pub(super) fn cut(message: &str) -> Stop {
-    let (status, code) = (StatusCode::BAD_GATEWAY, CONTENT_FILTER);
-    Stop::Refuse { status, code, message: message.to_owned() }
+pub(super) fn cut(message: &str) -> Cut {
+    Cut { code: CONTENT_FILTER, message: message.to_owned() }
 }
 
 #[cfg(test)]

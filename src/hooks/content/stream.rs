@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
-use super::super::{AnswerBody, Found, Stop};
+use super::super::{AnswerBody, Cut, Found};
 use super::frames::Frames;
 use super::guard::{Action, CUT, Guard, Inner, cut};
 use super::texts;
@@ -77,7 +77,7 @@ impl Stream {
     }
 
     /// An event has come.
-    fn take(&mut self, bytes: Bytes) -> Result<(), Stop> {
+    fn take(&mut self, bytes: Bytes) -> Result<(), Cut> {
         let data = self.frames.data(&bytes);
         let mut pieces: Vec<Piece> = Vec::new();
         self.count += 1;
@@ -117,7 +117,7 @@ impl Stream {
     }
 
     /// Something was found in a text, or nothing.
-    fn judge(&mut self, found: bool) -> Result<(), Stop> {
+    fn judge(&mut self, found: bool) -> Result<(), Cut> {
         self.found.something |= found;
         if found && self.guard.0.action == Action::Refuse {
             return Err(cut(CUT));
@@ -126,7 +126,7 @@ impl Stream {
     }
 
     /// Texts that nothing goes on with are at their end.
-    fn finish(&mut self, is_end: bool) -> Result<(), Stop> {
+    fn finish(&mut self, is_end: bool) -> Result<(), Cut> {
         let patience = PATIENCE.max(4 * self.texts.len() as u64);
         for at in 0..self.texts.len() {
             let text = &mut self.texts[at];
@@ -140,7 +140,7 @@ impl Stream {
     }
 
     /// Sends on what needs not wait.
-    fn release(&mut self, is_end: bool, passes: &mut BytesMut) -> Result<(), Stop> {
+    fn release(&mut self, is_end: bool, passes: &mut BytesMut) -> Result<(), Cut> {
         let bytes_max = self.guard.0.answer_bytes_max;
         while let Some(event) = self.waiting.front() {
             let is_settled = |piece: &Piece| self.texts[piece.text].settled >= piece.at.end;
@@ -285,7 +285,7 @@ fn tail(text: &str, letters: usize) -> usize {
 }
 
 impl AnswerBody for Stream {
-    fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Stop> {
+    fn pass(&mut self, piece: &mut Option<Bytes>, is_end: bool) -> Result<(), Cut> {
         self.frames.push(&piece.take().unwrap_or_default());
         while let Some(event) = self.frames.next() {
             self.take(event)?;
