@@ -275,3 +275,51 @@ fn a_guard_that_another_hook_switches_on_takes_the_whole_body_too() {
     assert_eq!(post(gateway.address(), CHAT, &[], &long).status, 400);
     assert!(upstream.seen().is_empty());
 }
+
+#[test]
+fn what_guards_hold_of_answers_has_a_bound_for_all() {
+    let (begins, begun) = std::sync::mpsc::channel();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let both = std::sync::Mutex::new((begins, wait));
+    let text = "x".repeat(700_000);
+    let upstream = Upstream::start(move |_, reply| {
+        let body = json!({"choices": [{"message": {"content": text}}]}).to_string();
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        reply.raw((head + &body[..600_000]).as_bytes());
+        let both = both.lock().unwrap();
+        both.0.send(()).unwrap();
+        both.1.recv().unwrap();
+        reply.raw(&body.as_bytes()[600_000..]);
+    });
+    let top = "replay: {body_bytes_max: 64KiB, total_bytes_max: 1MiB}\n\
+               hooks: [{guard: {words: [secret], on: [answer]}}]";
+    let gateway = Gateway::start(&config(top, &[&upstream]));
+    let open = || {
+        let body = ask("x", false);
+        let mut client = Connection::open(gateway.address());
+        let head =
+            format!("POST {CHAT} HTTP/1.1\r\nHost: g\r\nContent-Length: {}\r\n\r\n", body.len());
+        client.write((head + &body).as_bytes()).unwrap();
+        client
+    };
+    let held = || Metrics::of(gateway.address()).sum("proxy_buffered_bytes", &[]);
+    let mut first = open();
+    begun.recv().unwrap();
+    eventually("it is counted", || held() >= 500_000.0);
+    let mut second = open();
+    // There is no room for it: it ends without its end.
+    assert_eq!(second.read_head().unwrap().status, 200);
+    assert!(second.is_closed());
+    go.send(()).unwrap();
+    assert_eq!(
+        first.read(false).unwrap().json()["choices"][0]["message"]["content"]
+            .as_str()
+            .unwrap()
+            .len(),
+        700_000
+    );
+    eventually("it is given back", || held() == 0.0);
+}
