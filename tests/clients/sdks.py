@@ -128,6 +128,40 @@ error = raises(
 )
 check(error.body["error"]["type"] == "not_found_error", "an error in Anthropic's shape")
 
+# Answers that are kept.
+def given(create, text, **more):
+    answer = create(messages=messages, model="chat", extra_body={"temperature": 0}, **more)
+    return answer.headers["x-cache"], text(answer.parse())
+
+
+def words(stream):
+    return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+
+chats = client.chat.completions.with_raw_response.create
+whole = [given(chats, lambda it: it.choices[0].message.content) for _ in range(2)]
+check(whole == [("miss", "Say hello"), ("hit", "Say hello")], f"a kept answer: {whole}")
+streamed = [given(chats, words, stream=True) for _ in range(2)]
+check(streamed == [("miss", "Say hello"), ("hit", "Say hello")], f"a kept stream: {streamed}")
+kept = claude.messages.with_raw_response.create
+whole = [given(kept, lambda it: it.content[0].text, max_tokens=9) for _ in range(2)]
+check(whole == [("miss", "Say hello"), ("hit", "Say hello")], f"a kept message: {whole}")
+again = client.embeddings.with_raw_response.create(model="embed", input=["a", "b"])
+check(again.headers["x-cache"] == "hit", "kept embeddings")
+check(again.parse().data[1].embedding == [0.5, 0.25], "kept embeddings are the same")
+
+
+async def at_once():
+    async with openai.AsyncOpenAI(base_url=f"{base}/v1", api_key=key) as client:
+        create = client.chat.completions.with_raw_response.create
+        ask = lambda: create(model="chat", messages=messages, temperature=0, seed=1)
+        answers = await asyncio.gather(*(ask() for _ in range(20)))
+    outcomes = sorted(answer.headers["x-cache"] for answer in answers)
+    check(outcomes == ["hit"] * 19 + ["miss"], f"one request for 20: {outcomes}")
+
+
+asyncio.run(at_once())
+
 # LangChain.
 chain = ChatOpenAI(base_url=f"{base}/v1", api_key=key, model="chat")
 check(chain.invoke([HumanMessage("Say hello")]).content == "Say hello", "LangChain, whole")

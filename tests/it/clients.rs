@@ -251,7 +251,7 @@ fn gateway(upstream: &Upstream) -> Gateway {
     let backends = format!("{{backends: [{{id: a, url: \"{url}\", api_key: sk-backend}}]}}");
     Gateway::start(&format!(
         "listen: 127.0.0.1:0\napi_key: sk-clients\naliases: {{gpt-4o: chat}}\ndefault_service: svc\n\
-         deadlines: {{first_byte: 2s}}\nretry: {{retries_max: 0}}\nbreaker: {{enabled: false}}\n\
+         cache: {{enabled: true}}\ndeadlines: {{first_byte: 2s}}\nretry: {{retries_max: 0}}\nbreaker: {{enabled: false}}\n\
          services: {{svc: {{models: {{chat: {backends}, embed: {backends}}}}}}}\n"
     ))
 }
