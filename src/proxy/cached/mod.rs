@@ -1,35 +1,31 @@
 //! Answers that are given again: a request is answered by one that is kept, or by one that is on its way for another
 //! request; or its own is kept for others.
 
+mod serve;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{
-    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, PRAGMA, TRANSFER_ENCODING,
-    VARY,
-};
+use http::header::{AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, PRAGMA, VARY};
 use http::response::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
-use pingora::http::ResponseHeader;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
-use super::course::X_TOLLGATE_MODEL;
+pub(super) use serve::serve;
+
 use super::exchange::{Admitted, Events, Exchange};
 use super::hooks::Halt;
-use super::{Proxy, body, hooks, limit, meter, respond, settle};
+use super::{Proxy, body, meter};
 use crate::auth::CREDENTIAL_HEADERS;
-use crate::cache::{
-    self, Answer, Asked, End, Flight, Head, Lead, Listener, Next, Of, Turn, Wanted,
-};
+use crate::cache::{self, Answer, Asked, End, Flight, Head, Lead, Listener, Of, Turn, Wanted};
 use crate::config::{CachedPer, Caching, ClientKeys};
 use crate::ledger;
 use crate::lifecycle::HeldShare;
-use crate::llm::{EndMarker, Kind, Tail, Usage};
-use crate::refusal::Refusal;
+use crate::llm::{Kind, Usage};
 use crate::routing;
-use crate::telemetry::{Phase, REQUEST_ID, Saved};
+use crate::telemetry::{Phase, Saved};
 
 /// What came of the cache.
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
@@ -273,155 +269,6 @@ async fn join(flight: &Flight, wanted: &Wanted) -> Result<Joined, End> {
 fn gone<T>() -> Result<T> {
     let error = Error::explain(ErrorType::H2Error, "the client has taken its request back");
     Err(error.into_down())
-}
-
-/// Answers with what another request was answered with. Hooks have their say about it, as about any answer.
-///
-/// # Errors
-/// When the client is gone; or the answer was cut, which then must not look whole.
-pub(super) async fn serve(
-    proxy: &Proxy,
-    session: &mut Session,
-    exchange: &mut Exchange,
-    served: Served,
-) -> Result<()> {
-    exchange.turn(Phase::Answer);
-    exchange.observed.status = StatusCode::OK.as_u16();
-    let elapsed = exchange.arrived.at.elapsed();
-    exchange.observed.first_byte.get_or_insert(elapsed);
-    exchange.observed.first_piece.get_or_insert(elapsed);
-    match served {
-        Served::Kept(answer) => {
-            let is_stream = answer.kind() != Kind::Json;
-            exchange.cached.saved = Some(answer.usage());
-            let length = (!is_stream).then(|| answer.body().len());
-            let head = head(session, exchange, answer.content_type(), length);
-            let mut body = Some(answer.body().clone());
-            hooks::pass(proxy, exchange, &mut body, true)?;
-            write_head(session, exchange, head).await?;
-            finish(proxy, session, exchange, body).await
-        }
-        Served::Coming(flight, listener, head) => {
-            let head = self::head(session, exchange, &head.content_type, None);
-            write_head(session, exchange, head).await?;
-            let followed = follow(proxy, session, exchange, &flight).await;
-            drop(listener);
-            exchange.cached.saved = Some(followed?);
-            let mut rest = None;
-            hooks::pass(proxy, exchange, &mut rest, true)?;
-            finish(proxy, session, exchange, rest).await
-        }
-    }
-}
-
-/// The head of an answer that no backend gave to this request.
-fn head(
-    session: &mut Session,
-    exchange: &mut Exchange,
-    content_type: &HeaderValue,
-    length: Option<usize>,
-) -> Parts {
-    let (mut head, ()) = Response::new(()).into_parts();
-    let headers = &mut head.headers;
-    headers.insert(CONTENT_TYPE, content_type.clone());
-    match length {
-        Some(length) => {
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-        }
-        None => {
-            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-            exchange.observed.is_stream = true;
-            let kind = Kind::of(content_type.as_bytes());
-            let path = super::admit::split_target(session.req_header()).0;
-            let events = Events {
-                tail: Tail::default(),
-                passed: 0,
-                end: EndMarker::of_path(path),
-                unwritten: None,
-            };
-            exchange.observed.events = (kind == Some(Kind::Events)).then_some(events);
-        }
-    }
-    headers.insert(REQUEST_ID, exchange.arrived.request_id.clone());
-    limit::tell(headers, &exchange.shown);
-    respond::allow_origin(headers, exchange);
-    if let Some(admitted) = exchange.admitted.as_ref().filter(|admitted| admitted.tells_model()) {
-        headers.insert(X_TOLLGATE_MODEL, admitted.to().shown.clone());
-    }
-    tell(headers, exchange);
-    hooks::answer(session, &mut head, exchange);
-    head
-}
-
-async fn write_head(session: &mut Session, exchange: &Exchange, mut head: Parts) -> Result<()> {
-    let has_chunks = head.headers.contains_key(TRANSFER_ENCODING);
-    if has_chunks && (exchange.arrived.is_http_2 || exchange.arrived.is_http_10) {
-        head.headers.remove(TRANSFER_ENCODING);
-        if exchange.arrived.is_http_10 {
-            // It knows no chunks: the body ends with the connection.
-            session.set_keepalive(None);
-        }
-    }
-    let head = Box::new(ResponseHeader::from(head));
-    session.write_response_header(head, false).await.map_err(Error::into_down)
-}
-
-/// Passes a stream on as it comes, to its end; what a backend took for it.
-async fn follow(
-    proxy: &Proxy,
-    session: &mut Session,
-    exchange: &mut Exchange,
-    flight: &Flight,
-) -> Result<Usage> {
-    let mut passed = 0;
-    loop {
-        let next = tokio::select! {
-            biased;
-            next = flight.next(passed) => next,
-            stop = exchange.watch.ended() => {
-                exchange.attempts.failure = Some(exchange.stop_refusal(stop));
-                return Err(super::receive::stopped());
-            }
-            () = body::taken_back(session) => return gone(),
-        };
-        let pieces = match next {
-            Next::Pieces(pieces) => pieces,
-            Next::End(End::Whole(usage)) => return Ok(usage),
-            Next::End(_) => {
-                let pool = exchange.pool_name().to_owned();
-                exchange.attempts.failure = Some(Refusal::BackendFailed { pool });
-                let why = "the answer that it was given a share of was cut";
-                let error = Error::explain(ErrorType::ConnectionClosed, why);
-                return Err(error.into_up());
-            }
-        };
-        for piece in pieces {
-            passed += 1;
-            let mut piece = Some(piece);
-            hooks::pass(proxy, exchange, &mut piece, false)?;
-            let Some(piece) = piece.filter(|piece| !piece.is_empty()) else { continue };
-            if let Some(events) = &mut exchange.observed.events {
-                events.pass(&piece, session.body_bytes_sent());
-            }
-            let written = session.write_response_body(Some(piece), false).await;
-            written.map_err(Error::into_down)?;
-        }
-    }
-}
-
-/// Writes the last of an answer. What was taken is given back before the client hears of the end.
-async fn finish(
-    proxy: &Proxy,
-    session: &mut Session,
-    exchange: &mut Exchange,
-    rest: Option<Bytes>,
-) -> Result<()> {
-    if let (Some(events), Some(rest)) = (&mut exchange.observed.events, &rest) {
-        events.pass(rest, session.body_bytes_sent());
-    }
-    exchange.watch.answered();
-    settle::answered(proxy, session, exchange);
-    session.write_response_body(rest, true).await.map_err(Error::into_down)
 }
 
 /// Tells the client what came of the cache.
