@@ -13,6 +13,15 @@ use crate::config::{RedisKind, RedisSpec};
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Why there is no answer to a command, in the words of the server, which know no secret of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The connection is of no use, or nobody answers in time.
+    Away(String),
+    /// It is answered with an error.
+    Refused(String),
+}
+
 /// A connection that many use at a time.
 pub enum Link {
     /// To one server.
@@ -67,30 +76,39 @@ impl Link {
                 Self::Cluster(link) => call.invoke_async(&mut link.clone()).await,
             }
         };
-        within(timeout, answer).await
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(answer) => answer.map_err(|error: RedisError| error.to_string()),
+            Err(_) => Err(late(timeout)),
+        }
     }
 
     /// Runs a command.
     ///
     /// # Errors
-    /// As [`Link::call`].
-    pub async fn ask<T: FromRedisValue>(&self, ask: &Cmd, timeout: Duration) -> Result<T, String> {
+    /// Why there is no answer.
+    pub async fn ask<T: FromRedisValue>(&self, ask: &Cmd, timeout: Duration) -> Result<T, Trouble> {
         let answer = async {
             match self {
                 Self::One(link) => ask.query_async(&mut link.clone()).await,
                 Self::Cluster(link) => ask.query_async(&mut link.clone()).await,
             }
         };
-        within(timeout, answer).await
+        let trouble = |error: RedisError| {
+            let is_away =
+                error.is_io_error() || error.is_connection_dropped() || error.is_timeout();
+            if is_away {
+                Trouble::Away(error.to_string())
+            } else {
+                Trouble::Refused(error.to_string())
+            }
+        };
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(answer) => answer.map_err(trouble),
+            Err(_) => Err(Trouble::Away(late(timeout))),
+        }
     }
 }
 
-async fn within<T>(
-    timeout: Duration,
-    answer: impl Future<Output = Result<T, RedisError>>,
-) -> Result<T, String> {
-    match tokio::time::timeout(timeout, answer).await {
-        Ok(answer) => answer.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("no answer in {} ms", timeout.as_millis())),
-    }
+fn late(timeout: Duration) -> String {
+    format!("no answer in {} ms", timeout.as_millis())
 }

@@ -24,6 +24,12 @@ const QUERY: &str =
 /// Forgets the answers that the query names.
 pub(super) fn purge(runtime: &Runtime, request: &PageRequest<'_>) -> PageAnswer {
     let what = check(runtime, request).and_then(|asker| Ok((read(request.query)?, asker)));
+    let what = what.and_then(|(purge, asker)| match &purge {
+        Purge::Model(pool) if !runtime.pools().any(|known| known.name() == pool) => {
+            Err(Refusal::BadRequest { reason: "there is no such service and model" })
+        }
+        _ => Ok((purge, asker)),
+    });
     let (purge, asker) = match what {
         Ok(what) => what,
         Err(refusal) => return PageAnswer::Now(refusal_page(&refusal)),

@@ -24,7 +24,7 @@ use crate::telemetry::metrics::{self as names, Metric};
 pub(super) fn page(runtime: &Runtime, sources: &Sources) -> prometheus::Result<Response<Bytes>> {
     let registry = Registry::new();
     registry.register(Box::new(ProcessCollector::for_self()))?;
-    process(&registry, sources)?;
+    process(&registry, runtime, sources)?;
     configuration(&registry, runtime, &sources.reloads.state())?;
     limits(&registry, runtime)?;
     shared(&registry, runtime)?;
@@ -43,12 +43,13 @@ pub(super) fn page(runtime: &Runtime, sources: &Sources) -> prometheus::Result<R
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts of connections and bytes")]
-fn process(registry: &Registry, sources: &Sources) -> prometheus::Result<()> {
+fn process(registry: &Registry, runtime: &Runtime, sources: &Sources) -> prometheus::Result<()> {
     let lifecycle = &sources.lifecycle;
+    let coming = runtime.cache.as_ref().map_or(0, |cache| cache.state().coming);
     for (metric, count) in [
         (&names::INFLIGHT, lifecycle.inflight()),
         (&names::CONNECTIONS, lifecycle.connections.count()),
-        (&names::BUFFERED_BYTES, lifecycle.held.count()),
+        (&names::BUFFERED_BYTES, lifecycle.held.count() + coming),
     ] {
         gauge(registry, metric)?.with_label_values::<&str>(&[]).set(count as f64);
     }
@@ -107,7 +108,7 @@ fn limits(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
 #[allow(clippy::cast_precision_loss, reason = "counts of answers, bytes and gateways")]
 fn shared(registry: &Registry, runtime: &Runtime) -> prometheus::Result<()> {
     let cache = runtime.cache.as_ref().map(|cache| cache.state());
-    if let Some(CacheState { held: (answers, bytes), shared: None }) = cache {
+    if let Some(CacheState { held: (answers, bytes), shared: None, .. }) = cache {
         gauge(registry, &names::CACHE_ANSWERS)?.with_label_values::<&str>(&[]).set(answers as f64);
         gauge(registry, &names::CACHE_BYTES)?.with_label_values::<&str>(&[]).set(bytes as f64);
     }

@@ -7,6 +7,8 @@ use http::HeaderValue;
 use memchr::memmem;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::Value;
+use serde_json::value::RawValue;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::request::Key;
@@ -48,6 +50,10 @@ struct Document {
 struct Last {
     r#type: Option<String>,
     done: Option<bool>,
+    /// Of llama.cpp's own API.
+    stop: Option<Value>,
+    /// Of TGI's.
+    generated_text: Option<Value>,
     candidates: Option<Vec<Candidate>>,
 }
 
@@ -64,6 +70,8 @@ impl Last {
         let candidates = self.candidates.as_deref().unwrap_or_default();
         matches!(kind, Some("message_stop" | "response.completed"))
             || self.done == Some(true)
+            || self.stop == Some(Value::Bool(true))
+            || self.generated_text.as_ref().is_some_and(Value::is_string)
             || candidates.iter().any(|it| it.finish_reason.is_some())
     }
 }
@@ -71,9 +79,17 @@ impl Last {
 /// Whether a text is a JSON document that tells no error.
 fn is_sound(text: &str) -> bool {
     let text = text.trim_ascii();
-    if !text.starts_with('{') {
-        return text.starts_with('[') && serde_json::from_str::<IgnoredAny>(text).is_ok();
+    if text.starts_with('[') {
+        // Of embeddings, or of the pieces of an answer.
+        let items: Result<Vec<&RawValue>, _> = serde_json::from_str(text);
+        let is_sound = |item: &&RawValue| !item.get().starts_with('{') || is_document(item.get());
+        return items.is_ok_and(|items| items.iter().all(is_sound));
     }
+    text.starts_with('{') && is_document(text)
+}
+
+/// Whether an object tells no error.
+fn is_document(text: &str) -> bool {
     serde_json::from_str::<Document>(text).is_ok_and(|document| document.error.is_none())
 }
 
@@ -238,6 +254,15 @@ mod tests {
             (NDJSON, OLLAMA),
             (JSON, r#"{"choices":[{"message":{"content":"an error"}}],"error":null}"#),
             (JSON, "[[0.1,0.2]]"),
+            (JSON, r#"[{"candidates":[]},{"candidates":[{"finishReason":"STOP"}]}]"#),
+            (
+                SSE,
+                "data: {\"content\":\"a\",\"stop\":false}\n\ndata: {\"content\":\"\",\"stop\":true}\n\n",
+            ),
+            (
+                SSE,
+                "data:{\"token\":{},\"generated_text\":null}\n\ndata:{\"token\":{},\"generated_text\":\"a\"}\n\n",
+            ),
         ] {
             assert!(answer(kind, body).is_some(), "{body}");
             let end = body.trim_end().len();
@@ -252,6 +277,7 @@ mod tests {
         for (kind, body) in [
             (JSON, r#"{"error":{"message":"x"}}"#),
             (JSON, r#"{"choices":[],"err\u006fr":"x"}"#),
+            (JSON, r#"[{"candidates":[]},{"error":{"code":503}}]"#),
             (JSON, ""),
             (JSON, "\"text\""),
             (JSON, "{}{}"),
@@ -284,6 +310,7 @@ mod tests {
                 target: b"/v1/embeddings",
                 headers: &headers,
                 besides: &[],
+                called: "",
                 body: body.as_bytes(),
             };
             let caching = crate::config::Caching {

@@ -48,8 +48,8 @@ pub struct Flight {
     of: Of,
     state: Mutex<State>,
     changed: Notify,
-    /// Woken when nobody waits for it any more.
-    left: Notify,
+    /// Woken when somebody follows, or nobody waits for it any more.
+    others: Notify,
 }
 
 struct State {
@@ -64,12 +64,8 @@ struct State {
     followers: usize,
     /// Whether who leads waits for it.
     has_leader: bool,
-}
-
-impl State {
-    fn is_left(&self) -> bool {
-        self.followers == 0 && !self.has_leader
-    }
+    /// Whether nobody waited for it once: it ends.
+    is_left: bool,
 }
 
 /// Somebody who waits for an answer.
@@ -86,9 +82,10 @@ impl Drop for Listener {
         } else {
             state.followers -= 1;
         }
-        if state.is_left() {
+        if state.followers == 0 && !state.has_leader {
+            state.is_left = true;
             drop(state);
-            self.flight.left.notify_waiters();
+            self.flight.others.notify_waiters();
         }
     }
 }
@@ -104,9 +101,10 @@ impl Flight {
             answer: None,
             followers: 0,
             has_leader: false,
+            is_left: false,
         };
-        let (changed, left) = (Notify::new(), Notify::new());
-        Arc::new(Self { of: of.clone(), state: Mutex::new(state), changed, left })
+        let (changed, others) = (Notify::new(), Notify::new());
+        Arc::new(Self { of: of.clone(), state: Mutex::new(state), changed, others })
     }
 
     /// Whose answer it is.
@@ -118,11 +116,16 @@ impl Flight {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for it from now on, behind who leads.
-    #[must_use]
-    pub(super) fn follow(self: &Arc<Self>) -> Listener {
-        self.state().followers += 1;
-        Listener { flight: Arc::clone(self), leads: false }
+    /// Waits for it from now on, behind who leads; none where it ends because nobody did.
+    pub(super) fn follow(self: &Arc<Self>) -> Option<Listener> {
+        let mut state = self.state();
+        if state.is_left {
+            return None;
+        }
+        state.followers += 1;
+        drop(state);
+        self.others.notify_waiters();
+        Some(Listener { flight: Arc::clone(self), leads: false })
     }
 
     /// Waits for it as who leads.
@@ -140,7 +143,12 @@ impl Flight {
 
     /// Returns when nobody waits for it.
     pub async fn left(&self) {
-        self.until(&self.left, |state| state.is_left().then_some(())).await;
+        self.until(&self.others, |state| state.is_left.then_some(())).await;
+    }
+
+    /// Returns when somebody follows.
+    pub async fn followed(&self) {
+        self.until(&self.others, |state| (state.followers > 0).then_some(())).await;
     }
 
     /// Its head.
@@ -225,7 +233,8 @@ impl Flight {
         let state = self.state();
         match &state.pieces[..] {
             [] => Bytes::new(),
-            [one] => one.clone(),
+            // It may be a part of something larger, which is not to be kept.
+            [one] => Bytes::copy_from_slice(one),
             several => several.concat().into(),
         }
     }

@@ -9,7 +9,7 @@ use http::HeaderValue;
 use super::answer::Answer;
 use super::flight::{End, Flight, Head, Listener};
 use super::{Cache, Purges, Wanted};
-use crate::llm::Usage;
+use crate::llm::{Kind, Usage};
 
 /// A request that asks a backend for an answer that others may have. Dropped before the end, it is cut for those who
 /// follow; or another one asks, if it has not begun.
@@ -19,14 +19,14 @@ pub struct Lead {
     wanted: Wanted,
     at: SystemTime,
     head: Option<HeaderValue>,
-    /// Most that is held of all answers together, in bytes.
+    /// Most that is held of all answers on their way, in bytes.
     total_max: usize,
     /// How often what it is of was purged when it was asked for.
     purged: Purges,
     /// In Redis; none: it gave no answer.
     purged_there: Option<Purges>,
-    /// Whether others may follow.
-    is_public: bool,
+    /// What has it go on as long as its client waits, where others may follow.
+    listener: Option<Listener>,
     /// Whether it is larger than what is kept.
     is_too_large: bool,
     /// Whether its end is known.
@@ -34,21 +34,16 @@ pub struct Lead {
 }
 
 impl Lead {
-    pub(super) fn new(
-        cache: &Arc<Cache>,
-        flight: Arc<Flight>,
-        wanted: &Wanted,
-        total_max: usize,
-    ) -> Box<Self> {
+    pub(super) fn new(cache: &Arc<Cache>, flight: Arc<Flight>, wanted: &Wanted) -> Box<Self> {
         Box::new(Self {
             flight,
             wanted: wanted.clone(),
             at: SystemTime::now(),
             head: None,
-            total_max,
+            total_max: cache.spec.memory_bytes_max,
             purged: cache.purged(&wanted.of),
             purged_there: None,
-            is_public: false,
+            listener: None,
             is_too_large: false,
             is_over: false,
             cache: Arc::clone(cache),
@@ -73,13 +68,13 @@ impl Lead {
 
     /// Others may follow from now on.
     pub(super) fn is_public(&mut self) {
-        self.is_public = true;
+        self.listener = Some(self.flight.lead());
     }
 
-    /// Waits for the answer as those do who follow: as long as anybody does, it goes on. None: nobody can follow.
+    /// Who waits for the answer, and what it waits for: it goes on as long as anybody does. None: nobody can follow.
     #[must_use]
-    pub fn listen(&self) -> Option<(Arc<Flight>, Listener)> {
-        self.is_public.then(|| (Arc::clone(&self.flight), self.flight.lead()))
+    pub fn listen(&mut self) -> Option<(Arc<Flight>, Listener)> {
+        Some((Arc::clone(&self.flight), self.listener.take()?))
     }
 
     /// `service/model` whose answer it is.
@@ -91,6 +86,7 @@ impl Lead {
     /// The answer begins, with status 200 and this `Content-Type`.
     pub fn begin(&mut self, content_type: &HeaderValue) {
         self.head = Some(content_type.clone());
+        self.at = SystemTime::now();
         self.flight.begin(Head { content_type: content_type.clone(), at: self.at });
     }
 
@@ -99,18 +95,22 @@ impl Lead {
         if self.is_over || self.head.is_none() {
             return;
         }
-        match self.flight.push(piece, self.total_max) {
-            Some(bytes) if bytes <= self.cache.spec.answer_bytes_max => {}
-            Some(_) if self.is_too_large => {}
+        let is_followed = self.flight.has_followers();
+        // There is room left for those that are followed.
+        let total_max = if is_followed { self.total_max } else { self.total_max / 2 };
+        let bytes = self.flight.push(piece, total_max);
+        self.is_too_large |= bytes.is_some_and(|bytes| bytes > self.cache.spec.answer_bytes_max);
+        match bytes {
+            None if is_followed => self.end(End::Cut),
+            None => self.end(End::Unfit),
             // Those who follow get it to its end; nobody joins them.
-            Some(_) => {
-                self.is_too_large = true;
+            Some(_) if self.is_too_large => {
                 self.cache.forget(&self.wanted.key, &self.flight);
                 if !self.flight.has_followers() {
                     self.end(End::Unfit);
                 }
             }
-            None => self.end(if self.flight.has_followers() { End::Cut } else { End::Unfit }),
+            Some(_) => {}
         }
     }
 
@@ -123,26 +123,28 @@ impl Lead {
     pub fn whole(mut self: Box<Self>, usage: Usage) {
         let content_type = self.head.take().filter(|_| !self.is_over);
         let Some(content_type) = content_type else { return };
-        let answer = Answer::new(content_type, self.flight.body(), usage, self.at);
-        let Some(answer) = answer.map(Arc::new) else { return self.end(End::Cut) };
-        if self.is_too_large {
-            return self.end(End::Whole(usage));
+        let is_stream = Kind::of(content_type.as_bytes()) != Some(Kind::Json);
+        let answer = (!self.is_too_large)
+            .then(|| Answer::new(content_type, self.flight.body(), usage, self.at))
+            .flatten();
+        match answer.map(Arc::new) {
+            Some(answer) => {
+                self.flight.is_whole(&answer);
+                self.keep(&answer);
+                self.end(End::Whole(usage));
+            }
+            // They have had all that there is, whether or not it is known how it ends.
+            None if is_stream => self.end(End::Whole(usage)),
+            None => self.end(End::Unfit),
         }
-        self.flight.is_whole(&answer);
-        self.keep(&answer);
-        self.end(End::Whole(usage));
     }
 
     fn keep(&mut self, answer: &Arc<Answer>) {
-        let Wanted { key, of, ttl, .. } = self.wanted.clone();
         let Some(remote) = self.cache.remote.clone() else {
-            // What was purged meanwhile is not kept.
-            if self.cache.purged(&of) == self.purged {
-                self.cache.memory.put(key, &of, answer);
-            }
-            return;
+            return self.cache.put(&self.wanted, answer, self.purged);
         };
         let Some(purges) = self.purged_there else { return };
+        let Wanted { key, ttl, .. } = self.wanted;
         let (cache, flight, answer) =
             (Arc::clone(&self.cache), Arc::clone(&self.flight), Arc::clone(answer));
         // Until it is there, who asks for it follows.

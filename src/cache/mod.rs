@@ -21,7 +21,7 @@ pub use lead::Lead;
 pub use request::{Asked, Key, key, may_be_kept};
 
 use crate::config::{CacheSpec, RedisSpec};
-use crate::lifecycle::HeldShare;
+use crate::lifecycle::{HeldBytes, HeldShare};
 use memory::Memory;
 use remote::Remote;
 
@@ -102,8 +102,15 @@ pub enum Turn {
 pub struct CacheState {
     /// Answers in this process, and how many bytes they take.
     pub held: (u64, u64),
+    /// Bytes of answers on their way.
+    pub coming: usize,
     /// Whether answers are kept in Redis; why it gives no answer, if so, and round trips that failed.
     pub shared: Option<(Option<String>, u64)>,
+}
+
+/// How often what this is of was purged.
+fn count(purges: &HashMap<Purge, u64>, of: &Of) -> Purges {
+    of.purges().map(|purge| purges.get(&purge).copied().unwrap_or_default())
 }
 
 /// All answers that are kept.
@@ -113,6 +120,8 @@ pub struct Cache {
     memory: Memory,
     remote: Option<Arc<Remote>>,
     flights: Mutex<HashMap<Key, Arc<Flight>>>,
+    /// What is held of answers on their way.
+    coming: Arc<HeldBytes>,
     /// How often what was purged, in this process.
     purges: Mutex<HashMap<Purge, u64>>,
 }
@@ -135,34 +144,34 @@ impl Cache {
             memory: Memory::new(&spec),
             remote: redis.map(|redis| Remote::start(redis, spec.answer_bytes_max)),
             flights: Mutex::default(),
+            coming: Arc::default(),
             purges: Mutex::default(),
         })
     }
 
-    /// What becomes of a request: `share` is for what is held of its answer, of `total_max` for all.
-    pub async fn turn(
-        self: &Arc<Self>,
-        wanted: &Wanted,
-        share: HeldShare,
-        total_max: usize,
-    ) -> Turn {
+    /// What becomes of a request. `joins`: it may follow another one, and others may follow it.
+    pub async fn turn(self: &Arc<Self>, wanted: &Wanted, joins: bool) -> Turn {
         if let Some(answer) = self.held(wanted) {
             return Turn::Hit(answer);
         }
-        let mut lead = {
+        let mut lead = if joins {
             let mut flights = self.flights();
-            if let Some(flight) = flights.get(&wanted.key) {
-                return Turn::Follow(Arc::clone(flight), flight.follow());
+            let known = flights.get(&wanted.key);
+            if let Some((flight, listener)) = known.and_then(|it| Some((it, it.follow()?))) {
+                return Turn::Follow(Arc::clone(flight), listener);
             }
             // It may have come to its end a moment ago.
             if let Some(answer) = self.held(wanted) {
                 return Turn::Hit(answer);
             }
-            let flight = Flight::new(&wanted.of, share);
+            let flight = self.flight(wanted);
             flights.insert(wanted.key, Arc::clone(&flight));
-            Lead::new(self, flight, wanted, total_max)
+            let mut lead = Lead::new(self, flight, wanted);
+            lead.is_public();
+            lead
+        } else {
+            Lead::new(self, self.flight(wanted), wanted)
         };
-        lead.is_public();
         if let Some(remote) = &self.remote {
             let (found, purges) = remote.get(&wanted.key, &wanted.of).await.unzip();
             if let Some(answer) = found.flatten().filter(|answer| wanted.takes(answer)) {
@@ -175,18 +184,23 @@ impl Cache {
     }
 
     /// For a request that takes no answer but its own, which others may have later.
-    pub async fn refresh(
-        self: &Arc<Self>,
-        wanted: &Wanted,
-        share: HeldShare,
-        total_max: usize,
-    ) -> Box<Lead> {
-        let mut lead = Lead::new(self, Flight::new(&wanted.of, share), wanted, total_max);
+    pub async fn refresh(self: &Arc<Self>, wanted: &Wanted) -> Box<Lead> {
+        let mut lead = Lead::new(self, self.flight(wanted), wanted);
         if let Some(remote) = &self.remote {
             let known = remote.get(&wanted.key, &wanted.of).await;
             lead.is_of(known.map(|(_, purges)| purges));
         }
         lead
+    }
+
+    /// Whether others than this process are asked.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.remote.is_some()
+    }
+
+    fn flight(&self, wanted: &Wanted) -> Arc<Flight> {
+        Flight::new(&wanted.of, HeldShare::none(&self.coming))
     }
 
     /// Forgets what is kept, also of what is on its way.
@@ -210,7 +224,7 @@ impl Cache {
     #[must_use]
     pub fn state(&self) -> CacheState {
         let shared = self.remote.as_ref().map(|remote| (remote.why(), remote.failures()));
-        CacheState { held: self.memory.size(), shared }
+        CacheState { held: self.memory.size(), coming: self.coming.count(), shared }
     }
 
     /// An answer of this process's own.
@@ -218,10 +232,17 @@ impl Cache {
         self.memory.get(&wanted.key).filter(|answer| wanted.takes(answer))
     }
 
+    /// Keeps an answer here; not if it was purged since it was asked for, when that was so often.
+    fn put(&self, wanted: &Wanted, answer: &Arc<Answer>, purged: Purges) {
+        let purges = self.purges();
+        if count(&purges, &wanted.of) == purged {
+            self.memory.put(wanted.key, &wanted.of, answer);
+        }
+    }
+
     /// How often what this is of was purged in this process.
     fn purged(&self, of: &Of) -> Purges {
-        let purges = self.purges();
-        of.purges().map(|purge| purges.get(&purge).copied().unwrap_or_default())
+        count(&self.purges(), of)
     }
 
     fn purges(&self) -> MutexGuard<'_, HashMap<Purge, u64>> {

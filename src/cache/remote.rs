@@ -12,7 +12,7 @@ use super::answer::Answer;
 use super::request::Key;
 use super::{Of, Purge, Purges};
 use crate::config::RedisSpec;
-use crate::link::Link;
+use crate::link::{Link, Trouble};
 
 /// How often it is looked for a server that was away.
 const BEAT: Duration = Duration::from_secs(1);
@@ -22,11 +22,13 @@ pub(super) struct Remote {
     spec: RedisSpec,
     answer_bytes_max: usize,
     link: ArcSwapOption<Link>,
-    /// Woken when the server gave no answer.
-    failed: Notify,
+    /// Woken when the connection was lost.
+    lost: Notify,
     failures: AtomicU64,
     /// Why there is no answer, if there is none.
     why: Mutex<Option<String>>,
+    /// What it refused last, and how.
+    refused: Mutex<Option<String>>,
 }
 
 impl Remote {
@@ -36,9 +38,10 @@ impl Remote {
             spec: spec.clone(),
             answer_bytes_max,
             link: ArcSwapOption::empty(),
-            failed: Notify::new(),
+            lost: Notify::new(),
             failures: AtomicU64::new(0),
             why: Mutex::new(Some("not connected yet".to_owned())),
+            refused: Mutex::default(),
         });
         let weak = Arc::downgrade(&remote);
         let thread = std::thread::Builder::new().name("redis-cache".to_owned());
@@ -58,12 +61,15 @@ impl Remote {
             link.ask::<Option<Vec<u8>>>(&get, self.spec.timeout),
             link.ask::<[Option<u64>; 3]>(&purged, self.spec.timeout),
         );
-        let (written, purged) = match (written, purged) {
-            (Ok(written), Ok(purged)) => (written, purged),
-            (Err(why), _) | (_, Err(why)) => {
-                self.lost(&link, why);
+        let purged = purged.map_err(|trouble| self.failed(&link, trouble)).ok()?;
+        // What is there may be of another kind, and is written over.
+        let written = match written {
+            Ok(written) => written,
+            Err(trouble @ Trouble::Away(_)) => {
+                self.failed(&link, trouble);
                 return None;
             }
+            Err(Trouble::Refused(_)) => None,
         };
         let purged = purged.map(Option::unwrap_or_default);
         let answer = written.and_then(|written| self.read(&written, key, purged));
@@ -81,8 +87,8 @@ impl Remote {
         value.extend_from_slice(&written);
         let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX / 2);
         let put = Cmd::pset_ex(self.name(key), value, ttl.max(1));
-        if let Err(why) = link.ask::<()>(&put, self.spec.timeout).await {
-            self.lost(&link, why);
+        if let Err(trouble) = link.ask::<()>(&put, self.spec.timeout).await {
+            self.failed(&link, trouble);
         }
     }
 
@@ -96,10 +102,7 @@ impl Remote {
         };
         let count = Cmd::hincr(self.purges(), field(purge), 1);
         let purged = link.ask::<()>(&count, self.spec.timeout).await;
-        if let Err(why) = &purged {
-            self.lost(&link, why.clone());
-        }
-        purged
+        purged.map_err(|trouble| self.failed(&link, trouble))
     }
 
     /// Why there is no answer, if there is none.
@@ -135,12 +138,27 @@ impl Remote {
         format!("{{{}}}:purges", self.spec.prefix)
     }
 
-    fn lost(&self, link: &Arc<Link>, why: String) {
+    /// There was no answer; why, in the words of the server.
+    fn failed(&self, link: &Arc<Link>, trouble: Trouble) -> String {
         self.failures.fetch_add(1, Ordering::Relaxed);
-        let known = self.link.compare_and_swap(link, None);
-        if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, link)) {
-            self.note(Some(why));
-            self.failed.notify_one();
+        match trouble {
+            Trouble::Away(why) => {
+                let known = self.link.compare_and_swap(link, None);
+                if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, link)) {
+                    self.note(Some(why.clone()));
+                    self.lost.notify_one();
+                }
+                why
+            }
+            // It may do so for each answer that it is given: it has no room, say.
+            Trouble::Refused(why) => {
+                let mut known = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+                if known.as_ref() != Some(&why) {
+                    log::warn!("the cache in Redis refuses: {why}");
+                    *known = Some(why.clone());
+                }
+                why
+            }
         }
     }
 
@@ -189,26 +207,28 @@ async fn step(weak: &Weak<Remote>) -> bool {
                 remote.note(None);
                 Ok(())
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(Trouble::Away(error.to_string())),
         },
     };
     match (looked, known) {
-        (Err(why), Some(link)) => remote.lost(&link, why),
-        (Err(why), None) => {
+        (Err(trouble), Some(link)) => {
+            remote.failed(&link, trouble);
+        }
+        (Err(Trouble::Away(why) | Trouble::Refused(why)), None) => {
             remote.failures.fetch_add(1, Ordering::Relaxed);
             remote.note(Some(why));
         }
         (Ok(()), _) => {}
     }
     drop(remote);
-    let failed = async {
+    let lost = async {
         match weak.upgrade() {
-            Some(remote) => remote.failed.notified().await,
+            Some(remote) => remote.lost.notified().await,
             None => std::future::pending().await,
         }
     };
     // A server that has just failed is given some time, too.
-    let _ = tokio::time::timeout(BEAT, failed).await;
+    let _ = tokio::time::timeout(BEAT, lost).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     true
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::header::ACCEPT;
+use http::header::{ACCEPT, COOKIE};
 use http::{HeaderMap, HeaderName};
 use ring::digest::{Context, SHA256};
 use serde::Deserialize;
@@ -16,6 +16,10 @@ const REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// How deep objects and lists may be in each other: that of tools' schemas is 20.
 const DEPTH_MAX: usize = 64;
+
+/// So many times the bytes of a body are put in another order at most, as it takes where unsorted objects are in each
+/// other.
+const SORTED_TIMES: usize = 16;
 
 /// Headers of the known APIs that make another request of one begin so.
 const PREFIXES: [&str; 2] = ["anthropic-", "openai-"];
@@ -42,6 +46,8 @@ pub struct Asked<'a> {
     pub headers: &'a HeaderMap,
     /// Those that count besides: credentials, where backends get the client's own.
     pub besides: &'a [HeaderName],
+    /// What the client calls the model, where it has told; a backend may be told so.
+    pub called: &'a str,
     /// All of it, not compressed.
     pub body: &'a [u8],
 }
@@ -127,11 +133,13 @@ pub fn key(asked: &Asked<'_>, caching: &Caching) -> Option<Key> {
         return None;
     }
     let mut plain = Vec::with_capacity(text.len() + 256);
-    for part in [asked.tenant.as_bytes(), asked.pool.as_bytes(), asked.target] {
+    let [tenant, pool, called] = [asked.tenant, asked.pool, asked.called].map(str::as_bytes);
+    for part in [tenant, pool, called, asked.target] {
         push(&mut plain, part);
     }
     push_headers(&mut plain, asked, caching);
-    Canonical { text, at: 0, plain: &mut plain }.value(0)?;
+    let sortable = SORTED_TIMES * text.len();
+    Canonical { text, at: 0, plain: &mut plain, sortable }.value(0)?;
     let mut digest = Context::new(&SHA256);
     digest.update(&plain);
     Some(Key(digest.finish().as_ref().try_into().ok()?))
@@ -145,10 +153,13 @@ fn push(plain: &mut Vec<u8>, part: &[u8]) {
 
 fn push_headers(plain: &mut Vec<u8>, asked: &Asked<'_>, caching: &Caching) {
     let counts = |name: &HeaderName| {
-        *name == ACCEPT
-            || PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
-            || caching.headers.contains(name)
-            || asked.besides.contains(name)
+        // Some servers take one for the other.
+        let name = &name.as_str().replace('_', "-");
+        let is_one = |known: &HeaderName| known.as_str() == name;
+        [ACCEPT, COOKIE].iter().any(is_one)
+            || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+            || caching.headers.iter().any(is_one)
+            || asked.besides.iter().any(is_one)
     };
     let headers = asked.headers.iter().filter(|(name, _)| counts(name));
     let mut headers: Vec<_> =
@@ -169,6 +180,8 @@ struct Canonical<'a, 'p> {
     text: &'a str,
     at: usize,
     plain: &'p mut Vec<u8>,
+    /// So many bytes may be put in another order yet.
+    sortable: usize,
 }
 
 impl<'a> Canonical<'a, '_> {
@@ -247,6 +260,7 @@ impl<'a> Canonical<'a, '_> {
             if members.windows(2).any(|pair| pair[0].0 == pair[1].0) {
                 return None;
             }
+            self.sortable = self.sortable.checked_sub(self.plain.len() - begin)?;
             let mut sorted = Vec::with_capacity(self.plain.len() - begin);
             for (_, range) in members {
                 sorted.extend_from_slice(&self.plain[range]);
@@ -310,7 +324,7 @@ mod tests {
         requests: CachedRequests,
     ) -> Option<Key> {
         let (tenant, pool, body) = ("a", "s/m", body.as_bytes());
-        let asked = Asked { tenant, pool, target, headers, besides: &[], body };
+        let asked = Asked { tenant, pool, target, headers, besides: &[], called: "", body };
         key(&asked, &caching(requests))
     }
 
@@ -356,6 +370,13 @@ mod tests {
         let deep = format!("{{\"a\":{}{}}}", "[".repeat(100), "]".repeat(100));
         assert_eq!(of(CHAT, &deep), None);
         assert_eq!(of(b"/v1/files", "{}"), None);
+        // A small one that would take long.
+        let nested = |levels: usize| {
+            let inner = format!("[{}1]", "1,".repeat(10_000));
+            (0..levels).fold(inner, |inner, _| format!("{{\"b\":{inner},\"a\":0}}"))
+        };
+        assert!(of(CHAT, &nested(2)).is_some());
+        assert_eq!(of(CHAT, &nested(60)), None);
     }
 
     #[test]
@@ -408,6 +429,8 @@ mod tests {
             ("x-mine", "a", true),
             ("user-agent", "a", false),
             ("authorization", "Bearer a", false),
+            ("cookie", "a=b", true),
+            ("openai_organization", "a", true),
         ] {
             let name: HeaderName = name.parse().unwrap();
             let headers = HeaderMap::from_iter([(name, value.parse().unwrap())]);
@@ -420,6 +443,7 @@ mod tests {
                 target: CHAT,
                 headers: &headers,
                 besides: &[AUTHORIZATION],
+                called: "",
                 body,
             };
             let is_credential = headers.contains_key("authorization");

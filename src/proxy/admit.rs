@@ -14,13 +14,13 @@ use pingora::http::RequestHeader;
 use pingora_core::Result;
 use pingora_proxy::Session;
 
+use super::cached::{self, Cached};
 use super::course::{self, Course, Leads, Look};
 use super::exchange::{Admitted, Client, Exchange};
 use super::hooks::{self, Halt};
 use super::rights::Rights;
 use super::{
-    Proxy, Serves, X_FORWARDED_FOR, account, body, cached, detached, limit, meter, mirror, respond,
-    send,
+    Proxy, Serves, X_FORWARDED_FOR, account, body, detached, limit, meter, mirror, respond, send,
 };
 use crate::auth::{self, Grant};
 use crate::config::{ClientBounds, ClientKeys, CorsOrigins};
@@ -138,16 +138,18 @@ async fn take_in(
         let replay = &exchange.arrived.runtime.snapshot.replay;
         return Ok(Err(body::why_not_held(session, replay).into()));
     }
-    let served = match cached::turn(proxy, session, exchange, &admitted).await? {
+    if let Some(first) = admitted.pool().backends().first() {
+        exchange.watch.limit_exchange(exchange.arrived.at, first.spec.deadlines.exchange);
+    }
+    exchange.admitted = Some(admitted);
+    let served = match cached::turn(session, exchange).await? {
         Ok(served) => served,
-        Err(halt) => {
-            exchange.admitted = Some(admitted);
-            return Ok(Err(halt));
-        }
+        Err(halt) => return Ok(Err(halt)),
     };
     meter::begin(session, exchange);
+    let Some(admitted) = exchange.admitted.take() else { return Ok(Err(Refusal::Internal.into())) };
     if let Err(refusal) = limit::reserve(&proxy.months, exchange, &admitted).await {
-        exchange.cached.give_up();
+        exchange.cached = Cached::default();
         exchange.admitted = Some(admitted);
         return Ok(Err(refusal.into()));
     }
@@ -160,9 +162,6 @@ async fn take_in(
     exchange.attempts.is_for_tunnel = body::is_tunnel_request(session);
     admitted.pool().count_exchange();
     exchange.admitted = Some(admitted);
-    if let Some(deadlines) = exchange.deadlines() {
-        exchange.watch.limit_exchange(exchange.arrived.at, deadlines.exchange);
-    }
     Ok(Ok(()))
 }
 
@@ -176,7 +175,8 @@ fn wants_whole(session: &Session, exchange: &Exchange, way: Option<&Way>, course
     let retries = |target: &Target| target.pool.spec().retry.retries_max > 0;
     way.targets.iter().any(retries)
         || target.hooks.as_ref().is_some_and(|hooks| hooks.takes_body())
-        || target.caching.is_some() && cached::concerns(session, &course.target)
+        || target.caching.is_some()
+            && cached::concerns(session, &course.target, course.may_fall_back)
 }
 
 /// Hooks have their say, and may send the request elsewhere.

@@ -14,7 +14,6 @@ use pingora_core::protocols::http::subrequest::server::{HttpSession as StandIn, 
 use pingora_core::protocols::http::{HttpTask, ServerSession};
 use pingora_core::{Error, Result};
 use pingora_proxy::Session;
-use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 
 use super::Proxy;
@@ -26,10 +25,14 @@ use crate::lifecycle::Lifecycle;
 const WAITING_MAX: usize = 4;
 
 /// The real client of an exchange, while another one stands in.
-pub(super) struct Detached(oneshot::Receiver<Returned>);
+pub(super) struct Detached {
+    /// Told that there is no more to pass on than what is on its way.
+    ends: oneshot::Sender<()>,
+    back: oneshot::Receiver<Returned>,
+}
 
-/// The client, and why it was not sent all, if so.
-type Returned = (Box<ServerSession>, Option<Box<Error>>);
+/// The client; or why it could not be sent all.
+type Returned = Result<Box<ServerSession>>;
 
 /// Has an exchange that leads go on without its client, if it comes to that. Its request is here as a whole.
 ///
@@ -44,23 +47,34 @@ pub(super) async fn detach(
     let (stand_in, handle) = stand_in(session).await?;
     let stand_in = Box::new(ServerSession::new_subrequest(stand_in));
     let client = std::mem::replace(&mut session.downstream_session, stand_in);
-    let lifecycle = Arc::clone(&proxy.lifecycle);
-    let (back, passing) = oneshot::channel();
+    let (ends, ended) = oneshot::channel();
+    let (returns, back) = oneshot::channel();
+    let passing = Passing {
+        client,
+        handle,
+        ended: Some(ended),
+        flight,
+        lifecycle: Arc::clone(&proxy.lifecycle),
+    };
     exchange.watch.beside(async move {
-        let _ = back.send(pass_on(client, handle, (flight, listener), lifecycle).await);
+        let _ = returns.send(passing.pass_on(listener).await);
     });
-    exchange.detached = Some(Detached(passing));
+    exchange.detached = Some(Detached { ends, back });
     Ok(())
 }
 
-/// Puts the client back in its place, when it has been sent all; why it was not, if so.
+/// Puts the client back in its place, when it has been sent all; why it was not, if so: then it is gone, and nobody can be
+/// told more.
 pub(super) async fn attach(session: &mut Session, exchange: &mut Exchange) -> Option<Box<Error>> {
-    let Detached(passing) = exchange.detached.take()?;
-    // It has no more to say.
-    session.downstream_session.as_subrequest_mut()?.shutdown();
-    let (client, gone) = passing.await.ok()?;
-    session.downstream_session = client;
-    gone
+    let Detached { ends, back } = exchange.detached.take()?;
+    let _ = ends.send(());
+    match back.await.ok()? {
+        Ok(client) => {
+            session.downstream_session = client;
+            None
+        }
+        Err(gone) => Some(gone),
+    }
 }
 
 /// Who stands in for a client whose request has been read.
@@ -85,71 +99,95 @@ async fn stand_in(session: &mut Session) -> Result<(StandIn, SubrequestHandle)> 
     Ok((stand_in, handle))
 }
 
-/// Passes on what an answer is made of as fast as its client takes it. When that is gone, the exchange goes on as long as
-/// others wait.
-async fn pass_on(
-    mut client: Box<ServerSession>,
-    mut handle: SubrequestHandle,
-    (flight, listener): (Arc<Flight>, Listener),
+/// What passes on an answer to a client, as fast as that takes it.
+struct Passing {
+    client: Box<ServerSession>,
+    handle: SubrequestHandle,
+    /// None: the end was told.
+    ended: Option<oneshot::Receiver<()>>,
+    flight: Arc<Flight>,
     lifecycle: Arc<Lifecycle>,
-) -> Returned {
-    let gone = write_all(&mut client, &mut handle.rx, &flight, &lifecycle).await.err();
-    drop(listener);
-    if gone.is_some() {
-        tokio::select! {
-            () = flight.left() => {}
-            () = async { while handle.rx.recv().await.is_some() {} } => {}
-        }
-    }
-    (client, gone)
 }
 
-/// Writes all that comes.
-///
-/// # Errors
-/// When the client is gone.
-async fn write_all(
-    client: &mut ServerSession,
-    tasks: &mut Receiver<HttpTask>,
-    flight: &Flight,
-    lifecycle: &Lifecycle,
-) -> Result<()> {
-    let mut waiting = Vec::new();
-    let mut is_over = false;
-    loop {
-        if waiting.is_empty() {
-            if is_over {
-                return Ok(());
-            }
+impl Passing {
+    /// Passes on all that comes. When the client is gone, the exchange goes on as long as others wait.
+    async fn pass_on(mut self, listener: Listener) -> Returned {
+        let written = self.write_all().await;
+        drop(listener);
+        let Self { client, mut handle, ended, flight, .. } = self;
+        let Err(gone) = written else { return Ok(client) };
+        // Nothing more is to be said to it, an end that it could take for a good one least of all.
+        drop(client);
+        let Some(ended) = ended else { return Err(gone) };
+        tokio::select! {
+            () = flight.left() => {}
+            _ = ended => {}
+            () = async { while handle.rx.recv().await.is_some() {} } => {}
+        }
+        Err(gone)
+    }
+
+    /// What comes next of the answer; none: that was all.
+    async fn next(
+        handle: &mut SubrequestHandle,
+        ended: &mut Option<oneshot::Receiver<()>>,
+    ) -> Option<HttpTask> {
+        if let Some(end) = ended {
             tokio::select! {
                 biased;
-                task = tasks.recv() => match task {
-                    Some(task) => waiting.push(task),
-                    None => return Ok(()),
-                },
-                unasked = client.read_body_or_idle(true) => {
-                    unasked.map_err(Error::into_down)?;
-                }
+                task = handle.rx.recv() => return task,
+                _ = end => *ended = None,
             }
-            continue;
         }
-        if !lifecycle.keeps_connections() {
-            client.set_keepalive(None);
-        }
-        let mut writing = std::pin::pin!(client.response_duplex_vec(std::mem::take(&mut waiting)));
+        // What is here now is all that there will be.
+        handle.rx.try_recv().ok()
+    }
+
+    /// Writes all that comes.
+    ///
+    /// # Errors
+    /// When the client is gone.
+    async fn write_all(&mut self) -> Result<()> {
+        let Self { client, handle, ended, flight, lifecycle } = self;
+        let mut waiting = Vec::new();
+        let mut is_over = false;
         loop {
-            // Those who follow do not wait for this client.
-            let takes_more = !is_over && (waiting.len() < WAITING_MAX || flight.has_followers());
-            tokio::select! {
-                biased;
-                written = &mut writing => {
-                    written.map_err(Error::into_down)?;
-                    break;
+            if waiting.is_empty() {
+                if is_over {
+                    return Ok(());
                 }
-                task = tasks.recv(), if takes_more => match task {
-                    Some(task) => waiting.push(task),
-                    None => is_over = true,
-                },
+                tokio::select! {
+                    biased;
+                    task = Self::next(handle, ended) => match task {
+                        Some(task) => waiting.push(task),
+                        None => return Ok(()),
+                    },
+                    unasked = client.read_body_or_idle(true) => {
+                        unasked.map_err(Error::into_down)?;
+                    }
+                }
+                continue;
+            }
+            if !lifecycle.keeps_connections() {
+                client.set_keepalive(None);
+            }
+            let tasks = std::mem::take(&mut waiting);
+            let mut writing = std::pin::pin!(client.response_duplex_vec(tasks));
+            loop {
+                // Those who follow do not wait for this client.
+                let has_room = waiting.len() < WAITING_MAX || flight.has_followers();
+                tokio::select! {
+                    biased;
+                    written = &mut writing => {
+                        written.map_err(Error::into_down)?;
+                        break;
+                    }
+                    task = Self::next(handle, ended), if !is_over && has_room => match task {
+                        Some(task) => waiting.push(task),
+                        None => is_over = true,
+                    },
+                    () = flight.followed(), if !has_room => {}
+                }
             }
         }
     }

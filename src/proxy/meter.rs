@@ -91,7 +91,7 @@ pub(super) fn begin(session: &Session, exchange: &mut Exchange) {
     }
     if exchange.cached.is_hit() {
         // It takes nothing, and that is what its row says.
-        exchange.metering = Some(Metering { is_sent: true, ..Metering::default() });
+        exchange.metering = Some(Metering::default());
         return;
     }
     let head = session.req_header();

@@ -217,8 +217,8 @@ impl ProxyHttp for Proxy {
         hooks::pass(self, exchange, chunk, end_of_stream)?;
         receive::pass(session, exchange, chunk.as_ref(), end_of_stream)?;
         if end_of_stream {
-            cached::whole(exchange);
             settle::answered(self, session, exchange);
+            cached::whole(exchange);
         }
         Ok(None)
     }
@@ -261,6 +261,10 @@ impl ProxyHttp for Proxy {
     ) {
         let gone = detached::attach(session, exchange).await;
         exchange.watch.attempt_over();
+        if error.is_none() {
+            // Where the end has no sign of its own.
+            cached::whole(exchange);
+        }
         exchange.observed.client_left = gone.is_some();
         let error = error.or(gone.as_deref());
         settle::judge(exchange, error);

@@ -7,7 +7,7 @@ use pingora_proxy::{FailToProxy, Session};
 
 use super::exchange::{Events, Exchange};
 use super::watch::Stop;
-use super::{Proxy, account, meter, respond, retry};
+use super::{Proxy, account, detached, meter, respond, retry};
 use crate::pool::Outcome;
 use crate::refusal::Refusal;
 use crate::telemetry::{Phase, brief};
@@ -23,6 +23,10 @@ pub(super) async fn fail(
     match error.esource {
         ErrorSource::Downstream => exchange.cached.give_up(),
         _ => exchange.cached.unfit(),
+    }
+    if !respond::is_answered(session) {
+        // It is told by the gateway itself.
+        detached::attach(session, exchange).await;
     }
     session.set_keepalive(None);
     // What is still written takes as long as the client lets it.

@@ -66,6 +66,12 @@ pub struct Phases {
 const TURNS_MAX: usize = 64;
 
 impl Phases {
+    /// What time is spent on now.
+    #[must_use]
+    pub fn now(&self) -> Phase {
+        self.now
+    }
+
     /// Begins with [`Phase::Own`].
     #[must_use]
     pub fn begin(at: Instant) -> Self {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, PRAGMA, VARY};
+use http::header::{
+    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, PRAGMA, PROXY_AUTHORIZATION, VARY,
+};
 use http::response::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use pingora_core::{Error, ErrorType, Result};
@@ -17,14 +19,14 @@ pub(super) use serve::serve;
 
 use super::exchange::{Admitted, Events, Exchange};
 use super::hooks::Halt;
-use super::{Proxy, body, meter};
+use super::{body, meter};
 use crate::auth::CREDENTIAL_HEADERS;
-use crate::cache::{self, Answer, Asked, End, Flight, Head, Lead, Listener, Of, Turn, Wanted};
+use crate::cache::{
+    self, Answer, Asked, Cache, End, Flight, Head, Lead, Listener, Of, Turn, Wanted,
+};
 use crate::config::{CachedPer, Caching, ClientKeys};
 use crate::ledger;
-use crate::lifecycle::HeldShare;
 use crate::llm::{Kind, Usage};
-use crate::routing;
 use crate::telemetry::{Phase, Saved};
 
 /// What came of the cache.
@@ -75,8 +77,8 @@ impl Cached {
     }
 
     /// Where others may have its answer: its client waits for it, too.
-    pub(super) fn listen(&self) -> Option<(Arc<Flight>, Listener)> {
-        self.lead.as_ref()?.listen()
+    pub(super) fn listen(&mut self) -> Option<(Arc<Flight>, Listener)> {
+        self.lead.as_mut()?.listen()
     }
 
     /// Its answer is none for others, who ask for themselves.
@@ -138,8 +140,7 @@ impl Wishes {
 fn wanted(
     session: &Session,
     exchange: &Exchange,
-    admitted: &Admitted,
-    caching: &Caching,
+    (admitted, caching): (&Admitted, &Caching),
     age_max: Duration,
 ) -> Option<Wanted> {
     let headers = &session.req_header().headers;
@@ -151,13 +152,18 @@ fn wanted(
         CachedPer::Key => Arc::clone(&admitted.rights.grant.key_id),
         CachedPer::All => Arc::from(""),
     };
-    let passes_credential = snapshot.clients == ClientKeys::Untouched;
+    // Where they say who a client is to its backend.
+    let credentials = match snapshot.clients {
+        ClientKeys::Untouched => [&CREDENTIAL_HEADERS[..], &[PROXY_AUTHORIZATION]].concat(),
+        ClientKeys::Required(_) | ClientKeys::Dropped => Vec::new(),
+    };
     let asked = Asked {
         tenant: &tenant,
         pool: admitted.pool().name(),
         target: &admitted.target,
         headers,
-        besides: if passes_credential { &CREDENTIAL_HEADERS } else { &[] },
+        besides: &credentials,
+        called: admitted.asked.as_ref().map_or("", |asked| asked.name.as_str()),
         body: &body,
     };
     let key = cache::key(&asked, caching)?;
@@ -165,11 +171,10 @@ fn wanted(
     Some(Wanted { key, of, ttl: caching.ttl, age_max })
 }
 
-/// Whether the answer to a request is one that can be kept at all, as far as its head tells.
-pub(super) fn concerns(session: &Session, target: &[u8]) -> bool {
-    session.req_header().method == Method::POST
-        && cache::may_be_kept(target)
-        && routing::answers_only(target.split(|byte| *byte == b'?').next().unwrap_or_default())
+/// Whether a request is one whose answer can be kept, as far as its head tells: one that asks a model for an answer, and
+/// for nothing else (`answers_only`).
+pub(super) fn concerns(session: &Session, target: &[u8], answers_only: bool) -> bool {
+    answers_only && session.req_header().method == Method::POST && cache::may_be_kept(target)
 }
 
 /// Looks for an answer to a request that may pass; or has its own kept.
@@ -177,46 +182,65 @@ pub(super) fn concerns(session: &Session, target: &[u8]) -> bool {
 /// # Errors
 /// When the client takes it back while it waits for one.
 pub(super) async fn turn(
-    proxy: &Proxy,
     session: &mut Session,
     exchange: &mut Exchange,
-    admitted: &Admitted,
 ) -> Result<Result<Option<Served>, Halt>> {
     let runtime = Arc::clone(&exchange.arrived.runtime);
-    let Some(caching) = &admitted.to().caching else { return Ok(Ok(None)) };
-    let Some(cache) = runtime.cache.as_ref().filter(|_| concerns(session, &admitted.target)) else {
+    let Some(admitted) = &exchange.admitted else { return Ok(Ok(None)) };
+    let (Some(caching), Some(cache)) = (admitted.to().caching.clone(), &runtime.cache) else {
         return Ok(Ok(None));
     };
-    exchange.cached.outcome = Some(Outcome::Bypass);
+    if !concerns(session, &admitted.target, admitted.may_fall_back) {
+        return Ok(Ok(None));
+    }
     let wishes = Wishes::of(&session.req_header().headers);
     // HTTP/1.0 says too little about connections that end.
-    if wishes.no_store || exchange.arrived.is_http_10 {
-        return Ok(Ok(None));
-    }
-    let wanted = wanted(session, exchange, admitted, caching, wishes.age_max);
+    let is_any = !wishes.no_store && !exchange.arrived.is_http_10;
+    let wanted = || wanted(session, exchange, (admitted, &caching), wishes.age_max);
+    let wanted = is_any.then(wanted).flatten();
+    // A hook may end the answer for one client and not for another one.
+    let looks = admitted.to().hooks.as_ref().is_some_and(|hooks| hooks.wants_answer_body());
+    let joins = caching.per == CachedPer::Key || !looks;
+    exchange.cached.outcome = Some(Outcome::Bypass);
     let Some(wanted) = wanted else { return Ok(Ok(None)) };
-    let total_max = runtime.snapshot.replay.total_bytes_max;
-    let share = || HeldShare::none(&proxy.lifecycle.held);
-    if wishes.no_cache {
-        exchange.cached.lead = Some(cache.refresh(&wanted, share(), total_max).await);
-        return Ok(Ok(None));
+    if cache.is_shared() {
+        exchange.turn(Phase::Cache);
     }
-    exchange.cached.outcome = Some(Outcome::Miss);
-    let mut is_waiting = false;
+    let found = if wishes.no_cache {
+        exchange.cached.lead = Some(cache.refresh(&wanted).await);
+        Ok(Ok(None))
+    } else {
+        exchange.cached.outcome = Some(Outcome::Miss);
+        find(session, exchange, cache, &wanted, joins).await
+    };
+    if exchange.phases.now() == Phase::Cache {
+        exchange.turn(Phase::Own);
+    }
+    found
+}
+
+/// Finds an answer; or there is none, and the request's own is kept.
+async fn find(
+    session: &mut Session,
+    exchange: &mut Exchange,
+    cache: &Arc<Cache>,
+    wanted: &Wanted,
+    joins: bool,
+) -> Result<Result<Option<Served>, Halt>> {
     loop {
-        let served = match cache.turn(&wanted, share(), total_max).await {
+        let served = match cache.turn(wanted, joins).await {
             Turn::Hit(answer) => Served::Kept(answer),
             Turn::Lead(lead) => {
                 exchange.cached.lead = Some(lead);
                 return Ok(Ok(None));
             }
             Turn::Follow(flight, listener) => {
-                if !std::mem::replace(&mut is_waiting, true) {
+                if exchange.phases.now() != Phase::Cache {
                     exchange.turn(Phase::Cache);
                 }
                 let joined = tokio::select! {
                     biased;
-                    joined = join(&flight, &wanted) => joined,
+                    joined = join(&flight, wanted) => joined,
                     stop = exchange.watch.ended() => {
                         return Ok(Err(exchange.stop_refusal(stop).into()));
                     }
@@ -227,16 +251,10 @@ pub(super) async fn turn(
                     Ok(Joined::Stream(head)) => Served::Coming(flight, listener, head),
                     Err(End::Lost) => continue,
                     // Each for itself.
-                    Err(_) => {
-                        exchange.turn(Phase::Own);
-                        return Ok(Ok(None));
-                    }
+                    Err(_) => return Ok(Ok(None)),
                 }
             }
         };
-        if is_waiting {
-            exchange.turn(Phase::Own);
-        }
         let now = SystemTime::now();
         let age = match &served {
             Served::Kept(answer) => answer.age(now),

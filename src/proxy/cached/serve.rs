@@ -31,10 +31,13 @@ pub(in super::super) async fn serve(
     exchange.observed.status = StatusCode::OK.as_u16();
     let elapsed = exchange.arrived.at.elapsed();
     exchange.observed.first_byte.get_or_insert(elapsed);
-    exchange.observed.first_piece.get_or_insert(elapsed);
+    if let Some(metering) = &mut exchange.metering {
+        metering.is_sent = true;
+    }
     match served {
         Served::Kept(answer) => {
             let is_stream = answer.kind() != Kind::Json;
+            exchange.observed.first_piece.get_or_insert(elapsed);
             exchange.cached.saved = Some(answer.usage());
             let length = (!is_stream).then(|| answer.body().len());
             let head = head(session, exchange, answer.content_type(), length);
@@ -137,6 +140,8 @@ async fn follow(
                 return Err(error.into_up());
             }
         };
+        let at = exchange.arrived.at;
+        exchange.observed.first_piece.get_or_insert_with(|| at.elapsed());
         for piece in pieces {
             passed += 1;
             let mut piece = Some(piece);

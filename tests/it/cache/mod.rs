@@ -485,7 +485,7 @@ fn a_stream_that_breaks_breaks_for_all_and_is_asked_for_anew() {
         wait.lock().unwrap().recv().unwrap();
         reply.cut();
     });
-    let gateway = Gateway::start(&config(CACHE, &[&upstream]));
+    let mut gateway = Gateway::start(&config(CACHE, &[&upstream]));
     let body = prompt("a", r#","stream":true"#);
     let mut first = open(&gateway, &body);
     begun.recv().unwrap();
@@ -503,8 +503,7 @@ fn a_stream_that_breaks_breaks_for_all_and_is_asked_for_anew() {
     let mut third = open(&gateway, &body);
     begun.recv().unwrap();
     assert_eq!(third.read_head().unwrap().header("x-cache"), "miss");
-    let log = gateway.log().join("\n");
-    assert!(log.contains("the answer that it was given a share of was cut"), "{log}");
+    gateway.wait_log("the answer that it was given a share of was cut");
 }
 
 #[test]
@@ -602,6 +601,136 @@ fn what_another_model_answers_is_not_kept_for_the_one_that_was_asked() {
     }
     assert_eq!(ask("other"), ("svc/other".to_owned(), pair("miss", "answer 3")));
     assert_eq!(ask("other"), ("svc/other".to_owned(), pair("hit", "answer 3")));
+}
+
+#[test]
+fn who_follows_a_client_that_takes_nothing_waits_for_nobody() {
+    let (go, wait) = channel::<()>();
+    let wait = Mutex::new(wait);
+    let upstream = Upstream::start(move |_, reply| {
+        reply.begin("text/event-stream");
+        // What sockets and gateway hold is full with less.
+        let event = format!("data: {{\"text\":\"{}\"}}\n\n", "x".repeat(10_000));
+        for at in 0..3000 {
+            if at == 10 {
+                wait.lock().unwrap().recv().unwrap();
+            }
+            reply.chunk(event.as_bytes());
+        }
+        reply.chunk(b"data: [DONE]\n\n");
+        reply.end();
+    });
+    let top = "cache: {enabled: true, memory_bytes_max: 400MiB, answer_bytes_max: 50MiB}\n\
+               client: {write_timeout: 2s}";
+    let gateway = Gateway::start(&config(top, &[&upstream]));
+    let body = prompt("a", r#","stream":true"#);
+    let mut first = open(&gateway, &body);
+    assert_eq!(first.read_head().unwrap().header("x-cache"), "miss");
+    go.send(()).unwrap();
+    let held = || Metrics::of(gateway.address()).sum("proxy_buffered_bytes", &[]);
+    eventually("much of it waits for the first one", || held() > 1_000_000.0);
+    let mut second = open(&gateway, &body);
+    assert_eq!(second.read_head().unwrap().header("x-cache"), "hit");
+    let (text, is_whole) = rest(&mut second);
+    assert!(is_whole && text.ends_with("[DONE]\n\n"));
+    // Who takes nothing for too long is parted from, and not told that it has all.
+    eventually("it is parted from", || gateway.inflight() == 0);
+    let (late, is_whole) = rest(&mut first);
+    assert!(!is_whole && late.len() < text.len());
+    assert_eq!(ask(&gateway, &body, &[]).header("x-cache"), "hit");
+}
+
+#[test]
+fn who_leads_is_refused_as_others_are() {
+    let models = "{models: {mdl: {backends: [{id: a, url: \"http://127.0.0.1:9\"}]}}}";
+    let gateway = Gateway::start(&format!(
+        "listen: 127.0.0.1:0\n{CACHE}\nretry: {{retries_max: 0}}\nservices: {{svc: {models}}}"
+    ));
+    let mut client = open(&gateway, &prompt("a", ""));
+    let refused = client.read(false).unwrap();
+    assert_eq!((refused.status, refused.header("connection")), (503, "close".to_owned()));
+    assert_eq!(refused.json()["error"]["code"], "no_backend");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut client = http2(gateway.address()).await;
+        let request = http::Request::post(format!("http://g{CHAT}")).body(()).unwrap();
+        let (response, mut sending) = client.send_request(request, false).unwrap();
+        sending.send_data(prompt("b", "").into(), true).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 503);
+        let mut body = response.into_body();
+        let mut all = Vec::new();
+        while let Some(data) = body.data().await {
+            all.extend_from_slice(&data.expect("it ends as it should"));
+        }
+        let refused: Value = serde_json::from_slice(&all).unwrap();
+        assert_eq!(refused["error"]["code"], "no_backend");
+    });
+}
+
+#[test]
+fn requests_that_backends_can_tell_apart_are_told_apart() {
+    let upstream = counting();
+    let gateway = Gateway::start(&services(CACHE, &[("svc", &[Model("gpt-*", &[&upstream])])]));
+    let ask = |headers: &[&str]| {
+        let body = r#"{"model":"x","temperature":0}"#;
+        told(&post(gateway.address(), "/v1/chat/completions", headers, body))
+    };
+    let four = "X-Tollgate-Model: svc/gpt-4";
+    assert_eq!(ask(&[four]), pair("miss", "answer 1"));
+    assert_eq!(ask(&["X-Tollgate-Model: svc/gpt-3"]), pair("miss", "answer 2"));
+    assert_eq!(ask(&[four]), pair("hit", "answer 1"));
+    // Who they are their backend may also be told so.
+    for (at, header) in
+        ["Cookie: who=a", "Cookie: who=b", "X_API_KEY: a", "X_API_KEY: b", "Proxy-Authorization: a"]
+            .iter()
+            .enumerate()
+    {
+        assert_eq!(ask(&[four, header]), pair("miss", &format!("answer {}", at + 3)));
+    }
+    // Not a question, but something that is kept.
+    let gateway = Gateway::start(&config("cache: {enabled: true, requests: all}", &[&upstream]));
+    let path = "/svc/mdl/v1/threads/t/messages";
+    assert_eq!(post(gateway.address(), path, &[], r#"{"content":"a"}"#).header("x-cache"), "");
+}
+
+#[test]
+fn a_stream_whose_end_is_not_known_passes_and_is_not_kept() {
+    let (begins, begun) = channel();
+    let (go, wait) = channel::<()>();
+    let (begins, wait) = (Mutex::new(begins), Mutex::new(wait));
+    let upstream = Upstream::start(move |_, reply| {
+        reply.begin("text/event-stream");
+        reply.chunk(b"data: {\"type\":\"response.created\"}\n\n");
+        begins.lock().unwrap().send(()).unwrap();
+        wait.lock().unwrap().recv().unwrap();
+        reply.chunk(b"data: {\"type\":\"response.incomplete\"}\n\n");
+        reply.end();
+    });
+    let gateway = Gateway::start(&config(CACHE, &[&upstream]));
+    let open = || {
+        let mut client = Connection::open(gateway.address());
+        let body = r#"{"model":"mdl","temperature":0,"store":false,"stream":true}"#;
+        let head = format!(
+            "POST /svc/mdl/v1/responses HTTP/1.1\r\nHost: g\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        client.write(head.as_bytes()).unwrap();
+        client
+    };
+    let mut first = open();
+    begun.recv().unwrap();
+    let mut second = open();
+    for (client, outcome) in [(&mut first, "miss"), (&mut second, "hit")] {
+        assert_eq!(client.read_head().unwrap().header("x-cache"), outcome);
+    }
+    go.send(()).unwrap();
+    for client in [&mut first, &mut second] {
+        let (text, is_whole) = rest(client);
+        assert!(is_whole && text.ends_with("response.incomplete\"}\n\n"), "{text}");
+    }
+    let mut third = open();
+    assert_eq!(third.read_head().unwrap().header("x-cache"), "miss");
 }
 
 mod money;

@@ -114,9 +114,12 @@ fn answers_are_forgotten_by_model_by_key_and_all() {
         assert_eq!(hits(), left, "{query}");
     }
     gateway.wait_log("answers that were kept are purged");
-    for (query, key, status) in
-        [("", "root", 400), ("?all=true", "one", 403), ("?all=true", "x", 401)]
-    {
+    for (query, key, status) in [
+        ("?service=svc&model=none", "root", 400),
+        ("", "root", 400),
+        ("?all=true", "one", 403),
+        ("?all=true", "x", 401),
+    ] {
         assert_eq!(purge(query, key).status, status, "{query} {key}");
     }
     assert_eq!(
@@ -186,9 +189,45 @@ fn a_guard_looks_at_what_is_given_again_for_each_client() {
 }
 
 #[test]
+fn a_guard_that_ends_the_answer_of_one_client_ends_it_for_nobody_else() {
+    let (upstream, go, begun) = held_back();
+    let keys = json!([
+        {"name": "free", "hash": hash_of("free")},
+        {"name": "held", "hash": hash_of("held")},
+    ]);
+    let top = format!(
+        "cache: {{enabled: true, per: all}}\nkeys: {keys}\nhooks:\n\
+         - {{when: 'key.name == \"held\"', guard: {{words: [late], on: [answer]}}}}"
+    );
+    let gateway = Gateway::start(&config(&top, &[&upstream]));
+    let body = prompt("a", r#","stream":true"#);
+    let open = |key: &str| {
+        let mut client = Connection::open(gateway.address());
+        let head = format!(
+            "POST {CHAT} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {key}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        client.write(head.as_bytes()).unwrap();
+        begun.recv().unwrap();
+        client
+    };
+    let (mut held, mut free) = (open("held"), open("free"));
+    go.send(()).unwrap();
+    go.send(()).unwrap();
+    held.read_head().unwrap();
+    free.read_head().unwrap();
+    let (text, is_whole) = rest(&mut held);
+    assert!(!is_whole && text.contains("content_filter"), "{text}");
+    let (text, is_whole) = rest(&mut free);
+    assert!(is_whole && text.ends_with("[DONE]\n\n"), "{text}");
+}
+
+#[test]
 fn limits_and_keys_hold_for_answers_that_are_kept() {
     let upstream = counting();
-    let top = format!("{CACHE}\napi_key: sk\nlimits: [{{per: key, requests: 3, window: 1h}}]");
+    let top = format!(
+        "{CACHE}\nledger: {{}}\napi_key: sk\nlimits: [{{per: key, requests: 3, window: 1h}}]"
+    );
     let gateway = Gateway::start(&config(&top, &[&upstream]));
     let ask = |key: &str| {
         let answer = ask(&gateway, &prompt("a", ""), &[&format!("Authorization: Bearer {key}")]);
@@ -199,6 +238,17 @@ fn limits_and_keys_hold_for_answers_that_are_kept() {
     assert_eq!([ask("sk"), ask("sk")], [hit.clone(), hit]);
     assert_eq!(ask("sk").0, 429);
     assert_eq!(ask("other").0, 401);
+    // Who was refused has no row.
+    let file = gateway.folder().join("state/ledger.db");
+    let rows = || -> i64 {
+        let count = "SELECT COUNT(*) FROM api_usage";
+        let Ok(database) = Database::open(&file) else { return 0 };
+        database.query_row(count, [], |row| row.get(0)).unwrap_or_default()
+    };
+    eventually("the others have one", || rows() == 3);
+    let hits =
+        || Metrics::of(gateway.address()).sum("proxy_cache_requests_total", &["outcome=\"hit\""]);
+    eventually("they are counted", || hits() == 2.0);
 }
 
 #[test]

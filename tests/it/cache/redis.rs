@@ -145,6 +145,24 @@ fn a_cluster_keeps_answers_too() {
 }
 
 #[test]
+fn a_server_that_has_no_room_costs_misses_and_a_line_in_the_log() {
+    let redis = Redis::start_with(&["--maxmemory", "1", "--maxmemory-policy", "noeviction"]);
+    let upstream = counting();
+    let mut gateway = gateway(CACHE, &url(&redis), &upstream);
+    for _ in 0..5 {
+        assert_eq!(ask(&gateway, &prompt("a", ""), &[]).header("x-cache"), "miss");
+    }
+    gateway.wait_log("the cache in Redis refuses: ");
+    let failures = || Metrics::of(gateway.address()).sum("proxy_redis_failures_total", &[]);
+    eventually("they are counted", || failures() >= 5.0);
+    assert_eq!(Metrics::of(gateway.address()).sum("proxy_redis_up", &[]), 1.0);
+    redis.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+    eventually("there is room", || ask(&gateway, &prompt("a", ""), &[]).header("x-cache") == "hit");
+    let log = gateway.log().join("\n");
+    assert_eq!(log.matches("the cache in Redis").count(), 2, "{log}");
+}
+
+#[test]
 fn who_asks_the_same_of_redis_at_once_asks_once() {
     let redis = Redis::start();
     let (upstream, go, begun) = held_back();
