@@ -229,7 +229,7 @@ impl Drop for Counted {
     }
 }
 
-/// The bytes of request bodies that are held, of all exchanges.
+/// Bytes that are held for exchanges, of all of them: of request bodies, or of answers.
 #[derive(Debug, Default)]
 pub struct HeldBytes(AtomicUsize);
 
@@ -241,7 +241,7 @@ impl HeldBytes {
     }
 }
 
-/// Bytes of one body, given back when dropped.
+/// Bytes held for one exchange, given back when dropped.
 #[derive(Debug)]
 pub struct HeldShare {
     of: Arc<HeldBytes>,

@@ -3,7 +3,9 @@
 //! 1. The head has been read. [`admit`] notes who asks and gives it a request id; it answers the
 //!    gateway's own pages, refuses what may not pass, and [`course`] finds the pools that can serve it.
 //!    [`body`] reads the body where it can be held, so that it can be sent more than once, and where
-//!    it names the model. [`hooks`] do with the request what the configuration has done with it.
+//!    it names the model. [`hooks`] do with the request what the configuration has done with it. [`cached`] may have an
+//!    answer that another request was given; else others may be given the one to this, which [`detached`] has go on
+//!    when its own client leaves.
 //! 2. [`select`] asks the pool for a backend, and waits in line when all are full; Pingora connects.
 //! 3. [`send`] rewrites the request head: target, `Host`, credential, forwarded headers. The body
 //!    follows: all of it, or the chunks in which it comes.
@@ -16,8 +18,8 @@
 //!    [`account`] tells metrics, request log and traces. Dropping the [`Exchange`] gives back whatever is left.
 //!
 //! An exchange takes the runtime once, at 1, and uses it to its end. Its [`watch`] ends it when a
-//! deadline is over. A client that goes away ends the work at the backend: Pingora sees it while it
-//! waits for either side, the watch while it does not.
+//! deadline is over. A client that goes away ends the work at the backend, as long as nobody else waits for it: Pingora
+//! sees it while it waits for either side, the watch while it does not.
 
 mod account;
 mod admit;
