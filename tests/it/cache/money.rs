@@ -212,10 +212,12 @@ fn a_guard_that_ends_the_answer_of_one_client_ends_it_for_nobody_else() {
         client
     };
     let (mut held, mut free) = (open("held"), open("free"));
+    // What is refused before its head has gone out is refused with another one.
+    for client in [&mut held, &mut free] {
+        assert_eq!(client.read_head().unwrap().header("x-cache"), "miss");
+    }
     go.send(()).unwrap();
     go.send(()).unwrap();
-    held.read_head().unwrap();
-    free.read_head().unwrap();
     let (text, is_whole) = rest(&mut held);
     assert!(!is_whole && text.contains("content_filter"), "{text}");
     let (text, is_whole) = rest(&mut free);
