@@ -25,14 +25,18 @@ use crate::lifecycle::Lifecycle;
 const WAITING_MAX: usize = 4;
 
 /// The real client of an exchange, while another one stands in.
-pub(super) struct Detached {
-    /// Told that there is no more to pass on than what is on its way.
-    ends: oneshot::Sender<()>,
-    back: oneshot::Receiver<Returned>,
+pub(super) enum Detached {
+    Served {
+        /// Told that there is no more to pass on than what is on its way.
+        ends: oneshot::Sender<()>,
+        back: oneshot::Receiver<Returned>,
+    },
+    /// It is gone. Its connection is the exchange's as long as that goes on: the watch looks at it.
+    Gone(#[expect(dead_code, reason = "it is held, and no more")] Box<ServerSession>),
 }
 
-/// The client; or why it could not be sent all.
-type Returned = Result<Box<ServerSession>>;
+/// The client, and why it could not be sent all, if so.
+type Returned = (Box<ServerSession>, Option<Box<Error>>);
 
 /// Has an exchange that leads go on without its client, if it comes to that. Its request is here as a whole.
 ///
@@ -59,22 +63,28 @@ pub(super) async fn detach(
     exchange.watch.beside(async move {
         let _ = returns.send(passing.pass_on(listener).await);
     });
-    exchange.detached = Some(Detached { ends, back });
+    exchange.detached = Some(Detached::Served { ends, back });
     Ok(())
 }
 
-/// Puts the client back in its place, when it has been sent all; why it was not, if so: then it is gone, and nobody can be
-/// told more.
+/// Puts the client back in its place, when it has been sent all; why it was not, if so: then nothing more is said to it, an
+/// end that it could take for a good one least of all.
 pub(super) async fn attach(session: &mut Session, exchange: &mut Exchange) -> Option<Box<Error>> {
-    let Detached { ends, back } = exchange.detached.take()?;
-    let _ = ends.send(());
-    match back.await.ok()? {
-        Ok(client) => {
-            session.downstream_session = client;
-            None
+    let (ends, back) = match exchange.detached.take() {
+        Some(Detached::Served { ends, back }) => (ends, back),
+        gone => {
+            exchange.detached = gone;
+            return None;
         }
-        Err(gone) => Some(gone),
+    };
+    let _ = ends.send(());
+    let (client, gone) = back.await.ok()?;
+    if gone.is_some() {
+        exchange.detached = Some(Detached::Gone(client));
+    } else {
+        session.downstream_session = client;
     }
+    gone
 }
 
 /// Who stands in for a client whose request has been read.
@@ -115,16 +125,14 @@ impl Passing {
         let written = self.write_all().await;
         drop(listener);
         let Self { client, mut handle, ended, flight, .. } = self;
-        let Err(gone) = written else { return Ok(client) };
-        // Nothing more is to be said to it, an end that it could take for a good one least of all.
-        drop(client);
-        let Some(ended) = ended else { return Err(gone) };
-        tokio::select! {
-            () = flight.left() => {}
-            _ = ended => {}
-            () = async { while handle.rx.recv().await.is_some() {} } => {}
+        if let (Err(_), Some(ended)) = (&written, ended) {
+            tokio::select! {
+                () = flight.left() => {}
+                _ = ended => {}
+                () = async { while handle.rx.recv().await.is_some() {} } => {}
+            }
         }
-        Err(gone)
+        (client, written.err())
     }
 
     /// What comes next of the answer; none: that was all.
