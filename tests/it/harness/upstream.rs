@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::PATIENCE;
+use super::{PATIENCE, free_port};
 
 /// A request as the upstream saw it.
 #[derive(Clone, Debug, Default)]
@@ -158,7 +158,8 @@ impl Upstream {
     }
 
     pub(crate) fn start(handler: impl Fn(&Seen, &mut Reply) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        // One of its own also while it is down: nobody else is to answer in its place.
+        let listener = TcpListener::bind(("127.0.0.1", free_port())).expect("a free port");
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared {
             handler: Box::new(handler),
