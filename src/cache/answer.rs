@@ -140,6 +140,8 @@ impl Answer {
         at: SystemTime,
     ) -> Option<Self> {
         let kind = Kind::of(content_type.as_bytes())?;
+        // As it came, it may hold all of the head that it was a part of.
+        let content_type = HeaderValue::from_bytes(content_type.as_bytes()).ok()?;
         is_whole(kind, &body).then(|| Self { content_type, kind, body, usage, at: millis(at) })
     }
 

@@ -300,6 +300,35 @@ fn memory_stays_within_its_bound_whatever_is_asked() {
 }
 
 #[test]
+fn memory_that_is_counted_is_what_the_process_takes() {
+    let upstream = counting();
+    let bytes_max = 8 * 1024 * 1024;
+    let top =
+        format!("cache: {{enabled: true, memory_bytes_max: {bytes_max}, answer_bytes_max: 64KiB}}");
+    let gateway = Gateway::start(&config(&top, &[&upstream]));
+    let fill = |from: usize, count: usize| {
+        let mut client = Connection::open(gateway.address());
+        for number in from..from + count {
+            let body = prompt(&number.to_string(), "");
+            let head = format!(
+                "POST {CHAT} HTTP/1.1\r\nHost: g\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            );
+            client.write((head + &body).as_bytes()).unwrap();
+            assert_eq!(client.read(false).unwrap().header("x-cache"), "miss");
+        }
+    };
+    // What it takes besides.
+    fill(0, 500);
+    let before = gateway.resident_kib();
+    fill(500, 11_500);
+    let bytes = Metrics::of(gateway.address()).sum("proxy_cache_bytes", &[]);
+    assert!(bytes > f64::from(bytes_max) * 0.8, "{bytes}");
+    let grown = gateway.resident_kib().saturating_sub(before);
+    assert!(grown < 2 * bytes_max as u64 / 1024, "{grown} KiB for {bytes} bytes");
+}
+
+#[test]
 fn mistakes_are_named_where_they_are() {
     let upstream = counting();
     let told = |top: &str| {
