@@ -12,12 +12,15 @@ use super::answer::Answer;
 use crate::lifecycle::HeldShare;
 use crate::llm::Usage;
 
+/// What a piece takes besides its bytes, about: an answer may come byte by byte.
+const PIECE_BYTES: usize = 64;
+
 /// What is known of an answer when it begins.
 #[derive(Clone, Debug)]
 pub struct Head {
     /// Its `Content-Type`.
     pub content_type: HeaderValue,
-    /// When it was asked for.
+    /// When it began.
     pub at: SystemTime,
 }
 
@@ -217,7 +220,7 @@ impl Flight {
     /// A piece of it has come; how many bytes there are now. None: there is no room for it.
     pub(super) fn push(&self, piece: &Bytes, total_max: usize) -> Option<usize> {
         let mut state = self.state();
-        if !state.share.grow(piece.len(), total_max) {
+        if !state.share.grow(piece.len() + PIECE_BYTES, total_max) {
             return None;
         }
         state.bytes += piece.len();
@@ -256,5 +259,23 @@ impl Flight {
         }
         drop(state);
         self.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_byte_by_byte_takes_what_it_takes() {
+        let of = Of { pool: "s/m".into(), tenant: "".into() };
+        let held = Arc::default();
+        let flight = Flight::new(&of, HeldShare::none(&held));
+        let byte = Bytes::from_static(b"x");
+        let total_max = 10 * (PIECE_BYTES + 1);
+        let taken = (0..100).take_while(|_| flight.push(&byte, total_max).is_some()).count();
+        assert_eq!((taken, flight.body().len(), held.count()), (10, 10, total_max));
+        flight.end(End::Unfit);
+        assert_eq!(held.count(), 0);
     }
 }

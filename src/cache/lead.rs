@@ -17,10 +17,9 @@ pub struct Lead {
     cache: Arc<Cache>,
     flight: Arc<Flight>,
     wanted: Wanted,
+    /// When the answer began; before that, when it was asked for.
     at: SystemTime,
     head: Option<HeaderValue>,
-    /// Most that is held of all answers on their way, in bytes.
-    total_max: usize,
     /// How often what it is of was purged when it was asked for.
     purged: Purges,
     /// In Redis; none: it gave no answer.
@@ -40,7 +39,6 @@ impl Lead {
             wanted: wanted.clone(),
             at: SystemTime::now(),
             head: None,
-            total_max: cache.spec.memory_bytes_max,
             purged: cache.purged(&wanted.of),
             purged_there: None,
             listener: None,
@@ -96,8 +94,9 @@ impl Lead {
             return;
         }
         let is_followed = self.flight.has_followers();
-        // There is room left for those that are followed.
-        let total_max = if is_followed { self.total_max } else { self.total_max / 2 };
+        // Of all answers on their way. There is room left for those that are followed.
+        let total_max = self.cache.spec.memory_bytes_max;
+        let total_max = if is_followed { total_max } else { total_max / 2 };
         let bytes = self.flight.push(piece, total_max);
         self.is_too_large |= bytes.is_some_and(|bytes| bytes > self.cache.spec.answer_bytes_max);
         match bytes {
@@ -151,7 +150,7 @@ impl Lead {
         self.is_over = true;
         self.flight.end(End::Whole(answer.usage()));
         tokio::spawn(async move {
-            remote.put(&key, &answer, purges, ttl).await;
+            remote.put(key, answer, purges, ttl).await;
             cache.forget(&key, &flight);
         });
     }

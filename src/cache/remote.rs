@@ -77,16 +77,19 @@ impl Remote {
     }
 
     /// Keeps an answer for a while.
-    pub(super) async fn put(&self, key: &Key, answer: &Answer, purges: Purges, ttl: Duration) {
+    pub(super) async fn put(&self, key: Key, answer: Arc<Answer>, purges: Purges, ttl: Duration) {
         let Some(link) = self.link.load_full() else { return };
-        let written = match answer.write(key) {
-            Ok(written) => written,
-            Err(error) => return log::error!("an answer cannot be compressed: {error}"),
+        // Compressing a large one would keep the traffic of a thread waiting.
+        let written = tokio::task::spawn_blocking(move || answer.write(&key)).await;
+        let written = match written {
+            Ok(Ok(written)) => written,
+            Ok(Err(error)) => return log::error!("an answer cannot be compressed: {error}"),
+            Err(_) => return,
         };
         let mut value: Vec<u8> = purges.iter().flat_map(|count| count.to_le_bytes()).collect();
         value.extend_from_slice(&written);
         let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX / 2);
-        let put = Cmd::pset_ex(self.name(key), value, ttl.max(1));
+        let put = Cmd::pset_ex(self.name(&key), value, ttl.max(1));
         if let Err(trouble) = link.ask::<()>(&put, self.spec.timeout).await {
             self.failed(&link, trouble);
         }

@@ -318,7 +318,11 @@ fn nobody_left(exchange: &Exchange, pool: &Pool) -> Refusal {
     Refusal::NoBackend { pool: asked_name, retry_after }
 }
 
-fn gone<T>() -> Result<T> {
+/// An HTTP/2 client does not wait any more, or nobody does.
+///
+/// # Errors
+/// Always.
+pub(super) fn gone<T>() -> Result<T> {
     let error = Error::explain(ErrorType::ConnectionClosed, "the client took its request back");
     Err(error.into_down())
 }

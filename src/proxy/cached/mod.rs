@@ -12,13 +12,14 @@ use http::header::{
 };
 use http::response::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use pingora_core::{Error, ErrorType, Result};
+use pingora_core::Result;
 use pingora_proxy::Session;
 
 pub(super) use serve::serve;
 
 use super::exchange::{Admitted, Events, Exchange};
 use super::hooks::Halt;
+use super::select::gone;
 use super::{body, meter};
 use crate::auth::CREDENTIAL_HEADERS;
 use crate::cache::{
@@ -282,11 +283,6 @@ async fn join(flight: &Flight, wanted: &Wanted) -> Result<Joined, End> {
         Some(Kind::Events | Kind::Lines) => Ok(Joined::Stream(head)),
         Some(Kind::Json) | None => flight.whole().await.map(Joined::Whole),
     }
-}
-
-fn gone<T>() -> Result<T> {
-    let error = Error::explain(ErrorType::H2Error, "the client has taken its request back");
-    Err(error.into_down())
 }
 
 /// Tells the client what came of the cache.

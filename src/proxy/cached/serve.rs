@@ -10,8 +10,9 @@ use pingora_proxy::Session;
 
 use super::super::course::X_TOLLGATE_MODEL;
 use super::super::exchange::{Events, Exchange};
+use super::super::select::gone;
 use super::super::{Proxy, admit, body, hooks, limit, receive, respond, settle};
-use super::{Served, gone, tell};
+use super::{Served, tell};
 use crate::cache::{End, Flight, Next};
 use crate::llm::{EndMarker, Kind, Tail, Usage};
 use crate::refusal::Refusal;
